@@ -1,0 +1,1672 @@
+"""Parameter golf in one file: train, average, quantize, pack, read back, score.
+
+    python train_gpt.py                                     # two CPU cores or one GPU; brings its own data
+    torchrun --standalone --nproc_per_node=8 train_gpt.py   # the record configuration on 8xH100
+    ARTIFACT=final_model.int6.ptz python train_gpt.py       # score an artifact without training
+
+Every setting is an environment variable (`python train_gpt.py --help`), so `BACKOUT_ENABLED=0 python train_gpt.py`
+is an ablation. The file reads in the order in which it runs:
+
+    Settings    typed, from the environment, checked together before anything is loaded
+    Runtime     ranks, device, dtype, attention, compiler: chosen once, each with its reason
+    Data        shards in the field's format; an order of rows that SEED alone decides
+    Score       bytes of text behind the tokens
+    Layers, GPT the 11-layer U-Net with backout, memory tokens, SmearGate and BigramHash
+    Optimizers  the table that routes parameters, Muon, AdamW, the schedule, weight averages
+    Artifact    int5/int6 rows, zstd, the cap, and the way back
+    Evaluate    sliding window: every target scored once
+    Train       warm-up outside the clock, steps, late QAT, the stop
+    Main        the pipeline and its summary
+
+Numbers such as #339 are pull requests of openai/parameter-golf, where a technique was published.
+"""
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import dataclasses
+import datetime
+import difflib
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import platform
+import resource
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import zstandard
+from torch import Tensor, nn
+
+# ---- Settings ----------------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend: main() prints its one line and exits with 2."""
+
+
+def setting(group: str, default, help: str, low=None, high=None, choices: tuple[str, ...] = ()):
+    """One setting; its environment variable is its name in capitals, the field's name where the field has one."""
+    return dataclasses.field(default=default,
+                             metadata=dict(group=group, help=help, low=low, high=high, choices=choices))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of a run. The defaults are PRESET=record; PRESETS has what another preset changes."""
+
+    preset: str = setting("run", "auto", "auto: record on CUDA, else pocket", choices=("auto", "record", "pocket"))
+    run_id: str = setting("run", "", "names the files in logs/; empty: date, time, process and seed")
+    seed: int = setting("run", 1337, "decides the initial weights and the order of the data", 0)
+    artifact: str = setting("run", "", "score this artifact instead of training a model")
+    sample: str = setting("run", "", "with ARTIFACT: continue this text instead of scoring")
+    sample_tokens: int = setting("run", 200, "most tokens that SAMPLE adds", 1)
+    sample_temperature: float = setting("run", 0.8, "of SAMPLE; 0 always takes the likeliest token", 0.0)
+    data_path: str = setting("run", "", "folder of *_train_*.bin and *_val_*.bin; empty: FineWeb, else the demo corpus")
+    tokenizer_path: str = setting("run", "", "SentencePiece model; empty: DATA_PATH/tokenizer.model, else FineWeb's")
+    device: str = setting("run", "auto", "auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu"))
+    dtype: str = setting("run", "auto", "of activations; auto: bfloat16 where the hardware computes it well",
+                         choices=("auto", "bfloat16", "float32"))
+    attention: str = setting("run", "auto", "auto: the fastest that is installed and fits the device",
+                             choices=("auto", "flash3", "flash2", "sdpa", "folded"))
+    compile: str = setting("run", "auto", "torch.compile; auto: if a compiler works", choices=("auto", "0", "1"))
+
+    num_layers: int = setting("model", 11, "transformer blocks", 1, 256)
+    model_dim: int = setting("model", 512, "width of the residual stream", 2, 16384)
+    vocab_size: int = setting("model", 1024, "pieces of the tokenizer", 4, 65536)
+    num_heads: int = setting("model", 8, "query heads", 1, 1024)
+    num_kv_heads: int = setting("model", 4, "key and value heads (grouped-query attention)", 1, 1024)
+    qk_gain_init: float = setting("model", 1.5, "initial gain of each query head, after the norm", 0.0)
+    rope_dims: int = setting("model", 16, "rotated dimensions of each head; 0: all", 0)
+    rope_base: float = setting("model", 10000.0, "base of the rotary frequencies", 1.0)
+    mlp_mult: float = setting("model", 3.0, "hidden width of the MLP over MODEL_DIM", 0.01, 64)
+    smear_enabled: bool = setting("model", True, "SmearGate: blend each embedding with the one before it")
+    bigram_vocab_size: int = setting("model", 4096, "rows of the BigramHash table; 0: off", 0, 1 << 24)
+    bigram_dim: int = setting("model", 128, "width of the BigramHash table", 1, 16384)
+    memory_tokens: int = setting("model", 64, "learned vectors in front of every row; 0: off", 0, 16384)
+    backout_enabled: bool = setting("model", True, "at the end, subtract lambda times a middle block's output")
+    backout_lambda_init: float = setting("model", 0.2, "initial lambda of backout")
+    backout_layer: int = setting("model", -1, "block that is backed out, from 0; -1: NUM_LAYERS // 2", -1)
+    tie_embeddings: bool = setting("model", True, "use the embedding as the output matrix")
+    logit_softcap: float = setting("model", 30.0, "c in logits = c * tanh(logits / c)", 1e-3)
+    ln_scale: bool = setting("model", True, "scale the norms of a block by 1 / sqrt(layer + 1)")
+    train_seq_len: int = setting("model", 2048, "positions of a training row, memory tokens included", 2, 1 << 20)
+
+    tied_embed_init_std: float = setting("training", 0.005, "initial deviation of a tied embedding", 0.0)
+    mtp_num_heads: int = setting("training", 0, "auxiliary heads that predict further ahead; never exported", 0)
+    mtp_loss_weight: float = setting("training", 0.2, "weight of their mean loss", 0.0)
+    train_batch_tokens: int = setting("training", 786432, "positions of a step over all ranks", 1)
+    micro_batch_tokens: int = setting("training", 0, "most positions of a rank's forward pass; 0: what its memory holds "
+                                      "(24 GB: 31,000 at the record's shape)", 0)
+    iterations: int = setting("training", 9000, "most steps", 1)
+    max_wallclock_seconds: float = setting("training", 600.0, "training stops before this; 0: no limit", 0.0)
+    warmdown_iters: int = setting("training", 3000, "steps of linear decay to 0 at the end", 0)
+    warmdown_fraction: float = setting("training", 0.6, "most of a run that WARMDOWN_ITERS may take", 0.0, 1.0)
+    warmup_steps: int = setting("training", 20, "steps on synthetic tokens before the clock starts, then undone", 0)
+    grad_clip_norm: float = setting("training", 0.3, "largest norm of the gradient; 0: no clipping", 0.0)
+    matrix_lr: float = setting("training", 0.025, "learning rate of Muon", 0.0)
+    muon_momentum: float = setting("training", 0.99, "momentum of Muon after its warm-up", 0.0, 0.9999)
+    muon_momentum_warmup_start: float = setting("training", 0.92, "momentum of Muon at step 0", 0.0, 0.9999)
+    muon_momentum_warmup_steps: int = setting("training", 1500, "steps from the one to the other", 0)
+    muon_backend_steps: int = setting("training", 5, "Newton-Schulz iterations", 1, 100)
+    muon_wd: float = setting("training", 0.04, "decoupled weight decay of Muon", 0.0)
+    tied_embed_lr: float = setting("training", 0.035, "learning rate of a tied embedding, memory and bigram table", 0.0)
+    embed_lr: float = setting("training", 0.6, "learning rate of an embedding that is not tied", 0.0)
+    head_lr: float = setting("training", 0.008, "learning rate of an untied output matrix and of MTP heads", 0.0)
+    scalar_lr: float = setting("training", 0.025, "learning rate of vectors, gates and scalars", 0.0)
+    adam_wd: float = setting("training", 0.04, "weight decay of AdamW; memory tokens have none", 0.0)
+    beta1: float = setting("training", 0.9, "of AdamW", 0.0, 0.9999)
+    beta2: float = setting("training", 0.95, "of AdamW", 0.0, 0.9999)
+    adam_eps: float = setting("training", 1e-8, "of AdamW", 0.0)
+    swa_enabled: bool = setting("training", True, "export the mean of the weights near the end")
+    swa_every: int = setting("training", 50, "steps between its samples", 1)
+    swa_start_scale: float = setting("training", 0.2, "SWA starts when the learning-rate scale falls below", 0.0)
+    ema_enabled: bool = setting("training", False, "export an exponential average in place of SWA")
+    ema_decay: float = setting("training", 0.997, "its decay per step", 0.0, 1.0)
+    ema_every: int = setting("training", 10, "steps between its updates", 1)
+    ema_start_scale: float = setting("training", 0.5, "EMA starts when the learning-rate scale falls below", 0.0)
+    late_qat_threshold: float = setting("training", 0.1, "train on quantized weights when the learning-rate scale falls "
+                                        "below; 0: never", 0.0, 1.0)
+    train_log_every: int = setting("training", 200, "steps between lines of the log; 0: first and last step", 0)
+    val_loss_every: int = setting("training", 0, "steps between validation passes during training; 0: none", 0)
+
+    int5_mlp: str = setting("artifact", "auto", "MLP matrices: 0 int6, 1 int5, auto int5 as far as the cap needs",
+                            choices=("auto", "0", "1"))
+    zstd_level: int = setting("artifact", 22, "compression level", 1, 22)
+    artifact_max_bytes: int = setting("artifact", 16_000_000, "cap on code + model", 1)
+
+    eval_seq_len: int = setting("evaluation", 2048, "positions of a sliding window, memory tokens included", 2, 1 << 20)
+    eval_stride: int = setting("evaluation", 64, "targets that each sliding window adds", 1)
+    eval_batch_seqs: int = setting("evaluation", 256, "windows of a rank's forward pass", 1)
+
+
+# The record's constants are made for 7,000 steps; a CPU takes a few hundred. So here momentum forgets within 20
+# steps, rates are higher, and the average spans the last few dozen steps.
+PRESETS: dict[str, dict] = {
+    "record": {},
+    "pocket": dict(
+        model_dim=192, num_heads=3, num_kv_heads=1, bigram_vocab_size=2048, bigram_dim=64, memory_tokens=8,
+        train_seq_len=256, train_batch_tokens=4096, micro_batch_tokens=4096, iterations=20000,
+        max_wallclock_seconds=150.0, warmdown_fraction=0.5, warmup_steps=2, grad_clip_norm=1.0, matrix_lr=0.03,
+        muon_momentum=0.95, muon_momentum_warmup_start=0.85, muon_momentum_warmup_steps=100, tied_embed_lr=0.04,
+        scalar_lr=0.03, swa_every=5, train_log_every=25, eval_seq_len=256, eval_batch_seqs=32),
+}
+
+
+def fields_of(*groups: str) -> list[dataclasses.Field]:
+    """The settings of these groups, or all of them, in the order of the class."""
+    return [field for field in dataclasses.fields(Settings) if not groups or field.metadata["group"] in groups]
+
+
+def parse_value(field: dataclasses.Field, text: str):
+    """The typed value of an environment variable; ValueError says what would have been right."""
+    if field.type == "str":
+        return text
+    if field.type == "bool":
+        if text.strip().lower() not in ("0", "1", "false", "true"):
+            raise ValueError("must be 0 or 1")
+        return text.strip().lower() in ("1", "true")
+    try:
+        value = int(text) if field.type == "int" else float(text)
+    except ValueError:
+        raise ValueError("must be a whole number" if field.type == "int" else "must be a number") from None
+    if not math.isfinite(value):
+        raise ValueError("must be finite")
+    return value
+
+
+def range_problems(s: Settings) -> list[str]:
+    """What each setting's own range or choices forbid."""
+    problems = []
+    for field in fields_of():
+        name, value, meta = field.name.upper(), getattr(s, field.name), field.metadata
+        if meta["choices"] and value not in meta["choices"]:
+            problems.append(f"{name}={value} must be one of {', '.join(meta['choices'])}")
+        if meta["low"] is not None and value < meta["low"]:
+            problems.append(f"{name}={value} must be at least {meta['low']}")
+        if meta["high"] is not None and value > meta["high"]:
+            problems.append(f"{name}={value} must be at most {meta['high']}")
+    return problems
+
+
+def combination_problems(s: Settings) -> list[str]:
+    """What cannot work together, if each setting is within its range."""
+    head_dim, window, row = s.model_dim // s.num_heads, s.eval_seq_len - s.memory_tokens, \
+        s.train_seq_len - s.memory_tokens
+    rules = [
+        (s.model_dim % s.num_heads == 0, f"MODEL_DIM={s.model_dim} must be a multiple of NUM_HEADS={s.num_heads}"),
+        (s.num_heads % s.num_kv_heads == 0,
+         f"NUM_HEADS={s.num_heads} must be a multiple of NUM_KV_HEADS={s.num_kv_heads}"),
+        ((s.rope_dims or head_dim) % 2 == 0 and s.rope_dims <= head_dim,
+         f"ROPE_DIMS={s.rope_dims} must be even and at most the {head_dim} dimensions of a head"),
+        (s.backout_layer < s.num_layers, f"BACKOUT_LAYER={s.backout_layer} must be below NUM_LAYERS={s.num_layers}"),
+        (int(s.mlp_mult * s.model_dim) > 0, f"MLP_MULT={s.mlp_mult} leaves the MLP no hidden units"),
+        (row > 1, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in TRAIN_SEQ_LEN={s.train_seq_len}"),
+        (window > 0, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in EVAL_SEQ_LEN={s.eval_seq_len}"),
+        (not 0 < window < s.eval_stride, f"EVAL_STRIDE={s.eval_stride} must be at most EVAL_SEQ_LEN - MEMORY_TOKENS = "
+                                         f"{window}, or targets would be skipped"),
+        (s.train_batch_tokens % s.train_seq_len == 0,
+         f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of TRAIN_SEQ_LEN={s.train_seq_len}"),
+        (s.micro_batch_tokens == 0 or s.micro_batch_tokens >= s.train_seq_len,
+         f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} must hold a row of TRAIN_SEQ_LEN={s.train_seq_len}"),
+        (s.mtp_num_heads == 0 or s.mtp_num_heads < row,
+         f"MTP_NUM_HEADS={s.mtp_num_heads} must be below TRAIN_SEQ_LEN - MEMORY_TOKENS = {row}"),
+        (not s.sample or s.artifact, "SAMPLE needs ARTIFACT, the model that continues the text"),
+        (not set(s.run_id) & set("/\\\0"), f"RUN_ID={s.run_id} must be a file name, not a path"),
+        (not s.run_id or not Path("logs", f"{s.run_id}.txt").exists(),
+         f"RUN_ID={s.run_id} is taken: logs/{s.run_id}.txt exists; choose another"),
+    ]
+    return [problem for holds, problem in rules if not holds]
+
+
+def mistyped_settings(environment) -> list[str]:
+    """A warning for each variable that is no setting but looks like one (NUM_LAYER, LR_MATRIX)."""
+    names = [field.name.upper() for field in fields_of()]
+    shuffled = {"_".join(sorted(name.split("_"))): name for name in names if "_" in name}
+    warnings = []
+    for variable in environment:
+        meant = [shuffled.get("_".join(sorted(variable.split("_"))))]
+        meant = meant if meant[0] else difflib.get_close_matches(variable, names, n=1, cutoff=0.84)
+        if meant and variable not in names:
+            warnings.append(f"warning: {variable} is not a setting; did you mean {meant[0]}?")
+    return warnings
+
+
+def settings_from(environment, stored: dict | None = None) -> tuple[Settings, str]:
+    """Settings from environment variables, and the line that says which preset was chosen and why.
+
+    A variable wins over `stored`, what an artifact says of itself, and that over the preset; what shapes the model
+    must not differ from an artifact's. Raises UserError with every problem in one message.
+    """
+    given, problems, stored = {}, [], stored or {}
+    for field in fields_of():
+        text = environment.get(field.name.upper(), "")
+        try:
+            given.update({field.name: parse_value(field, text)} if text else {})
+        except ValueError as error:
+            problems.append(f"{field.name.upper()}={text} {error}")
+    for field in fields_of("model"):
+        if given.get(field.name, stored.get(field.name)) != stored.get(field.name, given.get(field.name)):
+            problems.append(f"{field.name.upper()}={given[field.name]} differs from the artifact's {stored[field.name]}")
+    wanted, device = given.get("preset", "auto"), given.get("device", "auto")
+    on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    preset = wanted if wanted in PRESETS else "record" if on_cuda else "pocket"
+    settings = Settings(**{**PRESETS[preset], **stored, **given})
+    problems += range_problems(settings)
+    problems = problems or combination_problems(settings)
+    if problems:
+        raise UserError("settings: " + "; ".join(problems))
+    return settings, f"preset:{preset} ({'asked for' if wanted in PRESETS else 'CUDA' if on_cuda else 'no CUDA'})"
+
+
+def as_typed(value) -> str:
+    """A value as one would type it after `NAME=`."""
+    return str(int(value)) if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
+
+
+def help_text() -> str:
+    """What --help prints: every setting with type, default and a line of help."""
+    lines = ["usage: [SETTING=value ...] python train_gpt.py",
+             "   or: [SETTING=value ...] torchrun --standalone --nproc_per_node=8 train_gpt.py", "",
+             "Settings are environment variables. Defaults are PRESET=record's, [in brackets] what PRESET=pocket has."]
+    for group in dict.fromkeys(field.metadata["group"] for field in fields_of()):
+        lines += ["", f"{group}:"]
+        for field in fields_of(group):
+            pocket = PRESETS["pocket"].get(field.name, field.default)
+            default = as_typed(field.default) + (f" [{as_typed(pocket)}]" if pocket != field.default else "")
+            choices = ", ".join(field.metadata["choices"])
+            lines.append(f"  {field.name.upper()} {field.type} = {default or 'empty'}: {field.metadata['help']}"
+                         + (f" ({choices})" if choices else ""))
+    return "\n".join(lines)
+
+
+# ---- Runtime: all that depends on the machine, chosen once -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process runs and with what; `reasons` says how each choice was made."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    attention: str = "sdpa"
+    compiled: str = "no"  # "graph": whole functions, "blocks": the blocks one by one, or "no"
+    reasons: tuple[str, ...] = ()
+    control: object = None  # gloo group for what the hosts agree on, so that no GPU waits for it
+
+    def compile(self, function, unit: str):
+        """The function as one compiled graph if this runtime compiles units of its kind, else as it is."""
+        return torch.compile(function, fullgraph=True, dynamic=False) if self.compiled == unit else function
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The tensor's sum over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def from_main(self, value):
+        """Rank 0's value on every rank. The hosts wait for each other, their devices do not."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory_bytes(self) -> int:
+        """The most that was allocated on a GPU, or resident on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def choose_device(settings: Settings, local_rank: int) -> tuple[torch.device, str]:
+    """CUDA if it is there, with the reason."""
+    if settings.device == "cpu":
+        return torch.device("cpu"), "asked for"
+    if not torch.cuda.is_available():
+        if settings.device == "cuda":
+            raise UserError("DEVICE=cuda: torch sees no GPU here")
+        return torch.device("cpu"), "no CUDA"
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(f"no GPU for local rank {local_rank}: there are {torch.cuda.device_count()}; lower "
+                        "--nproc_per_node")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank), torch.cuda.get_device_name(local_rank)
+
+
+def choose_dtype(settings: Settings, device: torch.device) -> tuple[torch.dtype, str]:
+    """bfloat16 where the hardware has instructions for its products, else float32, with the reason."""
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype), "asked for"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (torch.bfloat16, "tensor cores") if native else (torch.float32, "this GPU only emulates bfloat16")
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    found = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
+    return (torch.bfloat16, found[0]) if found else (torch.float32, "no bfloat16 products in this CPU")
+
+
+def choose_attention(settings: Settings, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """The first backend in order of speed that works, with the reason; UserError for a wish that cannot be met."""
+    half = device.type == "cuda" and dtype == torch.bfloat16
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    obstacles = {
+        "flash3": "needs bfloat16 on an H100 and the package flash_attn_interface"
+        if not half or capability[0] != 9 or not importlib.util.find_spec("flash_attn_interface") else "",
+        "flash2": "needs bfloat16 on an Ampere or newer GPU and the package flash-attn"
+        if not half or capability < (8, 0) or not importlib.util.find_spec("flash_attn") else "",
+        "sdpa": "" if device.type == "cuda" else "is slower on a CPU"}
+    if obstacles.get(settings.attention) and settings.attention != "sdpa":
+        raise UserError(f"ATTENTION={settings.attention} {obstacles[settings.attention]}")
+    if settings.attention != "auto":
+        return settings.attention, "asked for"
+    reason = "; ".join(f"{name} {why}" for name, why in obstacles.items() if why)
+    return next((name for name, why in obstacles.items() if not why), "folded"), reason or "the fastest"
+
+
+def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, str]:
+    """What to compile: on CUDA the whole step; on a CPU, where that takes minutes, one block, whose code all share.
+
+    Whether a compiler works is found out by compiling a small function.
+    """
+    if settings.compile == "0":
+        return "no", "asked for"
+    try:
+        torch.compile(lambda x: torch.tanh(x) + 1, fullgraph=True)(torch.ones(64, device=device))
+        return "graph" if device.type == "cuda" else "blocks", "a compiler works"
+    except Exception as error:  # a missing compiler, header or library shows as one of many types
+        reason = "torch.compile fails: " + " ".join(str(error).split())[:200]
+        if settings.compile == "1":
+            raise UserError(f"COMPILE=1: {reason}") from None
+        return "no", reason
+    finally:
+        torch.compiler.reset()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, which else goes back to the kernel and is paid for again, page by page."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def start_runtime(settings: Settings) -> Runtime:
+    """Join the ranks that torchrun started (none: one process) and choose device, dtype, attention, compiler."""
+    rank, world_size, local_rank = (int(os.environ.get(name, default))
+                                    for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    keep_freed_memory()
+    torch.set_float32_matmul_precision("high")
+    device, device_reason = choose_device(settings, local_rank)
+    dtype, dtype_reason = choose_dtype(settings, device)
+    attention, attention_reason = choose_attention(settings, device, dtype)
+    compiled, compile_reason = choose_compilation(settings, device)
+    control = None
+    if world_size > 1:
+        on_cuda = device.type == "cuda"
+        dist.init_process_group("nccl" if on_cuda else "gloo", device_id=device if on_cuda else None)
+        control = dist.new_group(backend="gloo") if on_cuda else dist.group.WORLD
+    reasons = (f"world_size:{world_size} threads:{torch.get_num_threads()}", f"device:{device} ({device_reason})",
+               f"dtype:{str(dtype).removeprefix('torch.')} ({dtype_reason})",
+               f"attention:{attention} ({attention_reason})", f"compile:{compiled} ({compile_reason})")
+    return Runtime(rank, world_size, local_rank, device, dtype, attention, compiled, reasons, control)
+
+
+class Log:
+    """Lines for the console and logs/<run_id>.txt, from rank 0 only; the file begins with this script's source."""
+
+    def __init__(self, run_id: str, runtime: Runtime):
+        self.run_id, self.file = run_id, None
+        if runtime.rank == 0:
+            Path("logs").mkdir(exist_ok=True)
+            self.file = open(f"logs/{run_id}.txt", "x", encoding="utf-8", buffering=1)
+            self(Path(__file__).read_text(encoding="utf-8") + "=" * 100, console=False)
+
+    def __call__(self, line: str, console: bool = True) -> None:
+        if self.file:
+            print(line, file=self.file)
+            if console:
+                print(line, flush=True)
+
+
+# ---- Data: shards of uint16 tokens, and the order in which training sees them ------------------------------
+
+SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
+FINEWEB, FINEWEB_TOKENIZER = Path("data/datasets/fineweb10B_sp1024"), Path("data/tokenizers/fineweb_1024_bpe.model")
+BOS = 1  # begins every document
+IGNORED = -1  # a target that does not count
+
+
+def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
+    """A shard's tokens, memory-mapped, uint16 (tokens,); UserError if it is damaged or, given a size, has a token
+    outside of the vocabulary."""
+    start, size = 4 * SHARD_HEADER_INTS, path.stat().st_size
+    header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_INTS)
+    if size < start or header[0] != SHARD_MAGIC or header[1] != SHARD_VERSION:
+        raise UserError(f"{path}: not a token shard: no header with magic {SHARD_MAGIC}, version {SHARD_VERSION}")
+    if size != start + 2 * int(header[2]):
+        raise UserError(f"{path}: {size} bytes, but its {header[2]} tokens need {start + 2 * int(header[2])}: damaged")
+    tokens = np.memmap(path, dtype="<u2", mode="r", offset=start) if header[2] else np.empty(0, dtype="<u2")
+    if vocab_size:
+        check_vocabulary(tokens, vocab_size, path)
+    return tokens
+
+
+def check_vocabulary(tokens: np.ndarray, vocab_size: int, path: Path) -> None:
+    """UserError if a token is outside of the vocabulary."""
+    if len(tokens) and tokens.max() >= vocab_size:
+        raise UserError(f"{path}: token {tokens.max()} is outside of the vocabulary (VOCAB_SIZE={vocab_size})")
+
+
+def find_shards(folder: Path, split: str) -> list[Path]:
+    """The files of a split in order of name, not opened; UserError where there are none."""
+    files = sorted(folder.glob(f"*_{split}_*.bin"))
+    if not files:
+        raise UserError(f"{folder}: no {split} shards (*_{split}_*.bin)")
+    return files
+
+
+class TrainingRows:
+    """Rows of `length + 1` tokens in an order drawn from the seed, a new one each epoch, for any world size the same.
+
+    Each epoch cuts the shards at another offset, so that a small corpus seen twice is not cut at the same places.
+    """
+
+    def __init__(self, files: list[Path], length: int, seed: int, vocab_size: int):
+        self.files, self.length, self.seed, self.vocab_size = files, length, seed, vocab_size
+        self.shards = [open_shard(path) for path in files]
+        self.ends = np.cumsum([max(0, (len(shard) - length) // length) for shard in self.shards])
+        self.rows, self.epoch = int(self.ends[-1]), -1
+        if self.rows == 0:
+            raise UserError(f"{files[0].parent}: the training split is shorter than two rows of TRAIN_SEQ_LEN={length}")
+
+    def row(self, position: int) -> np.ndarray:
+        """The row at a position of the endless training order, int64 (length + 1,)."""
+        epoch, index = divmod(position, self.rows)
+        if epoch != self.epoch:
+            generator = np.random.default_rng((self.seed, epoch))
+            self.epoch, self.offset = epoch, int(generator.integers(self.length))
+            self.order = generator.permutation(self.rows)
+        row = int(self.order[index])
+        shard = int(np.searchsorted(self.ends, row, side="right"))
+        start = self.offset + (row - int(self.ends[shard - 1] if shard else 0)) * self.length
+        tokens = self.shards[shard][start:start + self.length + 1].astype(np.int64)
+        check_vocabulary(tokens, self.vocab_size, self.files[shard])
+        return tokens
+
+
+class BatchPlan:
+    """How the rows of a step fall on ranks and micro-batches.
+
+    A step has the same rows for every world size. Each rank makes `micro_steps` forward passes of `rows` rows; what
+    the last lack is filled with rows whose targets are ignored, so that shapes never change.
+    """
+
+    def __init__(self, s: Settings, runtime: Runtime):
+        self.rank, self.step_rows = runtime.rank, s.train_batch_tokens // s.train_seq_len
+        self.rank_rows = -(-self.step_rows // runtime.world_size)
+        on_cuda = runtime.device.type == "cuda"
+        memory = torch.cuda.get_device_properties(runtime.device).total_memory if on_cuda else 4e9
+        fits = 0.6 * memory / (80 * s.num_layers * s.model_dim)  # training keeps about 80 bytes a token, layer, channel
+        self.micro_steps = -(-self.rank_rows // max(1, int(s.micro_batch_tokens or fits) // s.train_seq_len))
+        self.rows = -(-self.rank_rows // self.micro_steps)
+
+    def batch(self, data: TrainingRows, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one forward pass, int64 (rows, length) each."""
+        tokens = np.zeros((self.rows, data.length + 1), dtype=np.int64)
+        real = range(micro_step * self.rows, min((micro_step + 1) * self.rows, self.rank_rows,
+                                                 self.step_rows - self.rank * self.rank_rows))
+        for place, row in enumerate(real):
+            tokens[place] = data.row(step * self.step_rows + self.rank * self.rank_rows + row)
+        targets = np.ascontiguousarray(tokens[:, 1:])
+        targets[len(real):] = IGNORED
+        return torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])), torch.from_numpy(targets)
+
+
+def load_validation(files: list[Path], vocab_size: int) -> np.ndarray:
+    """The whole validation split in order, uint16 (tokens,)."""
+    tokens = np.concatenate([open_shard(path, vocab_size) for path in files])
+    if len(tokens) < 2:
+        raise UserError(f"{files[0].parent}: the validation split is empty")
+    return tokens
+
+
+def find_data(settings: Settings, runtime: Runtime, log: Log) -> tuple[Path, Path]:
+    """The folder of shards and the tokenizer; builds the demo corpus where none was named and FineWeb is absent."""
+    folder = Path(settings.data_path) if settings.data_path else FINEWEB
+    if not folder.is_dir() and settings.data_path:
+        raise UserError(f"DATA_PATH={folder} is not a folder")
+    if not folder.is_dir():
+        roots = (Path(__file__).resolve().parent, Path.cwd())
+        builder = next((root / "data/demo_corpus.py" for root in roots if (root / "data/demo_corpus.py").is_file()), None)
+        if builder is None:
+            raise UserError(f"no data: DATA_PATH is not set, and neither {FINEWEB} nor data/demo_corpus.py is there")
+        folder = builder.parent / "demo"
+        log(f"data: DATA_PATH is not set and {FINEWEB} is absent: using the demo corpus, {folder}")
+        command = [sys.executable, str(builder), "--output", str(folder)]
+        status = subprocess.run(command).returncode if runtime.local_rank == 0 else 0
+        if status:
+            raise UserError(f"{builder} failed with status {status}; its message is above")
+        if runtime.world_size > 1:
+            dist.barrier(group=runtime.control)
+    beside = folder / "tokenizer.model"
+    tokenizer = Path(settings.tokenizer_path or (beside if beside.is_file() else FINEWEB_TOKENIZER))
+    if not tokenizer.is_file():
+        raise UserError(f"TOKENIZER_PATH={tokenizer} is not a file")
+    return folder, tokenizer
+
+
+# ---- Score: bytes of text behind the tokens ----------------------------------------------------------------
+
+
+def load_tokenizer(path: Path, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
+    """A SentencePiece model; UserError if it is none, has another size, or cannot be counted exactly."""
+    try:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except Exception as error:
+        raise UserError(f"{path}: not a SentencePiece model ({' '.join(str(error).split())})") from None
+    if tokenizer.vocab_size() != vocab_size:
+        raise UserError(f"{path}: {tokenizer.vocab_size()} pieces, but VOCAB_SIZE={vocab_size}")
+    if tokenizer.piece_to_id("▁") == tokenizer.unk_id():
+        raise UserError(f"{path}: has no piece ▁ of its own, so that a space would count as three bytes (#897)")
+    return tokenizer
+
+
+class ByteTable:
+    """Bytes of text that a token stands for, given the one before it.
+
+    A piece counts its UTF-8 bytes with ▁ as one space, a byte piece one; control, unknown and unused pieces none.
+    A tokenizer that puts a space before each document takes it away again when it decodes: there, the ▁ that begins
+    a document counts none. Over a document the counts add up to len(decode(tokens).encode()).
+    """
+
+    def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor):
+        ids = range(tokenizer.vocab_size())
+        pieces = [tokenizer.id_to_piece(i) for i in ids]
+        silent = [tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i) for i in ids]
+        self.bytes = np.array([0 if silent[i] else 1 if tokenizer.is_byte(i) else
+                               len(pieces[i].replace("▁", " ").encode()) for i in ids], dtype=np.int64)
+        strips = tokenizer.decode([tokenizer.piece_to_id("▁")]) == ""
+        self.stripped = np.array([strips and piece.startswith("▁") for piece in pieces])
+        self.begins = np.array([tokenizer.is_control(i) for i in ids])
+
+    def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Bytes of each target, int64, in the arguments' shape."""
+        return self.bytes[targets] - (self.stripped[targets] & self.begins[previous])
+
+
+# ---- Layers ------------------------------------------------------------------------------------------------
+
+
+def attend_flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from flash_attn_interface import flash_attn_func
+    out = flash_attn_func(q, k, v, causal=True)
+    return out[0] if isinstance(out, tuple) else out  # versions differ in whether the row sums come with it
+
+
+def attend_flash2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from flash_attn import flash_attn_func
+    return flash_attn_func(q, k, v, causal=True)
+
+
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+
+def attend_folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Plain products, which the compiler fuses well on a CPU; queries that share a key head are rows of one batch."""
+    batch, length, heads, dim = q.shape
+    shared = heads // k.size(2)
+    q = (q * dim ** -0.5).view(batch, length, -1, shared, dim).permute(0, 2, 3, 1, 4).reshape(-1, shared * length, dim)
+    k, v = (x.transpose(1, 2).reshape(-1, length, dim) for x in (k, v))
+    scores = torch.bmm(q, k.transpose(1, 2)).view(-1, shared, length, length)
+    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    weights = scores.float().masked_fill(future, -math.inf).softmax(-1).to(v.dtype)
+    out = torch.bmm(weights.view(-1, shared * length, length), v)
+    return out.view(batch, -1, shared, length, dim).permute(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
+
+
+# Causal attention: q (batch, length, heads, dim) and k, v (batch, length, kv_heads, dim) of one dtype -> like q.
+ATTENTION = dict(flash3=attend_flash3, flash2=attend_flash2, sdpa=attend_sdpa, folded=attend_folded)
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMSNorm without weights over the last dimension, in x's dtype."""
+    return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T in x's dtype; weights are kept in float32."""
+    return F.linear(x, weight.to(x.dtype))
+
+
+def orthogonal(rows: int, columns: int, gain: float = 1.0) -> nn.Parameter:
+    """A matrix with orthonormal rows or columns, whichever are fewer, times gain."""
+    return nn.Parameter(nn.init.orthogonal_(torch.empty(rows, columns), gain=gain))
+
+
+def vector(*shape: int, value: float) -> nn.Parameter:
+    """A parameter that starts as a constant."""
+    return nn.Parameter(torch.full(shape, value))
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021) on the first `dims` of each head; the rest knows no position (#315).
+
+    Beyond the training length the base is rescaled (NTK-aware), so that far positions turn no faster than known ones.
+    """
+
+    def __init__(self, dims: int, base: float, train_length: int, longest: int):
+        super().__init__()
+        self.dims, self.train_length = dims, train_length
+        for name, length in (("train", train_length), ("longest", max(longest, train_length))):
+            rescaled = base * (length / train_length) ** (dims / max(dims - 2, 1))
+            frequencies = rescaled ** (-torch.arange(0, dims, 2, dtype=torch.float32) / dims)
+            angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)[None, :, None, :]
+            self.register_buffer(f"cos_{name}", angles.cos(), persistent=False)
+            self.register_buffer(f"sin_{name}", angles.sin(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, length, heads, dim), rotated."""
+        length, half = x.size(1), self.dims // 2
+        cos, sin = (self.cos_train, self.sin_train) if length <= self.train_length else \
+            (self.cos_longest, self.sin_longest)
+        cos, sin = cos[:, :length].to(x.dtype), sin[:, :length].to(x.dtype)
+        first, second, still = x.split((half, half, x.size(-1) - self.dims), dim=-1)
+        return torch.cat((first * cos - second * sin, first * sin + second * cos, still), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with normalized queries and keys and a learned gain for each query head."""
+
+    ROLES = dict(query="attention", key="attention", value="attention", out="attention", gain="vector")
+
+    def __init__(self, s: Settings, attend):
+        super().__init__()
+        self.attend, self.head_dim = attend, s.model_dim // s.num_heads
+        self.query = orthogonal(s.model_dim, s.model_dim)
+        self.key = orthogonal(s.num_kv_heads * self.head_dim, s.model_dim)
+        self.value = orthogonal(s.num_kv_heads * self.head_dim, s.model_dim)
+        self.out = orthogonal(s.model_dim, s.model_dim, gain=(2 * s.num_layers) ** -0.5)
+        self.gain = vector(s.num_heads, value=s.qk_gain_init)
+
+    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
+        q, k, v = (linear(x, weight).unflatten(-1, (-1, self.head_dim))
+                   for weight in (self.query, self.key, self.value))
+        q, k = rotary(norm(q)) * self.gain.to(x.dtype)[:, None], rotary(norm(k))
+        return linear(self.attend(q, k, v).flatten(2), self.out)
+
+
+class MLP(nn.Module):
+    """Two matrices around a squared ReLU (So et al. 2021)."""
+
+    ROLES = dict(up="mlp", down="mlp")
+
+    def __init__(self, s: Settings):
+        super().__init__()
+        hidden = int(s.mlp_mult * s.model_dim)
+        self.up = orthogonal(hidden, s.model_dim)
+        self.down = orthogonal(s.model_dim, hidden, gain=(2 * s.num_layers) ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(linear(x, self.up).relu().square(), self.down)
+
+
+class Block(nn.Module):
+    """Mix the stream with the embedding, then attention and MLP, each normed before and scaled per channel after."""
+
+    ROLES = dict(mix="vector", attention_scale="vector", mlp_scale="vector")
+
+    def __init__(self, s: Settings, layer: int, attend):
+        super().__init__()
+        self.attention, self.mlp = Attention(s, attend), MLP(s)
+        self.mix = nn.Parameter(torch.stack([torch.ones(s.model_dim), torch.zeros(s.model_dim)]))
+        self.attention_scale, self.mlp_scale = vector(s.model_dim, value=1.0), vector(s.model_dim, value=1.0)
+        scale = (layer + 1) ** -0.5 if s.ln_scale else 1.0  # a tensor, so that all blocks share their compiled code
+        self.register_buffer("norm_scale", torch.tensor(scale), persistent=False)
+
+    def forward(self, x: Tensor, embedding: Tensor, rotary: Rotary) -> Tensor:
+        """x and embedding (batch, length, dim) -> x after the block."""
+        mix, attention_scale, mlp_scale = (p.to(x.dtype) for p in (self.mix, self.attention_scale, self.mlp_scale))
+        x = mix[0] * x + mix[1] * embedding
+        x = x + attention_scale * self.attention(norm(x) * self.norm_scale, rotary)
+        return x + mlp_scale * self.mlp(norm(x) * self.norm_scale)
+
+
+class SmearGate(nn.Module):
+    """Blend each embedding with the one before it, through a learned gate for each channel (#162).
+
+    Shut at BOS, so that no document sees the one before it (#1851), and at a row's first token, which follows none.
+    """
+
+    ROLES = dict(gate="vector")
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gate = vector(dim, value=0.0)  # half open
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (batch, length, dim) and its tokens (batch, length) -> x, blended."""
+        before = torch.cat((x[:, :1], x[:, :-1]), dim=1)
+        return x + torch.sigmoid(self.gate).to(x.dtype) * (tokens != BOS)[..., None] * (before - x)
+
+
+class BigramHash(nn.Module):
+    """A small embedding of the hashed (previous, current) pair, projected to the width, zero at first (#162)."""
+
+    ROLES = dict(table="bigram_table", projection="bigram_projection", scale="vector")
+
+    def __init__(self, rows: int, dim: int, model_dim: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(rows, dim))  # rows that no pair reaches stay zero and pack to nothing
+        self.projection = orthogonal(model_dim, dim)
+        self.scale = vector(value=0.05)
+
+    def bucket(self, tokens: Tensor) -> Tensor:
+        """The table's row for each token, int64 (batch, length); a row's first token counts as following token 0."""
+        mixed = F.pad(tokens[:, :-1], (1, 0)) * 0x9E3779B1 + tokens * 0x85EBCA77
+        return ((mixed ^ (mixed >> 17)) & 0x7FFFFFFF) % self.table.size(0)
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """What to add to the embeddings, (batch, length, model_dim)."""
+        return linear(F.embedding(self.bucket(tokens), self.table).to(dtype), self.projection) * self.scale.to(dtype)
+
+
+def softcapped_logits(states: Tensor, output: Tensor, softcap: float) -> Tensor:
+    """Score of every piece, float32 (..., vocabulary), squeezed into (-softcap, softcap) (Gemma 2, 2024)."""
+    return softcap * torch.tanh(linear(states, output).float() / softcap)
+
+
+def softcapped_losses(states: Tensor, output: Tensor, softcap: float, targets: Tensor) -> Tensor:
+    """Nats for each target, float32, in targets' shape; 0 where it is IGNORED."""
+    logits = softcapped_logits(states, output, softcap).flatten(0, -2)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none").view(targets.shape)
+
+
+# ---- GPT ---------------------------------------------------------------------------------------------------
+
+
+class GPT(nn.Module):
+    """A U-Net of blocks: the first half pushes its outputs, the second half pops them in reverse.
+
+    Memory tokens (#352) stand before the first token of every row and predict nothing. A training row is train_seq_len
+    long and they take its first places: the tokens there are neither seen nor scored.
+    """
+
+    ROLES = dict(embedding="embedding", head="head", memory="memory", skip_scales="vector", backout="vector",
+                 mtp_heads="mtp_head")
+
+    def __init__(self, s: Settings, runtime: Runtime):
+        super().__init__()
+        self.dtype, self.softcap, self.mtp_weight = runtime.dtype, s.logit_softcap, s.mtp_loss_weight
+        self.run_block = runtime.compile(Block.forward, "blocks")
+        self.losses = runtime.compile(softcapped_losses, "blocks")
+        self.embedding = nn.Parameter(torch.randn(s.vocab_size, s.model_dim) *
+                                      (s.tied_embed_init_std if s.tie_embeddings else 1.0))
+        self.head = None if s.tie_embeddings else nn.Parameter(torch.zeros(s.vocab_size, s.model_dim))
+        self.rotary = Rotary(s.rope_dims or s.model_dim // s.num_heads, s.rope_base, s.train_seq_len, s.eval_seq_len)
+        self.blocks = nn.ModuleList(Block(s, i, ATTENTION[runtime.attention]) for i in range(s.num_layers))
+        self.pushing = s.num_layers // 2
+        self.skip_scales = vector(self.pushing, s.model_dim, value=1.0) if self.pushing else None
+        self.bigram = BigramHash(s.bigram_vocab_size, s.bigram_dim, s.model_dim) if s.bigram_vocab_size else None
+        self.smear = SmearGate(s.model_dim) if s.smear_enabled else None
+        self.memory_tokens = s.memory_tokens
+        self.memory = nn.Parameter(0.02 * torch.randn(s.memory_tokens, s.model_dim)) if s.memory_tokens else None
+        self.backout_layer = s.num_layers // 2 if s.backout_layer < 0 else s.backout_layer
+        self.backout = vector(value=s.backout_lambda_init) if s.backout_enabled else None
+        self.mtp_heads = nn.Parameter(torch.zeros(s.mtp_num_heads, s.vocab_size, s.model_dim)) \
+            if s.mtp_num_heads else None
+
+    def roles(self) -> dict[str, str]:
+        """The role of every parameter, by its name: a key of the table ROLES."""
+        return {f"{prefix}.{name}".lstrip("."): module.ROLES[name] for prefix, module in self.named_modules()
+                for name, _ in module.named_parameters(recurse=False)}
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Memory tokens, then the tokens': int64 (batch, length) -> (batch, memory + length, dim)."""
+        x = F.embedding(tokens, self.embedding).to(self.dtype)
+        if self.bigram is not None:
+            x = x + self.bigram(tokens, self.dtype)
+        x = norm(x)
+        if self.smear is not None:
+            x = self.smear(x, tokens)
+        if self.memory is not None:
+            x = torch.cat((norm(self.memory.to(self.dtype)).expand(len(tokens), -1, -1), x), dim=1)
+        return x
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Final states, normed: int64 (batch, length) -> (batch, length, dim)."""
+        x = embedding = self.embed(tokens)
+        pushed = []
+        for layer, block in enumerate(self.blocks):
+            if layer >= self.pushing and pushed:
+                x = x + self.skip_scales[layer - self.pushing].to(x.dtype) * pushed.pop()
+            x = self.run_block(block, x, embedding, self.rotary)
+            if layer < self.pushing:
+                pushed.append(x)
+            if layer == self.backout_layer:
+                middle = x
+        if self.backout is not None:  # #339
+            x = x - self.backout.to(x.dtype) * middle
+        return norm(x[:, self.memory_tokens:])
+
+    @property
+    def output(self) -> Tensor:
+        """The matrix that scores pieces, (vocabulary, dim)."""
+        return self.embedding if self.head is None else self.head
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Scores of the next piece, float32 (batch, length, vocabulary), for int64 (batch, length)."""
+        return softcapped_logits(self.hidden(tokens), self.output, self.softcap)
+
+    def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Nats for each target, float32 (batch, length), for inputs of the same shape."""
+        return self.losses(self.hidden(tokens), self.output, self.softcap, targets)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Training loss of rows, int64 (rows, train_seq_len) each, summed over the targets that count.
+
+        Returns what to minimise and, without gradient, its part that predicts the next token.
+        """
+        tokens, targets = tokens[:, self.memory_tokens:], targets[:, self.memory_tokens:]
+        hidden = self.hidden(tokens)
+        loss = objective = self.losses(hidden, self.output, self.softcap, targets).sum()
+        if self.mtp_heads is not None:
+            ahead = [self.losses(hidden[:, :-i], head, self.softcap, targets[:, i:]).sum()
+                     for i, head in enumerate(self.mtp_heads, 1)]
+            objective = loss + self.mtp_weight * torch.stack(ahead).mean()
+        return objective, loss.detach()
+
+
+# ---- Optimizers --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Role:
+    """How the parameters of one kind are trained and stored; `lr` and `decay` name settings."""
+
+    optimizer: str
+    lr: str
+    decay: str | None
+    stored: str | None  # "mlp" (int5 or int6), "int6", "fp16", or None: not exported
+
+
+ROLES = {
+    "attention": Role("muon", "matrix_lr", "muon_wd", "int6"),
+    "mlp": Role("muon", "matrix_lr", "muon_wd", "mlp"),
+    "bigram_projection": Role("muon", "matrix_lr", "muon_wd", "int6"),
+    "bigram_table": Role("adamw", "tied_embed_lr", "adam_wd", "int6"),
+    "embedding": Role("adamw", "embed_lr", "adam_wd", "fp16"),  # tied_embed_lr where it is tied
+    "head": Role("adamw", "head_lr", "adam_wd", "fp16"),
+    "memory": Role("adamw", "tied_embed_lr", None, "fp16"),
+    "vector": Role("adamw", "scalar_lr", "adam_wd", "fp16"),
+    "mtp_head": Role("adamw", "head_lr", "adam_wd", None),
+}
+
+
+def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """About the nearest orthogonal matrices: singular values end between 0.7 and 1.2.
+
+    matrices (n, rows, columns) -> the same shape in dtype. The quintic iteration of Muon (Jordan et al. 2024).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
+    tall = x.size(1) > x.size(2)
+    x = x.transpose(1, 2) if tall else x
+    for _ in range(steps):
+        gram = torch.bmm(x, x.transpose(1, 2))
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.transpose(1, 2) if tall else x
+
+
+class Muon:
+    """Nesterov momentum, orthogonalised, with decoupled weight decay (Jordan et al. 2024).
+
+    Matrices of one shape are worked on together. Each rank has the momentum of its share of them, computes their
+    updates and gathers the others'; gradients must be the same on every rank before.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], settings: Settings, runtime: Runtime):
+        self.settings, self.runtime, self.groups = settings, runtime, []
+        shapes = collections.defaultdict(list)
+        for parameter in parameters:
+            shapes[tuple(parameter.shape)].append(parameter)
+        for shape, members in shapes.items():
+            share = -(-len(members) // runtime.world_size)
+            mine = members[runtime.rank * share:(runtime.rank + 1) * share]
+            self.groups.append((members, mine, share, torch.zeros(len(mine), *shape, device=runtime.device)))
+
+    @torch.no_grad()
+    def step(self, lr: float, momentum: float) -> None:
+        """One update of every matrix."""
+        runtime, settings = self.runtime, self.settings
+        for members, mine, share, velocity in self.groups:
+            rows, columns = members[0].shape
+            updates = torch.zeros(share, rows, columns, dtype=runtime.dtype, device=runtime.device)
+            if mine:
+                gradients = torch.stack([parameter.grad for parameter in mine])
+                velocity.lerp_(gradients, 1 - momentum)
+                updates[:len(mine)] = newton_schulz(gradients.lerp_(velocity, momentum), settings.muon_backend_steps,
+                                                    runtime.dtype)
+            if runtime.world_size > 1:
+                everyone = updates.new_empty(runtime.world_size * share, rows, columns)
+                dist.all_gather_into_tensor(everyone, updates)
+                updates = everyone
+            torch._foreach_mul_(members, 1 - lr * settings.muon_wd)
+            torch._foreach_add_(members, list(updates[:len(members)].float()), alpha=-lr * max(1, rows / columns) ** 0.5)
+
+
+class FlatGradients:
+    """All gradients as views of one float32 buffer: zeroed, summed over ranks and clipped in one call each."""
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        sizes = [-(-parameter.numel() // 64) * 64 for parameter in parameters]  # each begins on a cache line
+        self.buffer = torch.zeros(sum(sizes), device=parameters[0].device)
+        for parameter, view in zip(parameters, self.buffer.split(sizes)):
+            parameter.grad = view[:parameter.numel()].view_as(parameter)
+
+    def clip(self, limit: float) -> None:
+        """Scale the gradient down to norm `limit` if it is longer."""
+        self.buffer.mul_((limit / (self.buffer.norm() + 1e-6)).clamp(max=1.0))
+
+
+class Optimizer:
+    """Muon and AdamW on the parameters that the table ROLES gives them."""
+
+    def __init__(self, model: GPT, settings: Settings, runtime: Runtime):
+        self.settings, self.runtime = settings, runtime
+        matrices, groups = [], []
+        roles = {**ROLES, "embedding": dataclasses.replace(ROLES["embedding"], lr="tied_embed_lr")} \
+            if settings.tie_embeddings else ROLES
+        for kind, role in roles.items():
+            members = [model.get_parameter(name) for name, its_kind in model.roles().items() if its_kind == kind]
+            if role.optimizer == "muon":
+                matrices += members
+            elif members:
+                groups.append(dict(params=members, kind=kind, base_lr=getattr(settings, role.lr),
+                                   weight_decay=getattr(settings, role.decay) if role.decay else 0.0))
+        routed = [id(p) for p in matrices] + [id(p) for group in groups for p in group["params"]]
+        if sorted(routed) != sorted(map(id, model.parameters())):
+            raise AssertionError("every parameter must be in exactly one optimizer group")
+        self.gradients = FlatGradients(list(model.parameters()))
+        self.muon = Muon(matrices, settings, runtime)
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.adam_eps,
+                                       fused=True)
+
+    def step(self, step: int, scale: float) -> None:
+        """Sum, clip and apply the gradients of `step`, at `scale` times the learning rates; zero them."""
+        s = self.settings
+        self.runtime.sum_over_ranks(self.gradients.buffer)
+        if s.grad_clip_norm:
+            self.gradients.clip(s.grad_clip_norm)
+        warm = min(1.0, step / s.muon_momentum_warmup_steps) if s.muon_momentum_warmup_steps else 1.0
+        self.muon.step(s.matrix_lr * scale, (1 - warm) * s.muon_momentum_warmup_start + warm * s.muon_momentum)
+        for group in self.adamw.param_groups:
+            group["lr"] = group["base_lr"] * scale
+        self.adamw.step()
+        self.gradients.buffer.zero_()
+
+
+def progress_at(s: Settings, step: int, seconds: float) -> float:
+    """Share of the run that is over before `step`, from 0, after `seconds`; 1 if that step must not be taken."""
+    by_clock = 0.0
+    if s.max_wallclock_seconds and step:
+        fits = seconds + seconds / step <= s.max_wallclock_seconds
+        by_clock = seconds / s.max_wallclock_seconds if fits else 1.0
+    return min(1.0, max(step / s.iterations, by_clock))
+
+
+def scale_at(s: Settings, step: int, progress: float) -> float:
+    """Learning-rate factor: 1, then linear to 0 over the warmdown, whichever of steps and clock ends the run."""
+    total = step / progress if progress else s.iterations
+    warmdown = min(s.warmdown_iters, s.warmdown_fraction * total)
+    return min(1.0, (total - step) / warmdown) if warmdown else 1.0
+
+
+class WeightAverage:
+    """Mean (SWA, Izmailov et al. 2018) or exponential average (EMA) of weights, in float32.
+
+    The n-th sample moves the average by rate(n) towards itself: 1/n for the mean, (1-d)/(1-d^n) for the exponential
+    average without bias. Both are 1 at the first sample, so the initial weights are never part of it.
+    """
+
+    def __init__(self, s: Settings):
+        self.name = "ema" if s.ema_enabled else "swa" if s.swa_enabled else "none"
+        self.every, self.start_scale = (s.ema_every, s.ema_start_scale) if s.ema_enabled else \
+            (s.swa_every, s.swa_start_scale)
+        self.decay = s.ema_decay ** s.ema_every if s.ema_enabled else 1.0
+        self.samples, self.weights = 0, []
+
+    def rate(self, n: int) -> float:
+        """How far the n-th sample, from 1, moves the average."""
+        return 1 / n if self.decay == 1.0 else (1 - self.decay) / (1 - self.decay ** n)
+
+    @torch.no_grad()
+    def after_step(self, step: int, scale: float, parameters: list[nn.Parameter]) -> None:
+        """Take a sample if `step` steps are done and it is time for one."""
+        if self.name == "none" or scale >= self.start_scale or step % self.every:
+            return
+        self.samples += 1
+        self.weights = self.weights or [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        torch._foreach_lerp_(self.weights, [p.detach() for p in parameters], self.rate(self.samples))
+
+    @torch.no_grad()
+    def load_into(self, parameters: list[nn.Parameter]) -> str:
+        """Replace the parameters by their average, if there is one; says what is exported."""
+        if not self.samples:
+            return "weights: the last step's (no average was taken)"
+        torch._foreach_copy_(parameters, self.weights)
+        return f"weights: {self.name} of {self.samples} samples"
+
+
+# ---- Artifact: int5/int6 rows and float16, zstd, one file with all that a reader needs but the tokenizer ----
+
+INT5, INT6 = 15, 31  # largest codes; symmetric, so that zero stays zero
+ARTIFACT_NAME, OVER_CAP_NAME = "final_model.int6.ptz", "over_the_cap.int6.ptz"
+ARTIFACT_MAGIC, ARTIFACT_FORMAT, ARTIFACT_CODEC = b"GOLF", 1, 1  # codec 1: zstd
+ARTIFACT_HEADER = struct.Struct("<4sBBQ16s")  # magic, format, codec, bytes when unpacked, SHA-256 of the rest
+
+
+def quantize(weight: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Codes in [-limit, limit], float32 (rows, columns), and a step size for each row, float16 (rows,).
+
+    A row's largest value gets the largest code. The tiny addend is half the spacing of float16's smallest numbers: it
+    rounds those up where rounding down would clip, so that no weight moves by more than half a step.
+    """
+    weight = weight.detach().float()
+    scales = (weight.abs().amax(1) / limit + 2.0 ** -25).half()
+    step = scales.float()[:, None]
+    return torch.where(step > 0, weight / step, 0.0).round().clamp(-limit, limit), scales
+
+
+def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
+    """What the model computes with, float32 (rows, columns)."""
+    return codes.float() * scales.float()[:, None]
+
+
+def fake_quantize(weight: Tensor, limit: Tensor | int) -> Tensor:
+    """The weight as it will be read back; gradients pass straight through (Bengio et al. 2013)."""
+    return weight + (dequantize(*quantize(weight, limit)) - weight).detach()
+
+
+def stored_parameters(model: GPT, *kinds: str) -> dict[str, nn.Parameter]:
+    """The parameters that an artifact holds, in its order, or those it stores as one of `kinds`."""
+    kinds = kinds or ("mlp", "int6", "fp16")
+    return {name: model.get_parameter(name) for name, role in model.roles().items() if ROLES[role].stored in kinds}
+
+
+@torch.no_grad()
+def code_cost(weight: Tensor, limit: int) -> tuple[float, float]:
+    """Bytes that an ideal coder needs for a matrix's codes (their order-0 entropy), and the squared error."""
+    codes, scales = quantize(weight, limit)
+    counts = torch.bincount((codes.flatten() + limit).long()).double()
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares.log2() * shares).sum() * counts.sum() / 8), \
+        float((dequantize(codes, scales) - weight).square().sum())
+
+
+class PrecisionPlan:
+    """The largest code of every quantized matrix. INT5_MLP=auto makes MLP matrices int5 as far as the cap needs, first
+    those whose squared error grows least for the bytes it saves."""
+
+    def __init__(self, model: GPT, settings: Settings):
+        self.limits = {name: INT6 for name in stored_parameters(model, "mlp", "int6")}
+        mlp = stored_parameters(model, "mlp")
+        if settings.int5_mlp == "1":
+            self.limits.update(dict.fromkeys(mlp, INT5))
+        self.candidates = []  # (error for each byte saved, bytes saved, name), best last
+        for name, weight in mlp.items() if settings.int5_mlp == "auto" else ():
+            (wide, small_error), (narrow, error) = code_cost(weight, INT6), code_cost(weight, INT5)
+            saved = max(wide - narrow, 1.0)
+            self.candidates.append(((error - small_error) / saved, saved, name))
+        self.candidates.sort(reverse=True)
+
+    def shrink(self, excess: float) -> bool:
+        """Make matrices int5 until about `excess` bytes are saved; False if there is none left to begin with."""
+        possible = bool(self.candidates)
+        while self.candidates and excess > 0:
+            _, saved, name = self.candidates.pop()
+            self.limits[name], excess = INT5, excess - saved
+        return possible
+
+    def estimated_bytes(self, model: GPT) -> float:
+        """About what the packed model needs, without the seconds that packing takes."""
+        numbers = sum(p.size(0) if name in self.limits else p.numel() for name, p in stored_parameters(model).items())
+        return 1.01 * sum(code_cost(model.get_parameter(name), limit)[0]
+                          for name, limit in self.limits.items()) + 1.9 * numbers
+
+    def as_tensor(self, device: torch.device) -> Tensor:
+        """The limits, float32 (matrices,): a tensor, so that no compiled graph depends on their values."""
+        return torch.tensor(list(self.limits.values()), dtype=torch.float32, device=device)
+
+    def __str__(self) -> str:
+        int5 = sum(limit == INT5 for limit in self.limits.values())
+        return f"int5:{int5} int6:{len(self.limits) - int5} matrices"
+
+
+def pack(model: GPT, limits: dict[str, int], manifest: dict, level: int) -> bytes:
+    """The artifact: header, then compressed manifest, all codes, all float16 numbers with low and high bytes apart."""
+    codes, halves = [], []
+    for name, parameter in stored_parameters(model).items():
+        numbers = parameter.detach().float().cpu()
+        if name in limits:
+            matrix_codes, numbers = quantize(numbers, limits[name])
+            codes.append(matrix_codes.to(torch.int8).numpy().tobytes())
+        if not torch.isfinite(numbers.half()).all():
+            raise UserError(f"{name} has values that float16 cannot hold: the run has diverged; nothing was written")
+        halves.append(numbers.half().numpy().astype("<f2").tobytes())
+    text = json.dumps({**manifest, "limits": list(limits.values())}, sort_keys=True).encode()
+    joined = b"".join(halves)
+    payload = b"".join([struct.pack("<I", len(text)), text, *codes, joined[::2], joined[1::2]])
+    body = zstandard.ZstdCompressor(level=level).compress(payload)
+    return ARTIFACT_HEADER.pack(ARTIFACT_MAGIC, ARTIFACT_FORMAT, ARTIFACT_CODEC, len(payload),
+                                hashlib.sha256(body).digest()[:16]) + body
+
+
+def pack_under_cap(model: GPT, settings: Settings, manifest: dict, code_bytes: int) -> tuple[bytes, PrecisionPlan]:
+    """The artifact with as many int5 matrices as the cap needs and INT5_MLP allows; it may still be too large."""
+    plan = PrecisionPlan(model, settings)
+    while True:
+        packed = pack(model, plan.limits, manifest, settings.zstd_level)
+        excess = len(packed) + code_bytes - settings.artifact_max_bytes
+        if excess <= 0 or not plan.shrink(excess):
+            return packed, plan
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of the file or none of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def read_artifact(data: bytes, name: str) -> tuple[dict, memoryview]:
+    """Manifest and numbers of an artifact; UserError if it is not whole, unchanged and of this format."""
+    if len(data) < ARTIFACT_HEADER.size or not data.startswith(ARTIFACT_MAGIC):
+        raise UserError(f"{name}: not an artifact of this script")
+    _, version, codec, size, digest = ARTIFACT_HEADER.unpack_from(data)
+    body = data[ARTIFACT_HEADER.size:]
+    if (version, codec) != (ARTIFACT_FORMAT, ARTIFACT_CODEC):
+        raise UserError(f"{name}: format {version}, codec {codec}; this script reads format {ARTIFACT_FORMAT}, codec "
+                        f"{ARTIFACT_CODEC} (zstd)")
+    if hashlib.sha256(body).digest()[:16] != digest:
+        raise UserError(f"{name}: damaged: its checksum does not match")
+    try:
+        if size > 1 << 30 or zstandard.get_frame_parameters(body).content_size != size:
+            raise ValueError(f"{size} bytes are not what it holds")
+        payload = memoryview(zstandard.ZstdDecompressor().decompress(body))
+        end = 4 + struct.unpack_from("<I", payload)[0]
+        manifest = json.loads(bytes(payload[4:end]))
+        known = {field.name: field for field in fields_of("model", "evaluation")}
+        manifest["settings"] = {key: parse_value(known[key], as_typed(value))
+                                for key, value in manifest["settings"].items()}
+        if not isinstance(manifest["limits"], list) or not isinstance(manifest["tokenizer"], str):
+            raise TypeError("limits or tokenizer of a wrong type")
+        return manifest, payload[end:]
+    except (struct.error, zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{name}: damaged: {' '.join(str(error).split())}") from None
+
+
+@torch.no_grad()
+def unpack_into(model: GPT, manifest: dict, numbers: memoryview, name: str) -> None:
+    """Fill the model, whose shapes say how the numbers are cut; UserError if they do not fit to the byte."""
+    parameters, quantized = stored_parameters(model), stored_parameters(model, "mlp", "int6")
+    code_count = sum(p.numel() for p in quantized.values())
+    half_count = sum(p.size(0) if n in quantized else p.numel() for n, p in parameters.items())
+    if len(numbers) != code_count + 2 * half_count or len(manifest["limits"]) != len(quantized):
+        raise UserError(f"{name}: damaged: its numbers do not fit the model that its settings describe")
+    codes = torch.from_numpy(np.frombuffer(numbers[:code_count], dtype=np.int8).copy())
+    planes = np.frombuffer(numbers[code_count:], dtype=np.uint8).reshape(2, half_count)
+    halves = torch.from_numpy(np.ascontiguousarray(planes.T).view("<f2").reshape(-1).astype(np.float16))
+    codes = iter(codes.split([p.numel() for p in quantized.values()]))
+    halves = iter(halves.split([p.size(0) if n in quantized else p.numel() for n, p in parameters.items()]))
+    for n, parameter in parameters.items():
+        half = next(halves)
+        value = dequantize(next(codes).view_as(parameter), half) if n in quantized else half.view_as(parameter)
+        parameter.copy_(value)
+
+
+# ---- Evaluate ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation found: nats a target, bits a byte of text, and over how much."""
+
+    val_loss: float
+    val_bpb: float
+    targets: int
+    bytes: int
+    seconds: float
+
+
+def plan_windows(targets: int, window: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each window starts, and the first of its places that is scored, int64 (windows,) each.
+
+    Target i, the token i + 1, is predicted at token i. The first window scores all its targets, each later one the
+    `stride` targets at its end, and the last ends with the last target: every target is scored once, and with all the
+    context that a window has.
+    """
+    later = max(0, -(-(targets - window) // stride))
+    ends = np.minimum(window + stride * np.arange(later + 1), targets)
+    starts = np.maximum(ends - window, 0)
+    return starts, np.concatenate([[0], ends[:-1]]) - starts
+
+
+def token_losses(model: GPT, tokens: Tensor, targets: Tensor) -> Tensor:
+    """GPT.token_losses as a function, so that a fresh model runs in the graph compiled for another."""
+    return model.token_losses(tokens, targets)
+
+
+class Evaluator:
+    """Scores models: `plain`, in windows of the training length that do not overlap, or `sliding`."""
+
+    def __init__(self, settings: Settings, runtime: Runtime, table: ByteTable, log: Log):
+        self.runtime, self.table, self.log = runtime, table, log
+        self.batch, self.token_losses = settings.eval_batch_seqs, runtime.compile(token_losses, "graph")
+        plain = settings.train_seq_len - settings.memory_tokens
+        self.passes = dict(plain=(plain, plain),
+                           sliding=(settings.eval_seq_len - settings.memory_tokens, settings.eval_stride))
+
+    @torch.no_grad()
+    def warm_up(self, model: GPT) -> None:
+        """Compile the forward passes on synthetic tokens, outside of any clock."""
+        for window, _ in self.passes.values():
+            tokens = torch.zeros(self.batch, window, dtype=torch.long, device=self.runtime.device)
+            self.token_losses(model, tokens, tokens)
+
+    @torch.no_grad()
+    def score(self, model: GPT, tokens: np.ndarray, name: str) -> Score:
+        """Score all targets of uint16 (tokens,). Each rank takes a run of windows; all get the result."""
+        started, targets, (window, stride) = time.perf_counter(), len(tokens) - 1, self.passes[name]
+        starts, firsts = plan_windows(targets, window, stride)
+        share = np.array_split(np.arange(len(starts)), self.runtime.world_size)[self.runtime.rank]
+        tokens = np.pad(tokens, (0, window - targets)) if targets < window else tokens
+        totals = torch.zeros(3, dtype=torch.float64, device=self.runtime.device)  # nats, bytes, targets
+        for at in range(0, len(share), self.batch):
+            rows = np.resize(share[at:at + self.batch], self.batch)  # shapes never change: the last batch has repeats,
+            places = starts[rows, None] + np.arange(window + 1)
+            scored = (places[:, :-1] - starts[rows, None] >= firsts[rows, None]) & (places[:, 1:] <= targets)
+            scored[len(share) - at:] = False  # which are not scored
+            ids = tokens[places].astype(np.int64)
+            sizes = self.table.count(ids[:, :-1], ids[:, 1:])
+            inputs, wanted, scored, sizes = (torch.from_numpy(np.ascontiguousarray(array)).to(self.runtime.device)
+                                             for array in (ids[:, :-1], ids[:, 1:], scored, sizes))
+            losses = self.token_losses(model, inputs, wanted).double()
+            totals += torch.stack([(losses * scored).sum(), (sizes * scored).sum().double(), scored.sum().double()])
+            done = min(at + self.batch, len(share)) / len(share)
+            if name == "sliding" and int(10 * done) > int(10 * at / len(share)):  # only these lines wait for the device
+                bpb, left = bits_per_byte(*totals[:2].tolist()), (time.perf_counter() - started) * (1 / done - 1)
+                self.log(f"sliding_window {100 * done:.0f}% bpb:{bpb:.4f} left:{left:.0f}s")
+        nats, size, count = self.runtime.sum_over_ranks(totals).tolist()
+        if count != targets:
+            raise AssertionError(f"{count} targets were scored, not {targets}")
+        return Score(nats / count, bits_per_byte(nats, size), int(count), int(size), time.perf_counter() - started)
+
+
+def bits_per_byte(nats: float, size: float) -> float:
+    """The score: bits for the text over its bytes; nan for no bytes."""
+    return nats / math.log(2) / size if size else math.nan
+
+
+# ---- Train -------------------------------------------------------------------------------------------------
+
+
+def training_loss(model: GPT, quantized: dict[str, Tensor], limits: Tensor | None, tokens: Tensor,
+                  targets: Tensor) -> tuple[Tensor, Tensor]:
+    """GPT.forward; with `limits`, float32 (len(quantized),), on the weights as they would be read back: late QAT.
+
+    limits being None or not is part of a compiled graph's signature, so that QAT cannot be folded away (#1032).
+    """
+    if limits is None:
+        return model(tokens, targets)
+    weights = {name: fake_quantize(weight, limits[i]) for i, (name, weight) in enumerate(quantized.items())}
+    return torch.func.functional_call(model, weights, (tokens, targets))
+
+
+class Clock:
+    """Seconds of training, rank 0's on every rank, so that all decay and stop alike. Stands still when paused."""
+
+    def __init__(self, runtime: Runtime):
+        self.runtime, self.seconds, self.started, self.events = runtime, 0.0, 0.0, collections.deque()
+
+    def start(self) -> None:
+        self.runtime.synchronize()
+        self.started = time.perf_counter()
+
+    def read(self) -> float:
+        """The seconds so far. Lets the host run two steps ahead of a GPU, no more, else it would time launches."""
+        if self.runtime.device.type == "cuda":
+            self.events.append(torch.cuda.Event())
+            self.events[-1].record()
+            if len(self.events) > 2:
+                self.events.popleft().synchronize()
+        return self.seconds + self.runtime.from_main(time.perf_counter() - self.started)
+
+    def pause(self) -> float:
+        """Stop counting; the seconds so far."""
+        self.runtime.synchronize()
+        self.seconds += self.runtime.from_main(time.perf_counter() - self.started)
+        return self.seconds
+
+
+class Trainer:
+    """Everything that a training step touches."""
+
+    def __init__(self, model: GPT, settings: Settings, runtime: Runtime, log: Log, data: TrainingRows, code_bytes: int):
+        self.model, self.settings, self.runtime, self.log = model, settings, runtime, log
+        self.data, self.code_bytes = data, code_bytes
+        self.loss = runtime.compile(training_loss, "graph")
+        self.plan, self.clock, self.average = BatchPlan(settings, runtime), Clock(runtime), WeightAverage(settings)
+        self.optimizer = Optimizer(model, settings, runtime)
+        self.stored = list(stored_parameters(model).values())
+        self.quantized, self.limits = stored_parameters(model, "mlp", "int6"), None
+        self.targets_per_step = self.plan.step_rows * (settings.train_seq_len - settings.memory_tokens)
+        self.steps, self.qat_steps, self.epoch = 0, 0, 0
+
+    def forward_backward(self, tokens: Tensor, targets: Tensor, limits: Tensor | None) -> Tensor:
+        """Add a micro-batch to the gradients; its share of the step's mean loss, on the device."""
+        if self.runtime.device.type == "cuda":
+            tokens, targets = (x.pin_memory().to(self.runtime.device, non_blocking=True) for x in (tokens, targets))
+        objective, loss = self.loss(self.model, self.quantized, limits, tokens, targets)
+        (objective / self.targets_per_step).backward()
+        return loss / self.targets_per_step
+
+    def warm_up(self) -> None:
+        """Run every training graph on synthetic tokens, then put weights, optimizer and random state back.
+
+        The loader has no state to put back: a row depends on its position alone.
+        """
+        parameters, random_state = list(self.model.parameters()), torch.get_rng_state()
+        saved = [parameter.detach().clone() for parameter in parameters]
+        tokens = torch.arange(self.plan.rows * self.settings.train_seq_len) % self.settings.vocab_size
+        tokens = tokens.view(self.plan.rows, -1)
+        limits = PrecisionPlan(self.model, self.settings).as_tensor(self.runtime.device)
+        for graph_limits in (None, limits) if self.settings.late_qat_threshold else (None,):
+            for step in range(self.settings.warmup_steps):
+                self.forward_backward(tokens, tokens, graph_limits)
+                self.optimizer.step(step, 1.0)
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, saved)
+        self.optimizer = Optimizer(self.model, self.settings, self.runtime)
+        torch.set_rng_state(random_state)
+
+    def step(self, scale: float) -> Tensor:
+        """One optimizer step; this rank's share of its mean loss, on the device."""
+        s = self.settings
+        if self.limits is None and scale < s.late_qat_threshold:
+            plan = PrecisionPlan(self.model, s)  # trains for the widths that the artifact will need, by estimate
+            plan.shrink(plan.estimated_bytes(self.model) + self.code_bytes - s.artifact_max_bytes)
+            self.limits = plan.as_tensor(self.runtime.device)
+            self.log(f"late_qat:on step:{self.steps} scale:{scale:.4f} {plan}")
+        self.qat_steps += self.limits is not None
+        loss = sum(self.forward_backward(*self.plan.batch(self.data, self.steps, micro_step), self.limits)
+                   for micro_step in range(self.plan.micro_steps))
+        self.optimizer.step(self.steps, scale)
+        self.steps += 1
+        self.average.after_step(self.steps, scale, self.stored)
+        return loss
+
+    def run(self, validate) -> None:
+        """Train to the end of the schedule; `validate(step, seconds)` is called where VAL_LOSS_EVERY says so."""
+        s, seconds, reported = self.settings, 0.0, 0
+        self.clock.start()
+        while (progress := progress_at(s, self.steps, seconds)) < 1.0:
+            loss = self.step(scale_at(s, self.steps, progress))
+            seconds = self.clock.read()
+            if self.steps == 1 or (s.train_log_every and self.steps % s.train_log_every == 0):
+                self.report(loss, seconds)
+                reported = self.steps
+            if s.val_loss_every and self.steps % s.val_loss_every == 0:
+                seconds = self.clock.pause()
+                validate(self.steps, seconds)
+                self.clock.start()
+        seconds = self.clock.pause()
+        if reported < self.steps:
+            self.report(loss, seconds)
+
+    def report(self, loss: Tensor, seconds: float) -> None:
+        """The field's line for a step, and the epoch if it is a new one. Waits for the device; stops at NaN."""
+        self.train_loss = float(self.runtime.sum_over_ranks(loss.clone()))
+        self.log(f"step:{self.steps}/{self.settings.iterations} train_loss:{self.train_loss:.4f} "
+                 f"train_time:{1000 * seconds:.0f}ms step_avg:{1000 * seconds / self.steps:.2f}ms")
+        epoch = (self.steps * self.plan.step_rows - 1) // self.data.rows
+        if epoch > self.epoch:
+            self.log(f"data: epoch {epoch + 1}: the rows repeat, in a new order and cut at other places")
+            self.epoch = epoch
+        if not math.isfinite(self.train_loss):
+            raise UserError(f"train_loss is {self.train_loss} at step {self.steps}: the run has diverged; lower "
+                            "MATRIX_LR, TIED_EMBED_LR or GRAD_CLIP_NORM")
+
+
+# ---- Main --------------------------------------------------------------------------------------------------
+
+
+def build_model(settings: Settings, runtime: Runtime) -> GPT:
+    """A model on the device, with the initial weights that SEED gives."""
+    torch.manual_seed(settings.seed)
+    return GPT(settings, runtime).to(runtime.device)
+
+
+class Run:
+    """One run of the script: data, log, the time of each stage, and the results so far."""
+
+    def __init__(self, settings: Settings, runtime: Runtime, log: Log):
+        self.settings, self.runtime, self.log = settings, runtime, log
+        self.code_bytes, self.validation = Path(__file__).stat().st_size, None
+        self.results: dict = dict(
+            run_id=log.run_id, seed=settings.seed, settings=dataclasses.asdict(settings), device=str(runtime.device),
+            runtime=runtime.reasons, world_size=runtime.world_size, bytes_code=self.code_bytes,
+            versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
+                          sentencepiece=sentencepiece.__version__, zstandard=zstandard.__version__), stages={})
+        folder, path = self.stage("data", find_data, settings, runtime, log)
+        self.tokenizer = load_tokenizer(path, settings.vocab_size)
+        self.tokenizer_digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.train_files = [] if settings.artifact else find_shards(folder, "train")
+        self.val_files = [] if settings.sample else find_shards(folder, "val")
+        self.evaluator = Evaluator(settings, runtime, ByteTable(self.tokenizer), log)
+        log(f"data:{folder} tokenizer:{path} sha256:{self.tokenizer_digest[:16]}")
+
+    def stage(self, name: str, function, *arguments):
+        """Call a function, and keep and log how long it took."""
+        started = time.perf_counter()
+        value = function(*arguments)
+        self.runtime.synchronize()
+        self.results["stages"][name] = time.perf_counter() - started
+        self.log(f"stage:{name} {self.results['stages'][name]:.1f}s")
+        return value
+
+    def score(self, model: GPT, name: str) -> Score:
+        """Score a model. The first call opens the validation shards: never before training and packing are over,
+        unless VAL_LOSS_EVERY asks for it."""
+        if self.validation is None:
+            self.validation = load_validation(self.val_files, self.settings.vocab_size)
+            self.log(f"val_loader:shards:{len(self.val_files)} tokens:{len(self.validation)}")
+        return self.evaluator.score(model, self.validation, name)
+
+    def validate(self, model: GPT, steps: int, seconds: float) -> Score:
+        """A plain pass during training or after it, in the field's line."""
+        score = self.score(model, "plain")
+        self.log(f"step:{steps}/{self.settings.iterations} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
+                 f"train_time:{1000 * seconds:.0f}ms step_avg:{1000 * seconds / steps:.2f}ms")
+        return score
+
+    def train(self) -> GPT:
+        """A model trained on the training split, with the weights to export."""
+        s, runtime, log = self.settings, self.runtime, self.log
+        data = TrainingRows(self.train_files, s.train_seq_len, s.seed, s.vocab_size)
+        model = build_model(s, runtime)
+        trainer = Trainer(model, s, runtime, log, data, self.code_bytes)
+        parameters = sum(p.numel() for p in model.parameters())
+        log(f"model_params:{parameters} seed:{s.seed} average:{trainer.average.name}")
+        log(f"train_loader:shards:{len(data.files)} rows:{data.rows} step_rows:{trainer.plan.step_rows} micro_batch:"
+            f"{trainer.plan.rows}x{s.train_seq_len} grad_accum_steps:{trainer.plan.micro_steps}")
+        self.stage("warmup_training", trainer.warm_up)
+        self.stage("warmup_evaluation", self.evaluator.warm_up, model)
+        self.stage("training", trainer.run, lambda steps, seconds: self.validate(model, steps, seconds))
+        log(trainer.average.load_into(trainer.stored))
+        seconds, tokens = trainer.clock.seconds, trainer.steps * s.train_batch_tokens
+        log(f"late_qat_steps:{trainer.qat_steps} tokens:{tokens} tokens_per_second:{tokens / seconds:.0f}")
+        self.results.update(
+            parameters=parameters, steps=trainer.steps, tokens=tokens, train_seconds=seconds,
+            step_avg_ms=1000 * seconds / trainer.steps, train_loss=trainer.train_loss,
+            late_qat_steps=trainer.qat_steps, exported=trainer.average.name if trainer.average.samples else "last")
+        return model
+
+    def write_artifact(self, model: GPT) -> bytes:
+        """Pack the model, write it, and read it back from the disk. One that is over the cap gets another name."""
+        s, data = self.settings, None
+        if self.runtime.rank == 0:
+            manifest = dict(settings={f.name: getattr(s, f.name) for f in fields_of("model", "evaluation")},
+                            tokenizer=self.tokenizer_digest)
+            packed, plan = pack_under_cap(model, s, manifest, self.code_bytes)
+            fits = len(packed) + self.code_bytes <= s.artifact_max_bytes
+            path = Path(ARTIFACT_NAME if fits else OVER_CAP_NAME)
+            write_atomically(Path("logs", f"{self.log.run_id}.{path.name}"), packed)  # one that no later run replaces
+            write_atomically(path, packed)
+            data = path.read_bytes()
+            self.log(f"artifact:{path} {plan}")
+        data = self.runtime.from_main(data)
+        total = len(data) + self.code_bytes
+        self.results.update(bytes_model=len(data), bytes_total=total, under_cap=total <= s.artifact_max_bytes)
+        self.log(f"Serialized model int6+zstd: {len(data)} bytes")
+        self.log(f"Code size: {self.code_bytes} bytes")
+        self.log(f"Total submission size int6+zstd: {total} bytes")
+        return data
+
+    def score_artifact(self, data: bytes, name: str) -> None:
+        """Read an artifact into a fresh model and score that: plain as a check, then sliding."""
+        model = self.read_model(data, name, self.runtime)
+        for label, kind in (("final_int6_roundtrip", "plain"), ("final_int6_sliding_window", "sliding")):
+            score = self.stage(label, self.score, model, kind)
+            self.results[label] = dataclasses.asdict(score)
+            self.log(f"{label} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
+                     f"eval_time:{1000 * score.seconds:.0f}ms targets:{score.targets} bytes:{score.bytes}")
+            self.log(f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
+
+    def read_model(self, data: bytes, name: str, runtime: Runtime) -> GPT:
+        """The model in an artifact; UserError if it was made with another tokenizer."""
+        manifest, numbers = read_artifact(data, name)
+        if manifest["tokenizer"] != self.tokenizer_digest:
+            raise UserError(f"{name}: made with another tokenizer (sha256 {manifest['tokenizer'][:16]}, here "
+                            f"{self.tokenizer_digest[:16]}); set DATA_PATH or TOKENIZER_PATH to the one it was made with")
+        model = build_model(self.settings, runtime)
+        unpack_into(model, manifest, numbers, name)
+        return model
+
+    def finish(self) -> None:
+        """Write the results for programs."""
+        results = self.results
+        results["eval_seconds"] = sum(results[label]["seconds"] for label in results if label.startswith("final_"))
+        results["peak_memory_bytes"] = self.runtime.peak_memory_bytes()
+        self.log(f"eval_seconds:{results['eval_seconds']:.1f} peak_memory:{results['peak_memory_bytes'] >> 20}MiB")
+        if self.runtime.rank == 0:
+            write_atomically(Path("logs", f"{self.log.run_id}.json"), json.dumps(results, indent=1).encode())
+
+
+def train_and_score(run: Run) -> None:
+    """Train, average, quantize, pack, read back, score."""
+    model = run.train()
+    data = run.stage("packing", run.write_artifact, model)
+    if not run.results["under_cap"]:
+        run.finish()
+        raise UserError(f"{run.results['bytes_total'] - run.settings.artifact_max_bytes} bytes over the cap: the model "
+                        f"was put aside as {OVER_CAP_NAME} and has no score; try INT5_MLP=1 or fewer parameters")
+    score = run.stage("pre_quantization", run.validate, model, run.results["steps"], run.results["train_seconds"])
+    run.results["pre_quantization"] = dataclasses.asdict(score)
+    run.score_artifact(data, ARTIFACT_NAME)
+    run.finish()
+
+
+def score_existing(run: Run, data: bytes) -> None:
+    """Score an artifact that an earlier run has made."""
+    run.results.update(bytes_model=len(data), bytes_total=len(data) + run.code_bytes)
+    run.stage("warmup_evaluation", run.evaluator.warm_up, build_model(run.settings, run.runtime))
+    run.score_artifact(data, run.settings.artifact)
+    run.finish()
+
+
+@torch.no_grad()
+def continue_text(run: Run, data: bytes) -> None:
+    """Print SAMPLE and what the model writes after it, not compiled, since the length grows."""
+    s = run.settings
+    model = run.read_model(data, s.artifact, dataclasses.replace(run.runtime, compiled="no"))
+    generator = torch.Generator().manual_seed(s.seed)
+    ids = [BOS, *run.tokenizer.encode(s.sample)]
+    while len(ids) < s.sample_tokens + 1 + len(run.tokenizer.encode(s.sample)):
+        context = torch.tensor([ids[-(s.train_seq_len - s.memory_tokens):]], device=run.runtime.device)
+        logits = model.logits(context)[0, -1].cpu()
+        token = int(torch.multinomial(torch.softmax(logits / s.sample_temperature, -1), 1, generator=generator)) \
+            if s.sample_temperature else int(logits.argmax())
+        if token == BOS:  # the model has ended the document
+            break
+        ids.append(token)
+    run.log(run.tokenizer.decode(ids))
+
+
+def start(environment) -> None:
+    """Settings, runtime, log, then what the settings ask for."""
+    if environment.get("RANK", "0") == "0":
+        for warning in mistyped_settings(environment):
+            print(warning, file=sys.stderr)
+    artifact, data, stored = environment.get("ARTIFACT", ""), b"", {}
+    if artifact:
+        if not Path(artifact).is_file():
+            raise UserError(f"ARTIFACT={artifact} is not a file")
+        data = Path(artifact).read_bytes()
+        stored = read_artifact(data, artifact)[0]["settings"]
+    settings, preset_line = settings_from(environment, stored)
+    runtime = start_runtime(settings)
+    default_id = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}-seed{settings.seed}"
+    log = Log(runtime.from_main(settings.run_id or default_id), runtime)
+    for line in (preset_line, *runtime.reasons):
+        log(line)
+    log(f"settings:{json.dumps(dataclasses.asdict(settings))}", console=False)
+    run = Run(settings, runtime, log)
+    if not artifact:
+        train_and_score(run)
+    elif settings.sample:
+        continue_text(run, data)
+    else:
+        score_existing(run, data)
+
+
+def main() -> int:
+    """Exit status 0; or 2 after one line that says what to mend."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text())
+        return 0
+    try:
+        if sys.argv[1:]:
+            raise UserError(f"unexpected argument {sys.argv[1]}: settings are environment variables, see --help")
+        start(os.environ)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
