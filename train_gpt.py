@@ -4,8 +4,8 @@
     torchrun --standalone --nproc_per_node=8 train_gpt.py   # the record configuration on 8xH100
     ARTIFACT=final_model.int6.ptz python train_gpt.py       # score an artifact without training
 
-Every setting is an environment variable (`python train_gpt.py --help`), so `BACKOUT_ENABLED=0 python train_gpt.py`
-is an ablation. The file reads in the order in which it runs:
+Every setting is an environment variable (see --help), so that `BACKOUT_ENABLED=0 python train_gpt.py` is an
+ablation. The file reads in the order in which it runs:
 
     Settings    typed, from the environment, checked together before anything is loaded
     Runtime     ranks, device, dtype, attention, compiler: chosen once, each with its reason
@@ -28,6 +28,7 @@ import ctypes
 import dataclasses
 import datetime
 import difflib
+import functools
 import hashlib
 import importlib.util
 import json
@@ -52,171 +53,154 @@ from torch import Tensor, nn
 
 # ---- Settings ----------------------------------------------------------------------------------------------
 
-
 class UserError(Exception):
     """Something that the person at the keyboard can mend: main() prints its one line and exits with 2."""
 
-
 def setting(group: str, default, help: str, low=None, high=None, choices: tuple[str, ...] = ()):
-    """One setting; its environment variable is its name in capitals, the field's name where the field has one."""
-    return dataclasses.field(default=default,
-                             metadata=dict(group=group, help=help, low=low, high=high, choices=choices))
+    """One setting; its environment variable is its name in capitals, the field's name where it has one."""
+    meta = dict(group=group, help=help, low=low, high=high, choices=choices)
+    return dataclasses.field(default=default, metadata=meta)
 
+run_, model_, train_, pack_, eval_ = (functools.partial(setting, group) for group in (
+    "run", "model", "training", "artifact", "evaluation"))
 
 @dataclass(frozen=True)
 class Settings:
     """Every setting of a run. The defaults are PRESET=record; PRESETS has what another preset changes."""
 
-    preset: str = setting("run", "auto", "auto: record on CUDA, else pocket", choices=("auto", "record", "pocket"))
-    run_id: str = setting("run", "", "names the files in logs/; empty: date, time, process and seed")
-    seed: int = setting("run", 1337, "decides the initial weights and the order of the data", 0)
-    artifact: str = setting("run", "", "score this artifact instead of training a model")
-    sample: str = setting("run", "", "with ARTIFACT: continue this text instead of scoring")
-    sample_tokens: int = setting("run", 200, "most tokens that SAMPLE adds", 1)
-    sample_temperature: float = setting("run", 0.8, "of SAMPLE; 0 always takes the likeliest token", 0.0)
-    data_path: str = setting("run", "", "folder of *_train_*.bin and *_val_*.bin; empty: FineWeb, else the demo corpus")
-    tokenizer_path: str = setting("run", "", "SentencePiece model; empty: DATA_PATH/tokenizer.model, else FineWeb's")
-    device: str = setting("run", "auto", "auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu"))
-    dtype: str = setting("run", "auto", "of activations; auto: bfloat16 where the hardware computes it well",
-                         choices=("auto", "bfloat16", "float32"))
-    attention: str = setting("run", "auto", "auto: the fastest that is installed and fits the device",
-                             choices=("auto", "flash3", "flash2", "sdpa", "folded"))
-    compile: str = setting("run", "auto", "torch.compile; auto: if a compiler works", choices=("auto", "0", "1"))
+    preset: str = run_("auto", "auto: record on CUDA, else pocket", choices=("auto", "record", "pocket"))
+    run_id: str = run_("", "names the files in logs/; empty: date, time, process and seed")
+    seed: int = run_(1337, "decides the initial weights and the order of the data", 0)
+    artifact: str = run_("", "score this artifact instead of training a model")
+    sample: str = run_("", "with ARTIFACT: continue this text instead of scoring")
+    sample_tokens: int = run_(200, "most tokens that SAMPLE adds", 1)
+    sample_temperature: float = run_(0.8, "of SAMPLE; 0 always takes the likeliest token", 0.0)
+    data_path: str = run_("", "folder of the shards; empty: FineWeb's, or if that is absent the demo corpus")
+    tokenizer_path: str = run_("", "SentencePiece model; empty: DATA_PATH/tokenizer.model, else FineWeb's")
+    device: str = run_("auto", "auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu"))
+    dtype: str = run_("auto", "of activations; auto: bfloat16 where the hardware computes it well",
+                      choices=("auto", "bfloat16", "float32"))
+    attention: str = run_("auto", "auto: the fastest that is installed and fits the device",
+                          choices=("auto", "flash3", "flash2", "sdpa", "folded"))
+    compile: str = run_("auto", "torch.compile; auto: if a compiler works", choices=("auto", "0", "1"))
 
-    num_layers: int = setting("model", 11, "transformer blocks", 1, 256)
-    model_dim: int = setting("model", 512, "width of the residual stream", 2, 16384)
-    vocab_size: int = setting("model", 1024, "pieces of the tokenizer", 4, 65536)
-    num_heads: int = setting("model", 8, "query heads", 1, 1024)
-    num_kv_heads: int = setting("model", 4, "key and value heads (grouped-query attention)", 1, 1024)
-    qk_gain_init: float = setting("model", 1.5, "initial gain of each query head, after the norm", 0.0)
-    rope_dims: int = setting("model", 16, "rotated dimensions of each head; 0: all", 0)
-    rope_base: float = setting("model", 10000.0, "base of the rotary frequencies", 1.0)
-    mlp_mult: float = setting("model", 3.0, "hidden width of the MLP over MODEL_DIM", 0.01, 64)
-    smear_enabled: bool = setting("model", True, "SmearGate: blend each embedding with the one before it")
-    bigram_vocab_size: int = setting("model", 4096, "rows of the BigramHash table; 0: off", 0, 1 << 24)
-    bigram_dim: int = setting("model", 128, "width of the BigramHash table", 1, 16384)
-    memory_tokens: int = setting("model", 64, "learned vectors in front of every row; 0: off", 0, 16384)
-    backout_enabled: bool = setting("model", True, "at the end, subtract lambda times a middle block's output")
-    backout_lambda_init: float = setting("model", 0.2, "initial lambda of backout")
-    backout_layer: int = setting("model", -1, "block that is backed out, from 0; -1: NUM_LAYERS // 2", -1)
-    tie_embeddings: bool = setting("model", True, "use the embedding as the output matrix")
-    logit_softcap: float = setting("model", 30.0, "c in logits = c * tanh(logits / c)", 1e-3)
-    ln_scale: bool = setting("model", True, "scale the norms of a block by 1 / sqrt(layer + 1)")
-    train_seq_len: int = setting("model", 2048, "positions of a training row, memory tokens included", 2, 1 << 20)
+    num_layers: int = model_(11, "transformer blocks", 1, 256)
+    model_dim: int = model_(512, "width of the residual stream", 2, 16384)
+    vocab_size: int = model_(1024, "pieces of the tokenizer", 4, 65536)
+    num_heads: int = model_(8, "query heads", 1, 1024)
+    num_kv_heads: int = model_(4, "key and value heads (grouped-query attention)", 1, 1024)
+    qk_gain_init: float = model_(1.5, "initial gain of each query head, after the norm", 0.0)
+    rope_dims: int = model_(16, "rotated dimensions of each head; 0: all", 0)
+    rope_base: float = model_(10000.0, "base of the rotary frequencies", 1.0)
+    mlp_mult: float = model_(3.0, "hidden width of the MLP over MODEL_DIM", 0.01, 64)
+    smear_enabled: bool = model_(True, "SmearGate: blend each embedding with the one before it")
+    bigram_vocab_size: int = model_(4096, "rows of the BigramHash table; 0: off", 0, 1 << 24)
+    bigram_dim: int = model_(128, "width of the BigramHash table", 1, 16384)
+    memory_tokens: int = model_(64, "learned vectors in front of every row; 0: off", 0, 16384)
+    backout_enabled: bool = model_(True, "at the end, subtract lambda times a middle block's output")
+    backout_lambda_init: float = model_(0.2, "initial lambda of backout")
+    backout_layer: int = model_(-1, "block that is backed out, from 0; -1: NUM_LAYERS // 2", -1)
+    tie_embeddings: bool = model_(True, "use the embedding as the output matrix")
+    logit_softcap: float = model_(30.0, "c in logits = c * tanh(logits / c)", 1e-3)
+    ln_scale: bool = model_(True, "scale the norms of a block by 1 / sqrt(layer + 1)")
+    train_seq_len: int = model_(2048, "positions of a training row, memory tokens included", 2, 1 << 20)
 
-    tied_embed_init_std: float = setting("training", 0.005, "initial deviation of a tied embedding", 0.0)
-    mtp_num_heads: int = setting("training", 0, "auxiliary heads that predict further ahead; never exported", 0)
-    mtp_loss_weight: float = setting("training", 0.2, "weight of their mean loss", 0.0)
-    train_batch_tokens: int = setting("training", 786432, "positions of a step over all ranks", 1)
-    micro_batch_tokens: int = setting("training", 0, "most positions of a rank's forward pass; 0: what its memory holds "
-                                      "(24 GB: 31,000 at the record's shape)", 0)
-    iterations: int = setting("training", 9000, "most steps", 1)
-    max_wallclock_seconds: float = setting("training", 600.0, "training stops before this; 0: no limit", 0.0)
-    warmdown_iters: int = setting("training", 3000, "steps of linear decay to 0 at the end", 0)
-    warmdown_fraction: float = setting("training", 0.6, "most of a run that WARMDOWN_ITERS may take", 0.0, 1.0)
-    warmup_steps: int = setting("training", 20, "steps on synthetic tokens before the clock starts, then undone", 0)
-    grad_clip_norm: float = setting("training", 0.3, "largest norm of the gradient; 0: no clipping", 0.0)
-    matrix_lr: float = setting("training", 0.025, "learning rate of Muon", 0.0)
-    muon_momentum: float = setting("training", 0.99, "momentum of Muon after its warm-up", 0.0, 0.9999)
-    muon_momentum_warmup_start: float = setting("training", 0.92, "momentum of Muon at step 0", 0.0, 0.9999)
-    muon_momentum_warmup_steps: int = setting("training", 1500, "steps from the one to the other", 0)
-    muon_backend_steps: int = setting("training", 5, "Newton-Schulz iterations", 1, 100)
-    muon_wd: float = setting("training", 0.04, "decoupled weight decay of Muon", 0.0)
-    tied_embed_lr: float = setting("training", 0.035, "learning rate of a tied embedding, memory and bigram table", 0.0)
-    embed_lr: float = setting("training", 0.6, "learning rate of an embedding that is not tied", 0.0)
-    head_lr: float = setting("training", 0.008, "learning rate of an untied output matrix and of MTP heads", 0.0)
-    scalar_lr: float = setting("training", 0.025, "learning rate of vectors, gates and scalars", 0.0)
-    adam_wd: float = setting("training", 0.04, "weight decay of AdamW; memory tokens have none", 0.0)
-    beta1: float = setting("training", 0.9, "of AdamW", 0.0, 0.9999)
-    beta2: float = setting("training", 0.95, "of AdamW", 0.0, 0.9999)
-    adam_eps: float = setting("training", 1e-8, "of AdamW", 0.0)
-    swa_enabled: bool = setting("training", True, "export the mean of the weights near the end")
-    swa_every: int = setting("training", 50, "steps between its samples", 1)
-    swa_start_scale: float = setting("training", 0.2, "SWA starts when the learning-rate scale falls below", 0.0)
-    ema_enabled: bool = setting("training", False, "export an exponential average in place of SWA")
-    ema_decay: float = setting("training", 0.997, "its decay per step", 0.0, 1.0)
-    ema_every: int = setting("training", 10, "steps between its updates", 1)
-    ema_start_scale: float = setting("training", 0.5, "EMA starts when the learning-rate scale falls below", 0.0)
-    late_qat_threshold: float = setting("training", 0.1, "train on quantized weights when the learning-rate scale falls "
-                                        "below; 0: never", 0.0, 1.0)
-    train_log_every: int = setting("training", 200, "steps between lines of the log; 0: first and last step", 0)
-    val_loss_every: int = setting("training", 0, "steps between validation passes during training; 0: none", 0)
+    tied_embed_init_std: float = train_(0.005, "initial deviation of a tied embedding", 0.0)
+    mtp_num_heads: int = train_(0, "auxiliary heads that predict further ahead; never exported", 0)
+    mtp_loss_weight: float = train_(0.2, "weight of their mean loss", 0.0)
+    train_batch_tokens: int = train_(786432, "positions of a step over all ranks", 1)
+    micro_batch_tokens: int = train_(0, "most positions of a forward pass; 0: as many as the memory holds", 0)
+    iterations: int = train_(9000, "most steps", 1)
+    max_wallclock_seconds: float = train_(600.0, "training stops before this; 0: no limit", 0.0)
+    warmdown_iters: int = train_(3000, "steps of linear decay to 0 at the end", 0)
+    warmdown_fraction: float = train_(0.6, "most of a run that WARMDOWN_ITERS may take", 0.0, 1.0)
+    warmup_steps: int = train_(20, "steps on synthetic tokens before the clock starts, then undone", 0)
+    grad_clip_norm: float = train_(0.3, "largest norm of the gradient; 0: no clipping", 0.0)
+    matrix_lr: float = train_(0.025, "learning rate of Muon", 0.0)
+    muon_momentum: float = train_(0.99, "momentum of Muon after its warm-up", 0.0, 0.9999)
+    muon_momentum_warmup_start: float = train_(0.92, "momentum of Muon at step 0", 0.0, 0.9999)
+    muon_momentum_warmup_steps: int = train_(1500, "steps from the one to the other", 0)
+    muon_backend_steps: int = train_(5, "Newton-Schulz iterations", 1, 100)
+    muon_wd: float = train_(0.04, "decoupled weight decay of Muon", 0.0)
+    tied_embed_lr: float = train_(0.035, "learning rate of a tied embedding, memory and bigram table", 0.0)
+    embed_lr: float = train_(0.6, "learning rate of an embedding that is not tied", 0.0)
+    head_lr: float = train_(0.008, "learning rate of an untied output matrix and of MTP heads", 0.0)
+    scalar_lr: float = train_(0.025, "learning rate of vectors, gates and scalars", 0.0)
+    adam_wd: float = train_(0.04, "weight decay of AdamW; memory tokens have none", 0.0)
+    beta1: float = train_(0.9, "of AdamW", 0.0, 0.9999)
+    beta2: float = train_(0.95, "of AdamW", 0.0, 0.9999)
+    adam_eps: float = train_(1e-8, "of AdamW", 0.0)
+    swa_enabled: bool = train_(True, "export the mean of the weights near the end")
+    swa_every: int = train_(50, "steps between its samples", 1)
+    swa_start_scale: float = train_(0.2, "SWA starts when the learning-rate scale falls below", 0.0)
+    ema_enabled: bool = train_(False, "export an exponential average in place of SWA")
+    ema_decay: float = train_(0.997, "its decay per step", 0.0, 1.0)
+    ema_every: int = train_(10, "steps between its updates", 1)
+    ema_start_scale: float = train_(0.5, "EMA starts when the learning-rate scale falls below", 0.0)
+    late_qat_threshold: float = train_(0.1, "late QAT starts when the scale falls below; 0: never", 0.0, 1.0)
+    train_log_every: int = train_(200, "steps between lines of the log; 0: first and last step", 0)
+    val_loss_every: int = train_(0, "steps between validation passes during training; 0: none", 0)
 
-    int5_mlp: str = setting("artifact", "auto", "MLP matrices: 0 int6, 1 int5, auto int5 as far as the cap needs",
-                            choices=("auto", "0", "1"))
-    zstd_level: int = setting("artifact", 22, "compression level", 1, 22)
-    artifact_max_bytes: int = setting("artifact", 16_000_000, "cap on code + model", 1)
+    int5_mlp: str = pack_("auto", "MLP matrices: 0 int6, 1 int5, auto int5 as far as the cap needs",
+                         choices=("auto", "0", "1"))
+    zstd_level: int = pack_(22, "compression level", 1, 22)
+    artifact_max_bytes: int = pack_(16_000_000, "cap on code + model", 1)
 
-    eval_seq_len: int = setting("evaluation", 2048, "positions of a sliding window, memory tokens included", 2, 1 << 20)
-    eval_stride: int = setting("evaluation", 64, "targets that each sliding window adds", 1)
-    eval_batch_seqs: int = setting("evaluation", 256, "windows of a rank's forward pass", 1)
+    eval_seq_len: int = eval_(2048, "positions of a sliding window, memory tokens included", 2, 1 << 20)
+    eval_stride: int = eval_(64, "targets that each sliding window adds", 1)
+    eval_batch_seqs: int = eval_(256, "windows of a rank's forward pass", 1)
 
-
-# The record's constants are made for 7,000 steps; a CPU takes a few hundred. So here momentum forgets within 20
-# steps, rates are higher, and the average spans the last few dozen steps.
+# The record's constants are made for 7,000 steps. A CPU takes a few hundred: its momentum forgets within 20
+# steps, and its average spans the last few dozen.
 PRESETS: dict[str, dict] = {
     "record": {},
     "pocket": dict(
         model_dim=192, num_heads=3, num_kv_heads=1, bigram_vocab_size=2048, bigram_dim=64, memory_tokens=8,
-        train_seq_len=256, train_batch_tokens=4096, micro_batch_tokens=4096, iterations=20000,
-        max_wallclock_seconds=150.0, warmdown_fraction=0.5, warmup_steps=2, grad_clip_norm=1.0, matrix_lr=0.03,
-        muon_momentum=0.95, muon_momentum_warmup_start=0.85, muon_momentum_warmup_steps=100, tied_embed_lr=0.04,
-        scalar_lr=0.03, swa_every=5, train_log_every=25, eval_seq_len=256, eval_batch_seqs=32),
+        train_seq_len=256, train_batch_tokens=2048, micro_batch_tokens=2048, iterations=20000, warmup_steps=2,
+        max_wallclock_seconds=150.0, warmdown_fraction=0.5, grad_clip_norm=1.0, muon_momentum=0.95,
+        muon_momentum_warmup_start=0.85, muon_momentum_warmup_steps=200, matrix_lr=0.03, tied_embed_lr=0.04,
+        scalar_lr=0.03, swa_every=10, train_log_every=50, eval_seq_len=256, eval_batch_seqs=32),
 }
-
 
 def fields_of(*groups: str) -> list[dataclasses.Field]:
     """The settings of these groups, or all of them, in the order of the class."""
-    return [field for field in dataclasses.fields(Settings) if not groups or field.metadata["group"] in groups]
-
+    return [f for f in dataclasses.fields(Settings) if not groups or f.metadata["group"] in groups]
 
 def parse_value(field: dataclasses.Field, text: str):
     """The typed value of an environment variable; ValueError says what would have been right."""
-    if field.type == "str":
-        return text
+    meta = field.metadata
     if field.type == "bool":
         if text.strip().lower() not in ("0", "1", "false", "true"):
             raise ValueError("must be 0 or 1")
         return text.strip().lower() in ("1", "true")
     try:
-        value = int(text) if field.type == "int" else float(text)
+        value = {"int": int, "float": float, "str": str}[field.type](text)
     except ValueError:
         raise ValueError("must be a whole number" if field.type == "int" else "must be a number") from None
-    if not math.isfinite(value):
+    if meta["choices"] and value not in meta["choices"]:
+        raise ValueError(f"must be one of {', '.join(meta['choices'])}")
+    if field.type == "float" and not math.isfinite(value):
         raise ValueError("must be finite")
+    low, high = meta["low"], meta["high"]
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ValueError(f"must be at least {low}" + (f" and at most {high}" if high is not None else ""))
     return value
 
-
-def range_problems(s: Settings) -> list[str]:
-    """What each setting's own range or choices forbid."""
-    problems = []
-    for field in fields_of():
-        name, value, meta = field.name.upper(), getattr(s, field.name), field.metadata
-        if meta["choices"] and value not in meta["choices"]:
-            problems.append(f"{name}={value} must be one of {', '.join(meta['choices'])}")
-        if meta["low"] is not None and value < meta["low"]:
-            problems.append(f"{name}={value} must be at least {meta['low']}")
-        if meta["high"] is not None and value > meta["high"]:
-            problems.append(f"{name}={value} must be at most {meta['high']}")
-    return problems
-
-
 def combination_problems(s: Settings) -> list[str]:
-    """What cannot work together, if each setting is within its range."""
-    head_dim, window, row = s.model_dim // s.num_heads, s.eval_seq_len - s.memory_tokens, \
-        s.train_seq_len - s.memory_tokens
+    """What cannot work together."""
+    head_dim = s.model_dim // s.num_heads
+    window, row = s.eval_seq_len - s.memory_tokens, s.train_seq_len - s.memory_tokens
     rules = [
-        (s.model_dim % s.num_heads == 0, f"MODEL_DIM={s.model_dim} must be a multiple of NUM_HEADS={s.num_heads}"),
-        (s.num_heads % s.num_kv_heads == 0,
-         f"NUM_HEADS={s.num_heads} must be a multiple of NUM_KV_HEADS={s.num_kv_heads}"),
+        (s.model_dim % s.num_heads == 0, f"MODEL_DIM={s.model_dim} must be a multiple of NUM_HEADS"),
+        (s.num_heads % s.num_kv_heads == 0, f"NUM_HEADS={s.num_heads} must be a multiple of NUM_KV_HEADS"),
         ((s.rope_dims or head_dim) % 2 == 0 and s.rope_dims <= head_dim,
          f"ROPE_DIMS={s.rope_dims} must be even and at most the {head_dim} dimensions of a head"),
-        (s.backout_layer < s.num_layers, f"BACKOUT_LAYER={s.backout_layer} must be below NUM_LAYERS={s.num_layers}"),
+        (s.backout_layer < s.num_layers, f"BACKOUT_LAYER={s.backout_layer} must be below NUM_LAYERS"),
         (int(s.mlp_mult * s.model_dim) > 0, f"MLP_MULT={s.mlp_mult} leaves the MLP no hidden units"),
         (row > 1, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in TRAIN_SEQ_LEN={s.train_seq_len}"),
         (window > 0, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in EVAL_SEQ_LEN={s.eval_seq_len}"),
-        (not 0 < window < s.eval_stride, f"EVAL_STRIDE={s.eval_stride} must be at most EVAL_SEQ_LEN - MEMORY_TOKENS = "
-                                         f"{window}, or targets would be skipped"),
+        (not 0 < window < s.eval_stride,
+         f"EVAL_STRIDE={s.eval_stride} must be at most EVAL_SEQ_LEN - MEMORY_TOKENS = {window}"),
         (s.train_batch_tokens % s.train_seq_len == 0,
          f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of TRAIN_SEQ_LEN={s.train_seq_len}"),
         (s.micro_batch_tokens == 0 or s.micro_batch_tokens >= s.train_seq_len,
@@ -230,7 +214,6 @@ def combination_problems(s: Settings) -> list[str]:
     ]
     return [problem for holds, problem in rules if not holds]
 
-
 def mistyped_settings(environment) -> list[str]:
     """A warning for each variable that is no setting but looks like one (NUM_LAYER, LR_MATRIX)."""
     names = [field.name.upper() for field in fields_of()]
@@ -243,13 +226,10 @@ def mistyped_settings(environment) -> list[str]:
             warnings.append(f"warning: {variable} is not a setting; did you mean {meant[0]}?")
     return warnings
 
-
 def settings_from(environment, stored: dict | None = None) -> tuple[Settings, str]:
     """Settings from environment variables, and the line that says which preset was chosen and why.
-
-    A variable wins over `stored`, what an artifact says of itself, and that over the preset; what shapes the model
-    must not differ from an artifact's. Raises UserError with every problem in one message.
-    """
+    A variable wins over `stored`, what an artifact says of itself, and that over the preset; but it must not
+    shape the model otherwise than the artifact. Raises one UserError with every problem."""
     given, problems, stored = {}, [], stored or {}
     for field in fields_of():
         text = environment.get(field.name.upper(), "")
@@ -258,42 +238,39 @@ def settings_from(environment, stored: dict | None = None) -> tuple[Settings, st
         except ValueError as error:
             problems.append(f"{field.name.upper()}={text} {error}")
     for field in fields_of("model"):
-        if given.get(field.name, stored.get(field.name)) != stored.get(field.name, given.get(field.name)):
-            problems.append(f"{field.name.upper()}={given[field.name]} differs from the artifact's {stored[field.name]}")
+        if field.name in stored and given.get(field.name, stored[field.name]) != stored[field.name]:
+            problems.append(f"{field.name.upper()} differs from the artifact's {stored[field.name]}")
     wanted, device = given.get("preset", "auto"), given.get("device", "auto")
     on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     preset = wanted if wanted in PRESETS else "record" if on_cuda else "pocket"
     settings = Settings(**{**PRESETS[preset], **stored, **given})
-    problems += range_problems(settings)
-    problems = problems or combination_problems(settings)
+    problems += combination_problems(settings)
     if problems:
         raise UserError("settings: " + "; ".join(problems))
-    return settings, f"preset:{preset} ({'asked for' if wanted in PRESETS else 'CUDA' if on_cuda else 'no CUDA'})"
-
+    reason = "asked for" if wanted in PRESETS else "CUDA is there" if on_cuda else "no CUDA"
+    return settings, f"preset:{preset} ({reason})"
 
 def as_typed(value) -> str:
     """A value as one would type it after `NAME=`."""
-    return str(int(value)) if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
-
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 def help_text() -> str:
     """What --help prints: every setting with type, default and a line of help."""
     lines = ["usage: [SETTING=value ...] python train_gpt.py",
              "   or: [SETTING=value ...] torchrun --standalone --nproc_per_node=8 train_gpt.py", "",
-             "Settings are environment variables. Defaults are PRESET=record's, [in brackets] what PRESET=pocket has."]
+             "Settings are environment variables. Defaults are PRESET=record's; [what PRESET=pocket has]."]
     for group in dict.fromkeys(field.metadata["group"] for field in fields_of()):
         lines += ["", f"{group}:"]
         for field in fields_of(group):
             pocket = PRESETS["pocket"].get(field.name, field.default)
-            default = as_typed(field.default) + (f" [{as_typed(pocket)}]" if pocket != field.default else "")
-            choices = ", ".join(field.metadata["choices"])
-            lines.append(f"  {field.name.upper()} {field.type} = {default or 'empty'}: {field.metadata['help']}"
-                         + (f" ({choices})" if choices else ""))
+            default = as_typed(field.default) or "empty"
+            default += f" [{as_typed(pocket)}]" if pocket != field.default else ""
+            choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
+            name, text = field.name.upper(), field.metadata["help"]
+            lines.append(f"  {name} {field.type} = {default}: {text}{choices}")
     return "\n".join(lines)
 
-
 # ---- Runtime: all that depends on the machine, chosen once -------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Runtime:
@@ -336,7 +313,6 @@ class Runtime:
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-
 def choose_device(settings: Settings, local_rank: int) -> tuple[torch.device, str]:
     """CUDA if it is there, with the reason."""
     if settings.device == "cpu":
@@ -351,21 +327,19 @@ def choose_device(settings: Settings, local_rank: int) -> tuple[torch.device, st
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank), torch.cuda.get_device_name(local_rank)
 
-
 def choose_dtype(settings: Settings, device: torch.device) -> tuple[torch.dtype, str]:
     """bfloat16 where the hardware has instructions for its products, else float32, with the reason."""
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype), "asked for"
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return (torch.bfloat16, "tensor cores") if native else (torch.float32, "this GPU only emulates bfloat16")
+        return (torch.bfloat16, "tensor cores") if native else (torch.float32, "bfloat16 is only emulated")
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     found = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
     return (torch.bfloat16, found[0]) if found else (torch.float32, "no bfloat16 products in this CPU")
 
-
 def choose_attention(settings: Settings, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """The first backend in order of speed that works, with the reason; UserError for a wish that cannot be met."""
+    """The fastest backend that works here, with the reason; UserError for a wish that cannot be met."""
     half = device.type == "cuda" and dtype == torch.bfloat16
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     obstacles = {
@@ -381,12 +355,8 @@ def choose_attention(settings: Settings, device: torch.device, dtype: torch.dtyp
     reason = "; ".join(f"{name} {why}" for name, why in obstacles.items() if why)
     return next((name for name, why in obstacles.items() if not why), "folded"), reason or "the fastest"
 
-
 def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, str]:
-    """What to compile: on CUDA the whole step; on a CPU, where that takes minutes, one block, whose code all share.
-
-    Whether a compiler works is found out by compiling a small function.
-    """
+    """What to compile, if a small function compiles: on a CPU one block, since all would take minutes."""
     if settings.compile == "0":
         return "no", "asked for"
     try:
@@ -400,17 +370,15 @@ def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, s
     finally:
         torch.compiler.reset()
 
-
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, which else goes back to the kernel and is paid for again, page by page."""
+    """Have glibc keep what is freed: from the kernel it would have to come back page by page."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
-
 def start_runtime(settings: Settings) -> Runtime:
-    """Join the ranks that torchrun started (none: one process) and choose device, dtype, attention, compiler."""
+    """Join the ranks that torchrun started, if any, and choose device, dtype, attention and compiler."""
     rank, world_size, local_rank = (int(os.environ.get(name, default))
                                     for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     keep_freed_memory()
@@ -424,14 +392,14 @@ def start_runtime(settings: Settings) -> Runtime:
         on_cuda = device.type == "cuda"
         dist.init_process_group("nccl" if on_cuda else "gloo", device_id=device if on_cuda else None)
         control = dist.new_group(backend="gloo") if on_cuda else dist.group.WORLD
-    reasons = (f"world_size:{world_size} threads:{torch.get_num_threads()}", f"device:{device} ({device_reason})",
+    reasons = (f"world_size:{world_size} threads:{torch.get_num_threads()}",
+               f"device:{device} ({device_reason})",
                f"dtype:{str(dtype).removeprefix('torch.')} ({dtype_reason})",
                f"attention:{attention} ({attention_reason})", f"compile:{compiled} ({compile_reason})")
     return Runtime(rank, world_size, local_rank, device, dtype, attention, compiled, reasons, control)
 
-
 class Log:
-    """Lines for the console and logs/<run_id>.txt, from rank 0 only; the file begins with this script's source."""
+    """Rank 0's lines for the console and for logs/<run_id>.txt, which begins with this script's source."""
 
     def __init__(self, run_id: str, runtime: Runtime):
         self.run_id, self.file = run_id, None
@@ -446,35 +414,29 @@ class Log:
             if console:
                 print(line, flush=True)
 
-
 # ---- Data: shards of uint16 tokens, and the order in which training sees them ------------------------------
 
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
-FINEWEB, FINEWEB_TOKENIZER = Path("data/datasets/fineweb10B_sp1024"), Path("data/tokenizers/fineweb_1024_bpe.model")
+FINEWEB = Path("data/datasets/fineweb10B_sp1024")
+FINEWEB_TOKENIZER = Path("data/tokenizers/fineweb_1024_bpe.model")
 BOS = 1  # begins every document
 IGNORED = -1  # a target that does not count
 
-
-def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
-    """A shard's tokens, memory-mapped, uint16 (tokens,); UserError if it is damaged or, given a size, has a token
-    outside of the vocabulary."""
+def open_shard(path: Path) -> np.ndarray:
+    """A shard's tokens, memory-mapped, uint16 (tokens,); UserError if it is damaged."""
     start, size = 4 * SHARD_HEADER_INTS, path.stat().st_size
     header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_INTS)
     if size < start or header[0] != SHARD_MAGIC or header[1] != SHARD_VERSION:
-        raise UserError(f"{path}: not a token shard: no header with magic {SHARD_MAGIC}, version {SHARD_VERSION}")
+        raise UserError(f"{path}: no token shard: magic {SHARD_MAGIC}, version {SHARD_VERSION} are not there")
     if size != start + 2 * int(header[2]):
-        raise UserError(f"{path}: {size} bytes, but its {header[2]} tokens need {start + 2 * int(header[2])}: damaged")
-    tokens = np.memmap(path, dtype="<u2", mode="r", offset=start) if header[2] else np.empty(0, dtype="<u2")
-    if vocab_size:
-        check_vocabulary(tokens, vocab_size, path)
-    return tokens
+        raise UserError(f"{path}: damaged: {size} bytes cannot hold a header and {header[2]} tokens")
+    return np.memmap(path, dtype="<u2", mode="r", offset=start) if header[2] else np.empty(0, dtype="<u2")
 
-
-def check_vocabulary(tokens: np.ndarray, vocab_size: int, path: Path) -> None:
-    """UserError if a token is outside of the vocabulary."""
+def checked(tokens: np.ndarray, vocab_size: int, path: Path) -> np.ndarray:
+    """The tokens; UserError if one is outside of the vocabulary."""
     if len(tokens) and tokens.max() >= vocab_size:
-        raise UserError(f"{path}: token {tokens.max()} is outside of the vocabulary (VOCAB_SIZE={vocab_size})")
-
+        raise UserError(f"{path}: token {tokens.max()} is outside of VOCAB_SIZE={vocab_size}")
+    return tokens
 
 def find_shards(folder: Path, split: str) -> list[Path]:
     """The files of a split in order of name, not opened; UserError where there are none."""
@@ -483,12 +445,8 @@ def find_shards(folder: Path, split: str) -> list[Path]:
         raise UserError(f"{folder}: no {split} shards (*_{split}_*.bin)")
     return files
 
-
 class TrainingRows:
-    """Rows of `length + 1` tokens in an order drawn from the seed, a new one each epoch, for any world size the same.
-
-    Each epoch cuts the shards at another offset, so that a small corpus seen twice is not cut at the same places.
-    """
+    """Rows of `length + 1` tokens in an order that SEED draws, each epoch anew and cut at another offset."""
 
     def __init__(self, files: list[Path], length: int, seed: int, vocab_size: int):
         self.files, self.length, self.seed, self.vocab_size = files, length, seed, vocab_size
@@ -496,7 +454,7 @@ class TrainingRows:
         self.ends = np.cumsum([max(0, (len(shard) - length) // length) for shard in self.shards])
         self.rows, self.epoch = int(self.ends[-1]), -1
         if self.rows == 0:
-            raise UserError(f"{files[0].parent}: the training split is shorter than two rows of TRAIN_SEQ_LEN={length}")
+            raise UserError(f"{files[0].parent}: the training split is empty or below two rows of {length}")
 
     def row(self, position: int) -> np.ndarray:
         """The row at a position of the endless training order, int64 (length + 1,)."""
@@ -509,23 +467,18 @@ class TrainingRows:
         shard = int(np.searchsorted(self.ends, row, side="right"))
         start = self.offset + (row - int(self.ends[shard - 1] if shard else 0)) * self.length
         tokens = self.shards[shard][start:start + self.length + 1].astype(np.int64)
-        check_vocabulary(tokens, self.vocab_size, self.files[shard])
-        return tokens
-
+        return checked(tokens, self.vocab_size, self.files[shard])
 
 class BatchPlan:
-    """How the rows of a step fall on ranks and micro-batches.
-
-    A step has the same rows for every world size. Each rank makes `micro_steps` forward passes of `rows` rows; what
-    the last lack is filled with rows whose targets are ignored, so that shapes never change.
-    """
+    """How the rows of a step, the same for every world size, fall on ranks and micro-batches.
+    Each rank makes `micro_steps` passes of `rows` rows; rows with ignored targets fill the last."""
 
     def __init__(self, s: Settings, runtime: Runtime):
         self.rank, self.step_rows = runtime.rank, s.train_batch_tokens // s.train_seq_len
         self.rank_rows = -(-self.step_rows // runtime.world_size)
         on_cuda = runtime.device.type == "cuda"
         memory = torch.cuda.get_device_properties(runtime.device).total_memory if on_cuda else 4e9
-        fits = 0.6 * memory / (80 * s.num_layers * s.model_dim)  # training keeps about 80 bytes a token, layer, channel
+        fits = 0.6 * memory / (80 * s.num_layers * s.model_dim)  # about 80 bytes a token, layer and channel
         self.micro_steps = -(-self.rank_rows // max(1, int(s.micro_batch_tokens or fits) // s.train_seq_len))
         self.rows = -(-self.rank_rows // self.micro_steps)
 
@@ -540,25 +493,23 @@ class BatchPlan:
         targets[len(real):] = IGNORED
         return torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])), torch.from_numpy(targets)
 
-
 def load_validation(files: list[Path], vocab_size: int) -> np.ndarray:
     """The whole validation split in order, uint16 (tokens,)."""
-    tokens = np.concatenate([open_shard(path, vocab_size) for path in files])
+    tokens = np.concatenate([checked(open_shard(path), vocab_size, path) for path in files])
     if len(tokens) < 2:
         raise UserError(f"{files[0].parent}: the validation split is empty")
     return tokens
 
-
 def find_data(settings: Settings, runtime: Runtime, log: Log) -> tuple[Path, Path]:
-    """The folder of shards and the tokenizer; builds the demo corpus where none was named and FineWeb is absent."""
+    """The folder of shards and the tokenizer; builds the demo corpus if none is named and FineWeb absent."""
     folder = Path(settings.data_path) if settings.data_path else FINEWEB
     if not folder.is_dir() and settings.data_path:
         raise UserError(f"DATA_PATH={folder} is not a folder")
     if not folder.is_dir():
-        roots = (Path(__file__).resolve().parent, Path.cwd())
-        builder = next((root / "data/demo_corpus.py" for root in roots if (root / "data/demo_corpus.py").is_file()), None)
+        builders = [root / "data/demo_corpus.py" for root in (Path(__file__).resolve().parent, Path.cwd())]
+        builder = next(filter(Path.is_file, builders), None)
         if builder is None:
-            raise UserError(f"no data: DATA_PATH is not set, and neither {FINEWEB} nor data/demo_corpus.py is there")
+            raise UserError(f"no data: set DATA_PATH; neither {FINEWEB} nor data/demo_corpus.py exists")
         folder = builder.parent / "demo"
         log(f"data: DATA_PATH is not set and {FINEWEB} is absent: using the demo corpus, {folder}")
         command = [sys.executable, str(builder), "--output", str(folder)]
@@ -573,9 +524,7 @@ def find_data(settings: Settings, runtime: Runtime, log: Log) -> tuple[Path, Pat
         raise UserError(f"TOKENIZER_PATH={tokenizer} is not a file")
     return folder, tokenizer
 
-
 # ---- Score: bytes of text behind the tokens ----------------------------------------------------------------
-
 
 def load_tokenizer(path: Path, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     """A SentencePiece model; UserError if it is none, has another size, or cannot be counted exactly."""
@@ -586,16 +535,14 @@ def load_tokenizer(path: Path, vocab_size: int) -> sentencepiece.SentencePiecePr
     if tokenizer.vocab_size() != vocab_size:
         raise UserError(f"{path}: {tokenizer.vocab_size()} pieces, but VOCAB_SIZE={vocab_size}")
     if tokenizer.piece_to_id("▁") == tokenizer.unk_id():
-        raise UserError(f"{path}: has no piece ▁ of its own, so that a space would count as three bytes (#897)")
+        raise UserError(f"{path}: no piece ▁ of its own: a space would count as three bytes (#897)")
     return tokenizer
 
-
 class ByteTable:
-    """Bytes of text that a token stands for, given the one before it.
+    """Bytes of text that a token stands for; over a document they add up to len(decode(tokens).encode()).
 
-    A piece counts its UTF-8 bytes with ▁ as one space, a byte piece one; control, unknown and unused pieces none.
-    A tokenizer that puts a space before each document takes it away again when it decodes: there, the ▁ that begins
-    a document counts none. Over a document the counts add up to len(decode(tokens).encode()).
+    A piece counts its UTF-8 bytes with ▁ as one space, a byte piece one, any other none. A tokenizer that
+    puts a space before each document drops it in decoding: there, the ▁ that begins a document counts none.
     """
 
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor):
@@ -612,31 +559,27 @@ class ByteTable:
         """Bytes of each target, int64, in the arguments' shape."""
         return self.bytes[targets] - (self.stripped[targets] & self.begins[previous])
 
-
 # ---- Layers ------------------------------------------------------------------------------------------------
-
 
 def attend_flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from flash_attn_interface import flash_attn_func
     out = flash_attn_func(q, k, v, causal=True)
     return out[0] if isinstance(out, tuple) else out  # versions differ in whether the row sums come with it
 
-
 def attend_flash2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from flash_attn import flash_attn_func
     return flash_attn_func(q, k, v, causal=True)
-
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
-
 def attend_folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain products, which the compiler fuses well on a CPU; queries that share a key head are rows of one batch."""
+    """Plain products, for CPUs: a compiler fuses the rest. Queries that share a key head become rows."""
     batch, length, heads, dim = q.shape
     shared = heads // k.size(2)
-    q = (q * dim ** -0.5).view(batch, length, -1, shared, dim).permute(0, 2, 3, 1, 4).reshape(-1, shared * length, dim)
+    q = (q * dim ** -0.5).view(batch, length, -1, shared, dim).permute(0, 2, 3, 1, 4)
+    q = q.reshape(-1, shared * length, dim)
     k, v = (x.transpose(1, 2).reshape(-1, length, dim) for x in (k, v))
     scores = torch.bmm(q, k.transpose(1, 2)).view(-1, shared, length, length)
     future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
@@ -644,35 +587,29 @@ def attend_folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.bmm(weights.view(-1, shared * length, length), v)
     return out.view(batch, -1, shared, length, dim).permute(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
 
-
-# Causal attention: q (batch, length, heads, dim) and k, v (batch, length, kv_heads, dim) of one dtype -> like q.
+# Causal attention: q (batch, length, heads, dim), k and v (batch, length, kv_heads, dim) -> like q.
 ATTENTION = dict(flash3=attend_flash3, flash2=attend_flash2, sdpa=attend_sdpa, folded=attend_folded)
-
 
 def norm(x: Tensor) -> Tensor:
     """RMSNorm without weights over the last dimension, in x's dtype."""
     return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
 
-
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.T in x's dtype; weights are kept in float32."""
     return F.linear(x, weight.to(x.dtype))
-
 
 def orthogonal(rows: int, columns: int, gain: float = 1.0) -> nn.Parameter:
     """A matrix with orthonormal rows or columns, whichever are fewer, times gain."""
     return nn.Parameter(nn.init.orthogonal_(torch.empty(rows, columns), gain=gain))
 
-
 def vector(*shape: int, value: float) -> nn.Parameter:
     """A parameter that starts as a constant."""
     return nn.Parameter(torch.full(shape, value))
 
-
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021) on the first `dims` of each head; the rest knows no position (#315).
 
-    Beyond the training length the base is rescaled (NTK-aware), so that far positions turn no faster than known ones.
+    Beyond the training length the base is rescaled (NTK-aware), so that far positions turn like known ones.
     """
 
     def __init__(self, dims: int, base: float, train_length: int, longest: int):
@@ -694,9 +631,8 @@ class Rotary(nn.Module):
         first, second, still = x.split((half, half, x.size(-1) - self.dims), dim=-1)
         return torch.cat((first * cos - second * sin, first * sin + second * cos, still), dim=-1)
 
-
 class Attention(nn.Module):
-    """Causal grouped-query attention with normalized queries and keys and a learned gain for each query head."""
+    """Causal grouped-query attention with normalized queries and keys and a learned gain per query head."""
 
     ROLES = dict(query="attention", key="attention", value="attention", out="attention", gain="vector")
 
@@ -715,7 +651,6 @@ class Attention(nn.Module):
         q, k = rotary(norm(q)) * self.gain.to(x.dtype)[:, None], rotary(norm(k))
         return linear(self.attend(q, k, v).flatten(2), self.out)
 
-
 class MLP(nn.Module):
     """Two matrices around a squared ReLU (So et al. 2021)."""
 
@@ -730,9 +665,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return linear(linear(x, self.up).relu().square(), self.down)
 
-
 class Block(nn.Module):
-    """Mix the stream with the embedding, then attention and MLP, each normed before and scaled per channel after."""
+    """Mix stream and embedding; then attention and MLP, each normed before and scaled per channel after."""
 
     ROLES = dict(mix="vector", attention_scale="vector", mlp_scale="vector")
 
@@ -741,22 +675,19 @@ class Block(nn.Module):
         self.attention, self.mlp = Attention(s, attend), MLP(s)
         self.mix = nn.Parameter(torch.stack([torch.ones(s.model_dim), torch.zeros(s.model_dim)]))
         self.attention_scale, self.mlp_scale = vector(s.model_dim, value=1.0), vector(s.model_dim, value=1.0)
-        scale = (layer + 1) ** -0.5 if s.ln_scale else 1.0  # a tensor, so that all blocks share their compiled code
+        scale = (layer + 1) ** -0.5 if s.ln_scale else 1.0  # a tensor: all blocks share their compiled code
         self.register_buffer("norm_scale", torch.tensor(scale), persistent=False)
 
     def forward(self, x: Tensor, embedding: Tensor, rotary: Rotary) -> Tensor:
         """x and embedding (batch, length, dim) -> x after the block."""
-        mix, attention_scale, mlp_scale = (p.to(x.dtype) for p in (self.mix, self.attention_scale, self.mlp_scale))
-        x = mix[0] * x + mix[1] * embedding
-        x = x + attention_scale * self.attention(norm(x) * self.norm_scale, rotary)
-        return x + mlp_scale * self.mlp(norm(x) * self.norm_scale)
-
+        dtype = x.dtype
+        x = self.mix[0].to(dtype) * x + self.mix[1].to(dtype) * embedding
+        x = x + self.attention_scale.to(dtype) * self.attention(norm(x) * self.norm_scale, rotary)
+        return x + self.mlp_scale.to(dtype) * self.mlp(norm(x) * self.norm_scale)
 
 class SmearGate(nn.Module):
     """Blend each embedding with the one before it, through a learned gate for each channel (#162).
-
-    Shut at BOS, so that no document sees the one before it (#1851), and at a row's first token, which follows none.
-    """
+    Shut at BOS, so that no document sees the one before it (#1851), and at a row's first token."""
 
     ROLES = dict(gate="vector")
 
@@ -769,48 +700,43 @@ class SmearGate(nn.Module):
         before = torch.cat((x[:, :1], x[:, :-1]), dim=1)
         return x + torch.sigmoid(self.gate).to(x.dtype) * (tokens != BOS)[..., None] * (before - x)
 
-
 class BigramHash(nn.Module):
-    """A small embedding of the hashed (previous, current) pair, projected to the width, zero at first (#162)."""
+    """A small embedding of the hashed (previous, current) pair, projected to the width, at first 0 (#162)."""
 
     ROLES = dict(table="bigram_table", projection="bigram_projection", scale="vector")
 
-    def __init__(self, rows: int, dim: int, model_dim: int):
+    def __init__(self, s: Settings):
         super().__init__()
-        self.table = nn.Parameter(torch.zeros(rows, dim))  # rows that no pair reaches stay zero and pack to nothing
-        self.projection = orthogonal(model_dim, dim)
+        self.table = nn.Parameter(torch.zeros(s.bigram_vocab_size, s.bigram_dim))  # unused rows pack well
+        self.projection = orthogonal(s.model_dim, s.bigram_dim)
         self.scale = vector(value=0.05)
 
     def bucket(self, tokens: Tensor) -> Tensor:
-        """The table's row for each token, int64 (batch, length); a row's first token counts as following token 0."""
+        """The table's row for each token, int64 (batch, length); token 0 stands before the first."""
         mixed = F.pad(tokens[:, :-1], (1, 0)) * 0x9E3779B1 + tokens * 0x85EBCA77
         return ((mixed ^ (mixed >> 17)) & 0x7FFFFFFF) % self.table.size(0)
 
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         """What to add to the embeddings, (batch, length, model_dim)."""
-        return linear(F.embedding(self.bucket(tokens), self.table).to(dtype), self.projection) * self.scale.to(dtype)
-
+        rows = F.embedding(self.bucket(tokens), self.table).to(dtype)
+        return linear(rows, self.projection) * self.scale.to(dtype)
 
 def softcapped_logits(states: Tensor, output: Tensor, softcap: float) -> Tensor:
     """Score of every piece, float32 (..., vocabulary), squeezed into (-softcap, softcap) (Gemma 2, 2024)."""
     return softcap * torch.tanh(linear(states, output).float() / softcap)
 
-
 def softcapped_losses(states: Tensor, output: Tensor, softcap: float, targets: Tensor) -> Tensor:
     """Nats for each target, float32, in targets' shape; 0 where it is IGNORED."""
     logits = softcapped_logits(states, output, softcap).flatten(0, -2)
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none").view(targets.shape)
-
+    losses = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view(targets.shape)
 
 # ---- GPT ---------------------------------------------------------------------------------------------------
 
-
 class GPT(nn.Module):
     """A U-Net of blocks: the first half pushes its outputs, the second half pops them in reverse.
-
-    Memory tokens (#352) stand before the first token of every row and predict nothing. A training row is train_seq_len
-    long and they take its first places: the tokens there are neither seen nor scored.
-    """
+    Memory tokens (#352) stand before the first token of every row and predict nothing. In training they take
+    the first places of a row, whose tokens are neither seen nor scored."""
 
     ROLES = dict(embedding="embedding", head="head", memory="memory", skip_scales="vector", backout="vector",
                  mtp_heads="mtp_head")
@@ -823,14 +749,15 @@ class GPT(nn.Module):
         self.embedding = nn.Parameter(torch.randn(s.vocab_size, s.model_dim) *
                                       (s.tied_embed_init_std if s.tie_embeddings else 1.0))
         self.head = None if s.tie_embeddings else nn.Parameter(torch.zeros(s.vocab_size, s.model_dim))
-        self.rotary = Rotary(s.rope_dims or s.model_dim // s.num_heads, s.rope_base, s.train_seq_len, s.eval_seq_len)
+        rope_dims = s.rope_dims or s.model_dim // s.num_heads
+        self.rotary = Rotary(rope_dims, s.rope_base, s.train_seq_len, s.eval_seq_len)
         self.blocks = nn.ModuleList(Block(s, i, ATTENTION[runtime.attention]) for i in range(s.num_layers))
         self.pushing = s.num_layers // 2
         self.skip_scales = vector(self.pushing, s.model_dim, value=1.0) if self.pushing else None
-        self.bigram = BigramHash(s.bigram_vocab_size, s.bigram_dim, s.model_dim) if s.bigram_vocab_size else None
+        self.bigram = BigramHash(s) if s.bigram_vocab_size else None
         self.smear = SmearGate(s.model_dim) if s.smear_enabled else None
-        self.memory_tokens = s.memory_tokens
-        self.memory = nn.Parameter(0.02 * torch.randn(s.memory_tokens, s.model_dim)) if s.memory_tokens else None
+        self.memory_tokens = k = s.memory_tokens
+        self.memory = nn.Parameter(0.02 * torch.randn(k, s.model_dim)) if k else None
         self.backout_layer = s.num_layers // 2 if s.backout_layer < 0 else s.backout_layer
         self.backout = vector(value=s.backout_lambda_init) if s.backout_enabled else None
         self.mtp_heads = nn.Parameter(torch.zeros(s.mtp_num_heads, s.vocab_size, s.model_dim)) \
@@ -884,9 +811,7 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Training loss of rows, int64 (rows, train_seq_len) each, summed over the targets that count.
-
-        Returns what to minimise and, without gradient, its part that predicts the next token.
-        """
+        Returns what to minimise and, without gradient, its part that predicts the next token."""
         tokens, targets = tokens[:, self.memory_tokens:], targets[:, self.memory_tokens:]
         hidden = self.hidden(tokens)
         loss = objective = self.losses(hidden, self.output, self.softcap, targets).sum()
@@ -896,9 +821,7 @@ class GPT(nn.Module):
             objective = loss + self.mtp_weight * torch.stack(ahead).mean()
         return objective, loss.detach()
 
-
 # ---- Optimizers --------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Role:
@@ -908,7 +831,6 @@ class Role:
     lr: str
     decay: str | None
     stored: str | None  # "mlp" (int5 or int6), "int6", "fp16", or None: not exported
-
 
 ROLES = {
     "attention": Role("muon", "matrix_lr", "muon_wd", "int6"),
@@ -922,12 +844,8 @@ ROLES = {
     "mtp_head": Role("adamw", "head_lr", "adam_wd", None),
 }
 
-
 def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """About the nearest orthogonal matrices: singular values end between 0.7 and 1.2.
-
-    matrices (n, rows, columns) -> the same shape in dtype. The quintic iteration of Muon (Jordan et al. 2024).
-    """
+    """Roughly the nearest orthogonal matrices: (n, rows, columns) -> same in dtype (Jordan et al. 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     tall = x.size(1) > x.size(2)
@@ -937,13 +855,10 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.transpose(1, 2) if tall else x
 
-
 class Muon:
     """Nesterov momentum, orthogonalised, with decoupled weight decay (Jordan et al. 2024).
-
-    Matrices of one shape are worked on together. Each rank has the momentum of its share of them, computes their
-    updates and gathers the others'; gradients must be the same on every rank before.
-    """
+    Works on all matrices of a shape together. Each rank has the momentum of its share of them, computes their
+    updates and gathers the others'. Gradients must already be the same on every rank."""
 
     def __init__(self, parameters: list[nn.Parameter], settings: Settings, runtime: Runtime):
         self.settings, self.runtime, self.groups = settings, runtime, []
@@ -958,25 +873,25 @@ class Muon:
     @torch.no_grad()
     def step(self, lr: float, momentum: float) -> None:
         """One update of every matrix."""
-        runtime, settings = self.runtime, self.settings
+        s, dtype, world_size = self.settings, self.runtime.dtype, self.runtime.world_size
         for members, mine, share, velocity in self.groups:
             rows, columns = members[0].shape
-            updates = torch.zeros(share, rows, columns, dtype=runtime.dtype, device=runtime.device)
+            updates = torch.zeros(share, rows, columns, dtype=dtype, device=velocity.device)
             if mine:
                 gradients = torch.stack([parameter.grad for parameter in mine])
                 velocity.lerp_(gradients, 1 - momentum)
-                updates[:len(mine)] = newton_schulz(gradients.lerp_(velocity, momentum), settings.muon_backend_steps,
-                                                    runtime.dtype)
-            if runtime.world_size > 1:
-                everyone = updates.new_empty(runtime.world_size * share, rows, columns)
+                gradients.lerp_(velocity, momentum)
+                updates[:len(mine)] = newton_schulz(gradients, s.muon_backend_steps, dtype)
+            if world_size > 1:
+                everyone = updates.new_empty(world_size * share, rows, columns)
                 dist.all_gather_into_tensor(everyone, updates)
                 updates = everyone
-            torch._foreach_mul_(members, 1 - lr * settings.muon_wd)
-            torch._foreach_add_(members, list(updates[:len(members)].float()), alpha=-lr * max(1, rows / columns) ** 0.5)
-
+            rate = lr * max(1.0, rows / columns) ** 0.5
+            torch._foreach_mul_(members, 1 - lr * s.muon_wd)
+            torch._foreach_add_(members, list(updates[:len(members)].float()), alpha=-rate)
 
 class FlatGradients:
-    """All gradients as views of one float32 buffer: zeroed, summed over ranks and clipped in one call each."""
+    """All gradients as views of one float32 buffer, to be zeroed, summed over ranks and clipped at once."""
 
     def __init__(self, parameters: list[nn.Parameter]):
         sizes = [-(-parameter.numel() // 64) * 64 for parameter in parameters]  # each begins on a cache line
@@ -984,75 +899,66 @@ class FlatGradients:
         for parameter, view in zip(parameters, self.buffer.split(sizes)):
             parameter.grad = view[:parameter.numel()].view_as(parameter)
 
-    def clip(self, limit: float) -> None:
-        """Scale the gradient down to norm `limit` if it is longer."""
-        self.buffer.mul_((limit / (self.buffer.norm() + 1e-6)).clamp(max=1.0))
-
-
 class Optimizer:
     """Muon and AdamW on the parameters that the table ROLES gives them."""
 
     def __init__(self, model: GPT, settings: Settings, runtime: Runtime):
-        self.settings, self.runtime = settings, runtime
-        matrices, groups = [], []
-        roles = {**ROLES, "embedding": dataclasses.replace(ROLES["embedding"], lr="tied_embed_lr")} \
-            if settings.tie_embeddings else ROLES
-        for kind, role in roles.items():
-            members = [model.get_parameter(name) for name, its_kind in model.roles().items() if its_kind == kind]
+        self.settings, self.runtime, s = settings, runtime, settings
+        members, matrices, groups = collections.defaultdict(list), [], []
+        for name, kind in model.roles().items():
+            members[kind].append(model.get_parameter(name))
+        for kind, parameters in members.items():
+            role = ROLES[kind]
             if role.optimizer == "muon":
-                matrices += members
-            elif members:
-                groups.append(dict(params=members, kind=kind, base_lr=getattr(settings, role.lr),
-                                   weight_decay=getattr(settings, role.decay) if role.decay else 0.0))
+                matrices += parameters
+                continue
+            lr = "tied_embed_lr" if kind == "embedding" and s.tie_embeddings else role.lr
+            groups.append(dict(params=parameters, kind=kind, base_lr=getattr(s, lr),
+                               weight_decay=getattr(s, role.decay) if role.decay else 0.0))
         routed = [id(p) for p in matrices] + [id(p) for group in groups for p in group["params"]]
         if sorted(routed) != sorted(map(id, model.parameters())):
             raise AssertionError("every parameter must be in exactly one optimizer group")
         self.gradients = FlatGradients(list(model.parameters()))
         self.muon = Muon(matrices, settings, runtime)
-        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.adam_eps,
-                                       fused=True)
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(s.beta1, s.beta2), eps=s.adam_eps, fused=True)
 
     def step(self, step: int, scale: float) -> None:
         """Sum, clip and apply the gradients of `step`, at `scale` times the learning rates; zero them."""
         s = self.settings
-        self.runtime.sum_over_ranks(self.gradients.buffer)
+        gradients = self.runtime.sum_over_ranks(self.gradients.buffer)
         if s.grad_clip_norm:
-            self.gradients.clip(s.grad_clip_norm)
+            gradients.mul_((s.grad_clip_norm / (gradients.norm() + 1e-6)).clamp(max=1.0))
         warm = min(1.0, step / s.muon_momentum_warmup_steps) if s.muon_momentum_warmup_steps else 1.0
-        self.muon.step(s.matrix_lr * scale, (1 - warm) * s.muon_momentum_warmup_start + warm * s.muon_momentum)
+        momentum = (1 - warm) * s.muon_momentum_warmup_start + warm * s.muon_momentum
+        self.muon.step(s.matrix_lr * scale, momentum)
         for group in self.adamw.param_groups:
             group["lr"] = group["base_lr"] * scale
         self.adamw.step()
-        self.gradients.buffer.zero_()
-
+        gradients.zero_()
 
 def progress_at(s: Settings, step: int, seconds: float) -> float:
-    """Share of the run that is over before `step`, from 0, after `seconds`; 1 if that step must not be taken."""
+    """Share of the run that is over before `step`, after `seconds`; 1 if that step must not be taken."""
     by_clock = 0.0
     if s.max_wallclock_seconds and step:
         fits = seconds + seconds / step <= s.max_wallclock_seconds
         by_clock = seconds / s.max_wallclock_seconds if fits else 1.0
     return min(1.0, max(step / s.iterations, by_clock))
 
-
 def scale_at(s: Settings, step: int, progress: float) -> float:
-    """Learning-rate factor: 1, then linear to 0 over the warmdown, whichever of steps and clock ends the run."""
+    """Learning-rate factor: 1, then linear to 0 over the warmdown, whether steps or clock end the run."""
     total = step / progress if progress else s.iterations
     warmdown = min(s.warmdown_iters, s.warmdown_fraction * total)
     return min(1.0, (total - step) / warmdown) if warmdown else 1.0
 
-
 class WeightAverage:
     """Mean (SWA, Izmailov et al. 2018) or exponential average (EMA) of weights, in float32.
-
-    The n-th sample moves the average by rate(n) towards itself: 1/n for the mean, (1-d)/(1-d^n) for the exponential
-    average without bias. Both are 1 at the first sample, so the initial weights are never part of it.
-    """
+    The n-th sample moves the average by rate(n) towards itself: 1/n gives the mean, (1-d)/(1-d^n) an
+    exponential average without bias. Both start with 1, so that initial weights are never part of it."""
 
     def __init__(self, s: Settings):
         self.name = "ema" if s.ema_enabled else "swa" if s.swa_enabled else "none"
-        self.every, self.start_scale = (s.ema_every, s.ema_start_scale) if s.ema_enabled else \
-            (s.swa_every, s.swa_start_scale)
+        self.every = s.ema_every if s.ema_enabled else s.swa_every
+        self.start_scale = s.ema_start_scale if s.ema_enabled else s.swa_start_scale
         self.decay = s.ema_decay ** s.ema_every if s.ema_enabled else 1.0
         self.samples, self.weights = 0, []
 
@@ -1077,42 +983,34 @@ class WeightAverage:
         torch._foreach_copy_(parameters, self.weights)
         return f"weights: {self.name} of {self.samples} samples"
 
-
-# ---- Artifact: int5/int6 rows and float16, zstd, one file with all that a reader needs but the tokenizer ----
+# ---- Artifact: int5/int6 rows and float16 behind zstd, with all that a reader needs but the tokenizer ------
 
 INT5, INT6 = 15, 31  # largest codes; symmetric, so that zero stays zero
 ARTIFACT_NAME, OVER_CAP_NAME = "final_model.int6.ptz", "over_the_cap.int6.ptz"
 ARTIFACT_MAGIC, ARTIFACT_FORMAT, ARTIFACT_CODEC = b"GOLF", 1, 1  # codec 1: zstd
 ARTIFACT_HEADER = struct.Struct("<4sBBQ16s")  # magic, format, codec, bytes when unpacked, SHA-256 of the rest
 
-
 def quantize(weight: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
     """Codes in [-limit, limit], float32 (rows, columns), and a step size for each row, float16 (rows,).
-
-    A row's largest value gets the largest code. The tiny addend is half the spacing of float16's smallest numbers: it
-    rounds those up where rounding down would clip, so that no weight moves by more than half a step.
-    """
+    A row's largest value gets the largest code. The addend, half the spacing of float16's smallest numbers,
+    rounds these up, where rounding down would clip: no weight moves by more than half a step."""
     weight = weight.detach().float()
     scales = (weight.abs().amax(1) / limit + 2.0 ** -25).half()
     step = scales.float()[:, None]
     return torch.where(step > 0, weight / step, 0.0).round().clamp(-limit, limit), scales
 
-
 def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
     """What the model computes with, float32 (rows, columns)."""
     return codes.float() * scales.float()[:, None]
-
 
 def fake_quantize(weight: Tensor, limit: Tensor | int) -> Tensor:
     """The weight as it will be read back; gradients pass straight through (Bengio et al. 2013)."""
     return weight + (dequantize(*quantize(weight, limit)) - weight).detach()
 
-
 def stored_parameters(model: GPT, *kinds: str) -> dict[str, nn.Parameter]:
     """The parameters that an artifact holds, in its order, or those it stores as one of `kinds`."""
-    kinds = kinds or ("mlp", "int6", "fp16")
-    return {name: model.get_parameter(name) for name, role in model.roles().items() if ROLES[role].stored in kinds}
-
+    return {name: model.get_parameter(name) for name, role in model.roles().items()
+            if ROLES[role].stored in (kinds or ("mlp", "int6", "fp16"))}
 
 @torch.no_grad()
 def code_cost(weight: Tensor, limit: int) -> tuple[float, float]:
@@ -1123,25 +1021,24 @@ def code_cost(weight: Tensor, limit: int) -> tuple[float, float]:
     return float(-(shares.log2() * shares).sum() * counts.sum() / 8), \
         float((dequantize(codes, scales) - weight).square().sum())
 
-
 class PrecisionPlan:
-    """The largest code of every quantized matrix. INT5_MLP=auto makes MLP matrices int5 as far as the cap needs, first
-    those whose squared error grows least for the bytes it saves."""
+    """The largest code of every quantized matrix. INT5_MLP=auto makes MLP matrices int5 until the cap holds,
+    first those whose squared error grows least for each byte saved."""
 
     def __init__(self, model: GPT, settings: Settings):
         self.limits = {name: INT6 for name in stored_parameters(model, "mlp", "int6")}
         mlp = stored_parameters(model, "mlp")
         if settings.int5_mlp == "1":
             self.limits.update(dict.fromkeys(mlp, INT5))
-        self.candidates = []  # (error for each byte saved, bytes saved, name), best last
+        self.candidates = []  # (growth of the error for each byte saved, bytes saved, name), best last
         for name, weight in mlp.items() if settings.int5_mlp == "auto" else ():
-            (wide, small_error), (narrow, error) = code_cost(weight, INT6), code_cost(weight, INT5)
+            (wide, error6), (narrow, error5) = code_cost(weight, INT6), code_cost(weight, INT5)
             saved = max(wide - narrow, 1.0)
-            self.candidates.append(((error - small_error) / saved, saved, name))
+            self.candidates.append(((error5 - error6) / saved, saved, name))
         self.candidates.sort(reverse=True)
 
     def shrink(self, excess: float) -> bool:
-        """Make matrices int5 until about `excess` bytes are saved; False if there is none left to begin with."""
+        """Make matrices int5 until about `excess` bytes are saved; False if none was left to begin with."""
         possible = bool(self.candidates)
         while self.candidates and excess > 0:
             _, saved, name = self.candidates.pop()
@@ -1150,9 +1047,10 @@ class PrecisionPlan:
 
     def estimated_bytes(self, model: GPT) -> float:
         """About what the packed model needs, without the seconds that packing takes."""
-        numbers = sum(p.size(0) if name in self.limits else p.numel() for name, p in stored_parameters(model).items())
-        return 1.01 * sum(code_cost(model.get_parameter(name), limit)[0]
-                          for name, limit in self.limits.items()) + 1.9 * numbers
+        parameters = stored_parameters(model)
+        halves = sum(p.size(0) if name in self.limits else p.numel() for name, p in parameters.items())
+        codes = sum(code_cost(parameters[name], limit)[0] for name, limit in self.limits.items())
+        return 1.01 * codes + 1.9 * halves
 
     def as_tensor(self, device: torch.device) -> Tensor:
         """The limits, float32 (matrices,): a tensor, so that no compiled graph depends on their values."""
@@ -1162,9 +1060,8 @@ class PrecisionPlan:
         int5 = sum(limit == INT5 for limit in self.limits.values())
         return f"int5:{int5} int6:{len(self.limits) - int5} matrices"
 
-
 def pack(model: GPT, limits: dict[str, int], manifest: dict, level: int) -> bytes:
-    """The artifact: header, then compressed manifest, all codes, all float16 numbers with low and high bytes apart."""
+    """The artifact: header, then compressed the manifest, all codes, and the float16s' low and high bytes."""
     codes, halves = [], []
     for name, parameter in stored_parameters(model).items():
         numbers = parameter.detach().float().cpu()
@@ -1172,18 +1069,17 @@ def pack(model: GPT, limits: dict[str, int], manifest: dict, level: int) -> byte
             matrix_codes, numbers = quantize(numbers, limits[name])
             codes.append(matrix_codes.to(torch.int8).numpy().tobytes())
         if not torch.isfinite(numbers.half()).all():
-            raise UserError(f"{name} has values that float16 cannot hold: the run has diverged; nothing was written")
+            raise UserError(f"{name} has values beyond float16: the run has diverged; nothing was written")
         halves.append(numbers.half().numpy().astype("<f2").tobytes())
     text = json.dumps({**manifest, "limits": list(limits.values())}, sort_keys=True).encode()
     joined = b"".join(halves)
     payload = b"".join([struct.pack("<I", len(text)), text, *codes, joined[::2], joined[1::2]])
     body = zstandard.ZstdCompressor(level=level).compress(payload)
-    return ARTIFACT_HEADER.pack(ARTIFACT_MAGIC, ARTIFACT_FORMAT, ARTIFACT_CODEC, len(payload),
-                                hashlib.sha256(body).digest()[:16]) + body
+    digest = hashlib.sha256(body).digest()[:16]
+    return ARTIFACT_HEADER.pack(ARTIFACT_MAGIC, ARTIFACT_FORMAT, ARTIFACT_CODEC, len(payload), digest) + body
 
-
-def pack_under_cap(model: GPT, settings: Settings, manifest: dict, code_bytes: int) -> tuple[bytes, PrecisionPlan]:
-    """The artifact with as many int5 matrices as the cap needs and INT5_MLP allows; it may still be too large."""
+def pack_under_cap(model: GPT, settings: Settings, manifest: dict, code_bytes: int):
+    """The artifact with as many int5 matrices as the cap needs and INT5_MLP allows, and its PrecisionPlan."""
     plan = PrecisionPlan(model, settings)
     while True:
         packed = pack(model, plan.limits, manifest, settings.zstd_level)
@@ -1191,13 +1087,11 @@ def pack_under_cap(model: GPT, settings: Settings, manifest: dict, code_bytes: i
         if excess <= 0 or not plan.shrink(excess):
             return packed, plan
 
-
 def write_atomically(path: Path, data: bytes) -> None:
     """All of the file or none of it."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
     os.replace(partial, path)
-
 
 def read_artifact(data: bytes, name: str) -> tuple[dict, memoryview]:
     """Manifest and numbers of an artifact; UserError if it is not whole, unchanged and of this format."""
@@ -1206,7 +1100,7 @@ def read_artifact(data: bytes, name: str) -> tuple[dict, memoryview]:
     _, version, codec, size, digest = ARTIFACT_HEADER.unpack_from(data)
     body = data[ARTIFACT_HEADER.size:]
     if (version, codec) != (ARTIFACT_FORMAT, ARTIFACT_CODEC):
-        raise UserError(f"{name}: format {version}, codec {codec}; this script reads format {ARTIFACT_FORMAT}, codec "
+        raise UserError(f"{name}: format {version}, codec {codec}: this script reads {ARTIFACT_FORMAT} and "
                         f"{ARTIFACT_CODEC} (zstd)")
     if hashlib.sha256(body).digest()[:16] != digest:
         raise UserError(f"{name}: damaged: its checksum does not match")
@@ -1225,7 +1119,6 @@ def read_artifact(data: bytes, name: str) -> tuple[dict, memoryview]:
     except (struct.error, zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{name}: damaged: {' '.join(str(error).split())}") from None
 
-
 @torch.no_grad()
 def unpack_into(model: GPT, manifest: dict, numbers: memoryview, name: str) -> None:
     """Fill the model, whose shapes say how the numbers are cut; UserError if they do not fit to the byte."""
@@ -1241,12 +1134,10 @@ def unpack_into(model: GPT, manifest: dict, numbers: memoryview, name: str) -> N
     halves = iter(halves.split([p.size(0) if n in quantized else p.numel() for n, p in parameters.items()]))
     for n, parameter in parameters.items():
         half = next(halves)
-        value = dequantize(next(codes).view_as(parameter), half) if n in quantized else half.view_as(parameter)
-        parameter.copy_(value)
-
+        parameter.copy_(dequantize(next(codes).view_as(parameter), half) if n in quantized else
+                        half.view_as(parameter))
 
 # ---- Evaluate ----------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Score:
@@ -1258,31 +1149,21 @@ class Score:
     bytes: int
     seconds: float
 
-
 def plan_windows(targets: int, window: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """Where each window starts, and the first of its places that is scored, int64 (windows,) each.
-
-    Target i, the token i + 1, is predicted at token i. The first window scores all its targets, each later one the
-    `stride` targets at its end, and the last ends with the last target: every target is scored once, and with all the
-    context that a window has.
-    """
+    Target i, the token i + 1, is predicted at token i. The first window scores all its targets, later ones
+    the `stride` targets at their end; the last ends with the last target. Each is scored once."""
     later = max(0, -(-(targets - window) // stride))
     ends = np.minimum(window + stride * np.arange(later + 1), targets)
     starts = np.maximum(ends - window, 0)
     return starts, np.concatenate([[0], ends[:-1]]) - starts
-
-
-def token_losses(model: GPT, tokens: Tensor, targets: Tensor) -> Tensor:
-    """GPT.token_losses as a function, so that a fresh model runs in the graph compiled for another."""
-    return model.token_losses(tokens, targets)
-
 
 class Evaluator:
     """Scores models: `plain`, in windows of the training length that do not overlap, or `sliding`."""
 
     def __init__(self, settings: Settings, runtime: Runtime, table: ByteTable, log: Log):
         self.runtime, self.table, self.log = runtime, table, log
-        self.batch, self.token_losses = settings.eval_batch_seqs, runtime.compile(token_losses, "graph")
+        self.batch, self.token_losses = settings.eval_batch_seqs, runtime.compile(GPT.token_losses, "graph")
         plain = settings.train_seq_len - settings.memory_tokens
         self.passes = dict(plain=(plain, plain),
                            sliding=(settings.eval_seq_len - settings.memory_tokens, settings.eval_stride))
@@ -1303,48 +1184,46 @@ class Evaluator:
         tokens = np.pad(tokens, (0, window - targets)) if targets < window else tokens
         totals = torch.zeros(3, dtype=torch.float64, device=self.runtime.device)  # nats, bytes, targets
         for at in range(0, len(share), self.batch):
-            rows = np.resize(share[at:at + self.batch], self.batch)  # shapes never change: the last batch has repeats,
+            rows = np.resize(share[at:at + self.batch], self.batch)  # repeats fill the last batch up
             places = starts[rows, None] + np.arange(window + 1)
-            scored = (places[:, :-1] - starts[rows, None] >= firsts[rows, None]) & (places[:, 1:] <= targets)
-            scored[len(share) - at:] = False  # which are not scored
+            scored = (np.arange(window) >= firsts[rows, None]) & (places[:, 1:] <= targets)
+            scored[len(share) - at:] = False
             ids = tokens[places].astype(np.int64)
             sizes = self.table.count(ids[:, :-1], ids[:, 1:])
-            inputs, wanted, scored, sizes = (torch.from_numpy(np.ascontiguousarray(array)).to(self.runtime.device)
-                                             for array in (ids[:, :-1], ids[:, 1:], scored, sizes))
-            losses = self.token_losses(model, inputs, wanted).double()
-            totals += torch.stack([(losses * scored).sum(), (sizes * scored).sum().double(), scored.sum().double()])
+            inputs, wanted, counted = (torch.from_numpy(np.ascontiguousarray(array)).to(self.runtime.device)
+                                       for array in (ids[:, :-1], ids[:, 1:], scored))
+            totals[0] += (self.token_losses(model, inputs, wanted).double() * counted).sum()
+            totals[1] += (sizes * scored).sum()
+            totals[2] += scored.sum()
             done = min(at + self.batch, len(share)) / len(share)
-            if name == "sliding" and int(10 * done) > int(10 * at / len(share)):  # only these lines wait for the device
-                bpb, left = bits_per_byte(*totals[:2].tolist()), (time.perf_counter() - started) * (1 / done - 1)
-                self.log(f"sliding_window {100 * done:.0f}% bpb:{bpb:.4f} left:{left:.0f}s")
+            if name == "sliding" and int(10 * done) > int(10 * at / len(share)):
+                left = (time.perf_counter() - started) * (1 / done - 1)
+                self.log(f"sliding_window {100 * done:.0f}% bpb:{bits_per_byte(totals):.4f} left:{left:.0f}s")
         nats, size, count = self.runtime.sum_over_ranks(totals).tolist()
         if count != targets:
             raise AssertionError(f"{count} targets were scored, not {targets}")
-        return Score(nats / count, bits_per_byte(nats, size), int(count), int(size), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Score(nats / count, bits_per_byte(totals), int(count), int(size), seconds)
 
-
-def bits_per_byte(nats: float, size: float) -> float:
-    """The score: bits for the text over its bytes; nan for no bytes."""
-    return nats / math.log(2) / size if size else math.nan
-
+def bits_per_byte(totals: Tensor) -> float:
+    """The score, from float64 (nats, bytes, targets): the bits for a text over its bytes."""
+    return float(totals[0] / math.log(2) / totals[1])
 
 # ---- Train -------------------------------------------------------------------------------------------------
 
-
 def training_loss(model: GPT, quantized: dict[str, Tensor], limits: Tensor | None, tokens: Tensor,
                   targets: Tensor) -> tuple[Tensor, Tensor]:
-    """GPT.forward; with `limits`, float32 (len(quantized),), on the weights as they would be read back: late QAT.
+    """GPT.forward; with `limits`, float32 (len(quantized),), on weights as they will be read back (late QAT).
 
-    limits being None or not is part of a compiled graph's signature, so that QAT cannot be folded away (#1032).
+    Whether there are limits is part of a graph's signature, so that compilation cannot fold QAT away (#1032).
     """
     if limits is None:
         return model(tokens, targets)
     weights = {name: fake_quantize(weight, limits[i]) for i, (name, weight) in enumerate(quantized.items())}
     return torch.func.functional_call(model, weights, (tokens, targets))
 
-
 class Clock:
-    """Seconds of training, rank 0's on every rank, so that all decay and stop alike. Stands still when paused."""
+    """Seconds of training, rank 0's on every rank, so that all decay and stop alike."""
 
     def __init__(self, runtime: Runtime):
         self.runtime, self.seconds, self.started, self.events = runtime, 0.0, 0.0, collections.deque()
@@ -1354,7 +1233,7 @@ class Clock:
         self.started = time.perf_counter()
 
     def read(self) -> float:
-        """The seconds so far. Lets the host run two steps ahead of a GPU, no more, else it would time launches."""
+        """The seconds so far. Lets the host run only two steps ahead of a GPU, or it would time launches."""
         if self.runtime.device.type == "cuda":
             self.events.append(torch.cuda.Event())
             self.events[-1].record()
@@ -1368,15 +1247,16 @@ class Clock:
         self.seconds += self.runtime.from_main(time.perf_counter() - self.started)
         return self.seconds
 
-
 class Trainer:
     """Everything that a training step touches."""
 
-    def __init__(self, model: GPT, settings: Settings, runtime: Runtime, log: Log, data: TrainingRows, code_bytes: int):
+    def __init__(self, model: GPT, settings: Settings, runtime: Runtime, log: Log, data: TrainingRows,
+                 code_bytes: int):
         self.model, self.settings, self.runtime, self.log = model, settings, runtime, log
         self.data, self.code_bytes = data, code_bytes
         self.loss = runtime.compile(training_loss, "graph")
-        self.plan, self.clock, self.average = BatchPlan(settings, runtime), Clock(runtime), WeightAverage(settings)
+        self.plan, self.clock = BatchPlan(settings, runtime), Clock(runtime)
+        self.average = WeightAverage(settings)
         self.optimizer = Optimizer(model, settings, runtime)
         self.stored = list(stored_parameters(model).values())
         self.quantized, self.limits = stored_parameters(model, "mlp", "int6"), None
@@ -1386,16 +1266,15 @@ class Trainer:
     def forward_backward(self, tokens: Tensor, targets: Tensor, limits: Tensor | None) -> Tensor:
         """Add a micro-batch to the gradients; its share of the step's mean loss, on the device."""
         if self.runtime.device.type == "cuda":
-            tokens, targets = (x.pin_memory().to(self.runtime.device, non_blocking=True) for x in (tokens, targets))
+            device = self.runtime.device
+            tokens, targets = (x.pin_memory().to(device, non_blocking=True) for x in (tokens, targets))
         objective, loss = self.loss(self.model, self.quantized, limits, tokens, targets)
         (objective / self.targets_per_step).backward()
         return loss / self.targets_per_step
 
     def warm_up(self) -> None:
         """Run every training graph on synthetic tokens, then put weights, optimizer and random state back.
-
-        The loader has no state to put back: a row depends on its position alone.
-        """
+        The loader has no state to put back: a row depends on its position alone."""
         parameters, random_state = list(self.model.parameters()), torch.get_rng_state()
         saved = [parameter.detach().clone() for parameter in parameters]
         tokens = torch.arange(self.plan.rows * self.settings.train_seq_len) % self.settings.vocab_size
@@ -1414,7 +1293,7 @@ class Trainer:
         """One optimizer step; this rank's share of its mean loss, on the device."""
         s = self.settings
         if self.limits is None and scale < s.late_qat_threshold:
-            plan = PrecisionPlan(self.model, s)  # trains for the widths that the artifact will need, by estimate
+            plan = PrecisionPlan(self.model, s)  # by estimate, the widths that the artifact will need
             plan.shrink(plan.estimated_bytes(self.model) + self.code_bytes - s.artifact_max_bytes)
             self.limits = plan.as_tensor(self.runtime.device)
             self.log(f"late_qat:on step:{self.steps} scale:{scale:.4f} {plan}")
@@ -1427,7 +1306,7 @@ class Trainer:
         return loss
 
     def run(self, validate) -> None:
-        """Train to the end of the schedule; `validate(step, seconds)` is called where VAL_LOSS_EVERY says so."""
+        """Train to the end of the schedule; call `validate(steps, seconds)` where VAL_LOSS_EVERY says so."""
         s, seconds, reported = self.settings, 0.0, 0
         self.clock.start()
         while (progress := progress_at(s, self.steps, seconds)) < 1.0:
@@ -1445,7 +1324,7 @@ class Trainer:
             self.report(loss, seconds)
 
     def report(self, loss: Tensor, seconds: float) -> None:
-        """The field's line for a step, and the epoch if it is a new one. Waits for the device; stops at NaN."""
+        """The field's line for a step, and a new epoch. Waits for the device; UserError for NaN."""
         self.train_loss = float(self.runtime.sum_over_ranks(loss.clone()))
         self.log(f"step:{self.steps}/{self.settings.iterations} train_loss:{self.train_loss:.4f} "
                  f"train_time:{1000 * seconds:.0f}ms step_avg:{1000 * seconds / self.steps:.2f}ms")
@@ -1454,18 +1333,15 @@ class Trainer:
             self.log(f"data: epoch {epoch + 1}: the rows repeat, in a new order and cut at other places")
             self.epoch = epoch
         if not math.isfinite(self.train_loss):
-            raise UserError(f"train_loss is {self.train_loss} at step {self.steps}: the run has diverged; lower "
-                            "MATRIX_LR, TIED_EMBED_LR or GRAD_CLIP_NORM")
-
+            raise UserError(f"train_loss is {self.train_loss} at step {self.steps}: the run has diverged; "
+                            "lower the learning rates or GRAD_CLIP_NORM")
 
 # ---- Main --------------------------------------------------------------------------------------------------
 
-
 def build_model(settings: Settings, runtime: Runtime) -> GPT:
-    """A model on the device, with the initial weights that SEED gives."""
+    """A model on the device with the initial weights that SEED gives."""
     torch.manual_seed(settings.seed)
     return GPT(settings, runtime).to(runtime.device)
-
 
 class Run:
     """One run of the script: data, log, the time of each stage, and the results so far."""
@@ -1473,11 +1349,11 @@ class Run:
     def __init__(self, settings: Settings, runtime: Runtime, log: Log):
         self.settings, self.runtime, self.log = settings, runtime, log
         self.code_bytes, self.validation = Path(__file__).stat().st_size, None
+        packages = {m.__name__: m.__version__ for m in (torch, np, sentencepiece, zstandard)}
         self.results: dict = dict(
-            run_id=log.run_id, seed=settings.seed, settings=dataclasses.asdict(settings), device=str(runtime.device),
-            runtime=runtime.reasons, world_size=runtime.world_size, bytes_code=self.code_bytes,
-            versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
-                          sentencepiece=sentencepiece.__version__, zstandard=zstandard.__version__), stages={})
+            run_id=log.run_id, seed=settings.seed, settings=dataclasses.asdict(settings), stages={},
+            runtime=runtime.reasons, versions=dict(python=platform.python_version(), **packages),
+            device=str(runtime.device), world_size=runtime.world_size, bytes_code=self.code_bytes)
         folder, path = self.stage("data", find_data, settings, runtime, log)
         self.tokenizer = load_tokenizer(path, settings.vocab_size)
         self.tokenizer_digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -1496,8 +1372,8 @@ class Run:
         return value
 
     def score(self, model: GPT, name: str) -> Score:
-        """Score a model. The first call opens the validation shards: never before training and packing are over,
-        unless VAL_LOSS_EVERY asks for it."""
+        """Score a model. The first call opens the validation shards: after training and packing, or when
+        VAL_LOSS_EVERY asks for it."""
         if self.validation is None:
             self.validation = load_validation(self.val_files, self.settings.vocab_size)
             self.log(f"val_loader:shards:{len(self.val_files)} tokens:{len(self.validation)}")
@@ -1506,8 +1382,9 @@ class Run:
     def validate(self, model: GPT, steps: int, seconds: float) -> Score:
         """A plain pass during training or after it, in the field's line."""
         score = self.score(model, "plain")
-        self.log(f"step:{steps}/{self.settings.iterations} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
-                 f"train_time:{1000 * seconds:.0f}ms step_avg:{1000 * seconds / steps:.2f}ms")
+        self.log(f"step:{steps}/{self.settings.iterations} val_loss:{score.val_loss:.4f} "
+                 f"val_bpb:{score.val_bpb:.4f} train_time:{1000 * seconds:.0f}ms "
+                 f"step_avg:{1000 * seconds / steps:.2f}ms")
         return score
 
     def train(self) -> GPT:
@@ -1518,8 +1395,8 @@ class Run:
         trainer = Trainer(model, s, runtime, log, data, self.code_bytes)
         parameters = sum(p.numel() for p in model.parameters())
         log(f"model_params:{parameters} seed:{s.seed} average:{trainer.average.name}")
-        log(f"train_loader:shards:{len(data.files)} rows:{data.rows} step_rows:{trainer.plan.step_rows} micro_batch:"
-            f"{trainer.plan.rows}x{s.train_seq_len} grad_accum_steps:{trainer.plan.micro_steps}")
+        log(f"train_loader:shards:{len(data.files)} rows:{data.rows} step_rows:{trainer.plan.step_rows} "
+            f"micro_batch:{trainer.plan.rows}x{s.train_seq_len} grad_accum_steps:{trainer.plan.micro_steps}")
         self.stage("warmup_training", trainer.warm_up)
         self.stage("warmup_evaluation", self.evaluator.warm_up, model)
         self.stage("training", trainer.run, lambda steps, seconds: self.validate(model, steps, seconds))
@@ -1529,11 +1406,12 @@ class Run:
         self.results.update(
             parameters=parameters, steps=trainer.steps, tokens=tokens, train_seconds=seconds,
             step_avg_ms=1000 * seconds / trainer.steps, train_loss=trainer.train_loss,
-            late_qat_steps=trainer.qat_steps, exported=trainer.average.name if trainer.average.samples else "last")
+            late_qat_steps=trainer.qat_steps,
+            exported=trainer.average.name if trainer.average.samples else "last step")
         return model
 
     def write_artifact(self, model: GPT) -> bytes:
-        """Pack the model, write it, and read it back from the disk. One that is over the cap gets another name."""
+        """Pack the model, write it, read it back from disk. One that is over the cap gets another name."""
         s, data = self.settings, None
         if self.runtime.rank == 0:
             manifest = dict(settings={f.name: getattr(s, f.name) for f in fields_of("model", "evaluation")},
@@ -1541,7 +1419,7 @@ class Run:
             packed, plan = pack_under_cap(model, s, manifest, self.code_bytes)
             fits = len(packed) + self.code_bytes <= s.artifact_max_bytes
             path = Path(ARTIFACT_NAME if fits else OVER_CAP_NAME)
-            write_atomically(Path("logs", f"{self.log.run_id}.{path.name}"), packed)  # one that no later run replaces
+            write_atomically(Path("logs", f"{self.log.run_id}.{path.name}"), packed)  # for keeps
             write_atomically(path, packed)
             data = path.read_bytes()
             self.log(f"artifact:{path} {plan}")
@@ -1567,8 +1445,8 @@ class Run:
         """The model in an artifact; UserError if it was made with another tokenizer."""
         manifest, numbers = read_artifact(data, name)
         if manifest["tokenizer"] != self.tokenizer_digest:
-            raise UserError(f"{name}: made with another tokenizer (sha256 {manifest['tokenizer'][:16]}, here "
-                            f"{self.tokenizer_digest[:16]}); set DATA_PATH or TOKENIZER_PATH to the one it was made with")
+            raise UserError(f"{name}: its tokenizer had SHA-256 {manifest['tokenizer'][:16]}, this one has "
+                            f"{self.tokenizer_digest[:16]}; set DATA_PATH or TOKENIZER_PATH")
         model = build_model(self.settings, runtime)
         unpack_into(model, manifest, numbers, name)
         return model
@@ -1576,12 +1454,12 @@ class Run:
     def finish(self) -> None:
         """Write the results for programs."""
         results = self.results
-        results["eval_seconds"] = sum(results[label]["seconds"] for label in results if label.startswith("final_"))
+        results["eval_seconds"] = sum(results[key]["seconds"] for key in results if key.startswith("final_"))
         results["peak_memory_bytes"] = self.runtime.peak_memory_bytes()
-        self.log(f"eval_seconds:{results['eval_seconds']:.1f} peak_memory:{results['peak_memory_bytes'] >> 20}MiB")
+        self.log(f"eval_seconds:{results['eval_seconds']:.1f} "
+                 f"peak_memory:{results['peak_memory_bytes'] / 2**20:.0f}MiB")
         if self.runtime.rank == 0:
             write_atomically(Path("logs", f"{self.log.run_id}.json"), json.dumps(results, indent=1).encode())
-
 
 def train_and_score(run: Run) -> None:
     """Train, average, quantize, pack, read back, score."""
@@ -1589,13 +1467,14 @@ def train_and_score(run: Run) -> None:
     data = run.stage("packing", run.write_artifact, model)
     if not run.results["under_cap"]:
         run.finish()
-        raise UserError(f"{run.results['bytes_total'] - run.settings.artifact_max_bytes} bytes over the cap: the model "
-                        f"was put aside as {OVER_CAP_NAME} and has no score; try INT5_MLP=1 or fewer parameters")
-    score = run.stage("pre_quantization", run.validate, model, run.results["steps"], run.results["train_seconds"])
+        excess = run.results["bytes_total"] - run.settings.artifact_max_bytes
+        raise UserError(f"{excess} bytes over the cap: the model was put aside as {OVER_CAP_NAME} and not "
+                        "scored; try INT5_MLP=1 or fewer parameters")
+    steps, seconds = run.results["steps"], run.results["train_seconds"]
+    score = run.stage("pre_quantization", run.validate, model, steps, seconds)
     run.results["pre_quantization"] = dataclasses.asdict(score)
     run.score_artifact(data, ARTIFACT_NAME)
     run.finish()
-
 
 def score_existing(run: Run, data: bytes) -> None:
     """Score an artifact that an earlier run has made."""
@@ -1604,7 +1483,6 @@ def score_existing(run: Run, data: bytes) -> None:
     run.score_artifact(data, run.settings.artifact)
     run.finish()
 
-
 @torch.no_grad()
 def continue_text(run: Run, data: bytes) -> None:
     """Print SAMPLE and what the model writes after it, not compiled, since the length grows."""
@@ -1612,16 +1490,17 @@ def continue_text(run: Run, data: bytes) -> None:
     model = run.read_model(data, s.artifact, dataclasses.replace(run.runtime, compiled="no"))
     generator = torch.Generator().manual_seed(s.seed)
     ids = [BOS, *run.tokenizer.encode(s.sample)]
-    while len(ids) < s.sample_tokens + 1 + len(run.tokenizer.encode(s.sample)):
+    for _ in range(s.sample_tokens):
         context = torch.tensor([ids[-(s.train_seq_len - s.memory_tokens):]], device=run.runtime.device)
         logits = model.logits(context)[0, -1].cpu()
-        token = int(torch.multinomial(torch.softmax(logits / s.sample_temperature, -1), 1, generator=generator)) \
-            if s.sample_temperature else int(logits.argmax())
-        if token == BOS:  # the model has ended the document
+        if s.sample_temperature:
+            shares = torch.softmax(logits / s.sample_temperature, -1)
+            ids.append(int(torch.multinomial(shares, 1, generator=generator)))
+        else:
+            ids.append(int(logits.argmax()))
+        if ids[-1] == BOS:  # the document has ended
             break
-        ids.append(token)
     run.log(run.tokenizer.decode(ids))
-
 
 def start(environment) -> None:
     """Settings, runtime, log, then what the settings ask for."""
@@ -1649,7 +1528,6 @@ def start(environment) -> None:
     else:
         score_existing(run, data)
 
-
 def main() -> int:
     """Exit status 0; or 2 after one line that says what to mend."""
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -1657,7 +1535,7 @@ def main() -> int:
         return 0
     try:
         if sys.argv[1:]:
-            raise UserError(f"unexpected argument {sys.argv[1]}: settings are environment variables, see --help")
+            raise UserError(f"{sys.argv[1]}: settings are environment variables, not arguments; see --help")
         start(os.environ)
         return 0
     except UserError as error:
@@ -1666,7 +1544,6 @@ def main() -> int:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,92 @@
+"""What test_distributed.py measures on one process and on several; torchrun runs it, rank 0 writes JSON."""
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from conftest import VOCAB_SIZE, tiny_model, tiny_settings
+from train_gpt import (ByteTable, Evaluator, Muon, Runtime, Trainer, TrainingRows, build_model, find_shards,
+                       load_tokenizer, load_validation, start_runtime)
+
+TRAINING = dict(  # 4 rows fall evenly on two ranks, 3 and 5 do not, and of 1 the second rank has none
+    even=dict(), accumulated=dict(micro_batch_tokens=24), uneven=dict(train_batch_tokens=72),
+    five=dict(train_batch_tokens=120, micro_batch_tokens=48), one=dict(train_batch_tokens=24),
+    ema=dict(ema_enabled=True))
+EVALUATION = dict(plain=("plain", 501, {}), sliding=("sliding", 501, {}),
+                  fewer_windows_than_ranks=("sliding", 12, {}), full_batches=("sliding", 621, dict(eval_batch_seqs=4)),
+                  one_target=("plain", 2, {}))
+
+
+def quiet(line: str, console: bool = True) -> None:
+    """A log that keeps nothing."""
+
+
+def train(folder: Path, runtime: Runtime, **changes) -> dict:
+    """Losses of every step, from the lines' values, and the exported weights of a run through Trainer."""
+    changes = {**dict(iterations=6, warmdown_iters=4), **changes}
+    s = tiny_settings(vocab_size=VOCAB_SIZE, train_log_every=1, **changes)
+    data = TrainingRows(find_shards(folder, "train"), s.train_seq_len, s.seed, VOCAB_SIZE)
+    trainer = Trainer(build_model(s, runtime), s, runtime, quiet, data, 0)
+    trainer.warm_up()
+    losses, report = [], trainer.report
+
+    def keeping(*arguments) -> None:
+        report(*arguments)
+        losses.append(trainer.train_loss)
+    trainer.report = keeping
+    trainer.run(None)
+    trainer.average.load_into(trainer.stored)
+    weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    return dict(losses=losses, weights=weights[::97].tolist(), digest=zlib.crc32(weights.numpy().tobytes()),
+                steps=trainer.steps, qat_steps=trainer.qat_steps, seconds=trainer.clock.seconds)
+
+
+def muon(runtime: Runtime) -> list[float]:
+    """Weights after three steps of Muon on five matrices of one shape, one of another, and a pair."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = [(8, 8)] * 5 + [(24, 8)] + [(8, 24)] * 2
+    weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    optimizer = Muon(weights, tiny_settings(), runtime)
+    for _ in range(3):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step(0.1, 0.9)
+    return torch.cat([weight.detach().flatten() for weight in weights]).tolist()
+
+
+def evaluate(folder: Path, runtime: Runtime, name: str, length: int, changes: dict) -> dict:
+    """A score of the first tokens of the validation split."""
+    model = tiny_model(runtime, vocab_size=VOCAB_SIZE, **changes)
+    table = ByteTable(load_tokenizer(folder / "tokenizer.model", VOCAB_SIZE))
+    tokens = load_validation(find_shards(folder, "val"), VOCAB_SIZE)[:length]
+    settings = tiny_settings(vocab_size=VOCAB_SIZE, **changes)
+    score = Evaluator(settings, runtime, table, quiet).score(model, tokens, name)
+    return dict(val_loss=score.val_loss, val_bpb=score.val_bpb, targets=score.targets, bytes=score.bytes)
+
+
+def measure(folder: Path, runtime: Runtime) -> dict:
+    """Everything, the same for any number of ranks."""
+    return dict(training={name: train(folder, runtime, **changes) for name, changes in TRAINING.items()},
+                muon=muon(runtime),
+                evaluation={name: evaluate(folder, runtime, *case) for name, case in EVALUATION.items()})
+
+
+def main() -> None:
+    folder, output = map(Path, sys.argv[1:])
+    runtime = start_runtime(tiny_settings(device="cpu", dtype="float32", attention="sdpa", compile="0"))
+    found = measure(folder, runtime)
+    found["by_clock"] = train(folder, runtime, iterations=100_000, max_wallclock_seconds=0.7,
+                              late_qat_threshold=0.5)
+    everyone = [None] * runtime.world_size
+    dist.all_gather_object(everyone, found)
+    if runtime.rank == 0:
+        output.write_text(json.dumps(everyone))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

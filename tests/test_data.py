@@ -1,0 +1,274 @@
+"""Shards, the order of training rows, tokenizers, and bytes of text behind the tokens."""
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from conftest import BOS, VOCAB_SIZE, write_shard
+
+from train_gpt import (ByteTable, TrainingRows, UserError, find_shards, load_tokenizer, load_validation,
+                       open_shard)
+
+# ---- shards
+
+
+def test_a_good_shard_is_mapped_and_read_back(tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 65536, 5000)
+    found = open_shard(write_shard(tmp_path / "x_train_0.bin", tokens))
+    assert np.array_equal(found, tokens) and found.dtype == np.uint16
+    assert isinstance(found, np.memmap) and not found.flags.writeable
+
+
+def test_a_shard_of_no_tokens_is_empty(tmp_path):
+    assert len(open_shard(write_shard(tmp_path / "x_train_0.bin", []))) == 0
+
+
+def header(magic: int = 20240520, version: int = 1, tokens: int = 100) -> bytes:
+    return struct.pack("<3i", magic, version, tokens).ljust(1024, b"\0")
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"\0", header()[:1023], header(magic=20240521) + bytes(200), header(version=2) + bytes(200),
+    header(), header() + bytes(199), header() + bytes(202), header(tokens=-1), header(tokens=-1) + bytes(2),
+    struct.pack(">3i", 20240520, 1, 100).ljust(1024, b"\0") + bytes(200), b"a text " * 500,
+], ids=["empty", "one-byte", "short-header", "magic", "version", "no-tokens-left", "truncated", "too-long",
+        "negative", "negative-with-tokens", "big-endian", "text"])
+def test_a_damaged_shard_is_named(data, tmp_path):
+    path = tmp_path / "x_val_000000.bin"
+    path.write_bytes(data)
+    for read in (lambda: open_shard(path), lambda: load_validation([path], 65536),
+                 lambda: TrainingRows([path], 4, 0, 9)):
+        with pytest.raises(UserError, match="x_val_000000.bin") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_the_whole_validation_split_in_order(tmp_path):
+    parts = [np.arange(10), np.arange(10, 11), [], np.arange(11, 50)]
+    for i, part in reversed(list(enumerate(parts))):
+        write_shard(tmp_path / f"x_val_{i:06}.bin", part)
+    write_shard(tmp_path / "x_train_000000.bin", [99])
+    assert np.array_equal(load_validation(find_shards(tmp_path, "val"), 50), np.arange(50))
+
+
+def test_a_token_outside_the_vocabulary_is_found_at_load_in_validation(tmp_path):
+    files = [write_shard(tmp_path / f"x_val_{i}.bin", [1, token, 3]) for i, token in enumerate((2, 64))]
+    assert len(load_validation(files, 65)) == 6
+    with pytest.raises(UserError, match="x_val_1.bin.*64"):
+        load_validation(files, 64)
+
+
+def test_a_token_outside_the_vocabulary_is_found_at_use_in_training(tmp_path):
+    files = [write_shard(tmp_path / f"x_train_{i}.bin", np.full(100, 63 + i)) for i in range(2)]
+    rows = TrainingRows(files, 10, 0, 64)
+    with pytest.raises(UserError, match="x_train_1.bin.*64"):
+        for position in range(rows.rows):
+            assert rows.row(position).max() == 63
+
+
+@pytest.mark.parametrize("tokens", [[], [1]])
+def test_an_empty_validation_split_is_refused(tokens, tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_validation([write_shard(tmp_path / "x_val_0.bin", tokens)], 64)
+
+
+def test_a_missing_split_is_refused(tmp_path):
+    write_shard(tmp_path / "x_train_000000.bin", range(9))
+    with pytest.raises(UserError, match=f"{tmp_path}.*val"):
+        find_shards(tmp_path, "val")
+
+
+@pytest.mark.parametrize("length, fits", [(32, True), (33, False)])
+def test_a_training_split_that_is_too_short_is_refused(length, fits, tmp_path):
+    path = write_shard(tmp_path / "x_train_0.bin", np.full(65, 5))
+    if fits:
+        assert TrainingRows([path], length, 0, 64).rows == 1
+    else:
+        with pytest.raises(UserError, match=f"{tmp_path}.*{length}"):
+            TrainingRows([path], length, 0, 64)
+
+
+# ---- the order of rows
+
+LENGTH = 7
+
+
+@pytest.fixture
+def shards(tmp_path) -> list[Path]:
+    """Shards of distinct tokens, among them an empty one and one that is too short for a row."""
+    sizes = [100, 0, 9, 61, 500]
+    ends = np.cumsum(sizes)
+    return [write_shard(tmp_path / f"x_train_{i}.bin", np.arange(end - size, end))
+            for i, (size, end) in enumerate(zip(sizes, ends))]
+
+
+def rows_of(data: TrainingRows, epoch: int) -> np.ndarray:
+    return np.stack([data.row(epoch * data.rows + i) for i in range(data.rows)])
+
+
+def test_rows_are_contiguous_pieces_of_one_shard(shards):
+    data = TrainingRows(shards, LENGTH, 3, 1000)
+    for epoch in range(3):
+        rows = rows_of(data, epoch)
+        assert rows.shape == (data.rows, LENGTH + 1) and rows.dtype == np.int64
+        assert (np.diff(rows) == 1).all()
+        shard_of = np.searchsorted([100, 100, 109, 170, 670], rows, side="right")
+        assert (shard_of == shard_of[:, :1]).all()
+
+
+def test_each_row_comes_once_an_epoch(shards):
+    data = TrainingRows(shards, LENGTH, 3, 1000)
+    for epoch in range(4):
+        inputs = rows_of(data, epoch)[:, :-1]  # the last token of a row is only a target, and begins the next
+        assert len(np.unique(inputs)) == inputs.size  # no token twice
+        assert inputs.size > 670 - 3 * 2 * LENGTH - 9  # at most two rows' worth is left over in each shard
+
+
+def test_the_order_is_new_in_each_epoch(shards):
+    data = TrainingRows(shards, LENGTH, 3, 1000)
+    first, second = rows_of(data, 0)[:, 0], rows_of(data, 1)[:, 0]
+    assert (first != second).mean() > 0.8
+    assert (np.diff(first) == LENGTH).mean() < 0.2  # not the order of the file
+
+
+def test_the_order_depends_on_the_seed_and_the_epoch_alone(shards):
+    data, same, other = (TrainingRows(shards, LENGTH, seed, 1000) for seed in (3, 3, 4))
+    np.random.seed(0)
+    forward = [data.row(i) for i in range(2 * data.rows)]
+    np.random.seed(1)
+    backward = [same.row(i) for i in reversed(range(2 * data.rows))]  # also across an epoch, also twice
+    assert np.array_equal(forward, backward[::-1])
+    assert np.array_equal(data.row(5), forward[5])
+    assert not np.array_equal(forward[:data.rows], rows_of(other, 0))
+
+
+# ---- tokenizers
+
+
+TRAINING_TEXT = [
+    "The quick brown fox jumps over the lazy dog, and the dog sleeps.", "def add(a, b):\n    return a + b\n",
+    "\tindented\twith\ttabs and  double   spaces", "漢字と かな, 한국어, العربية", "emoji 👩‍🚀 🇫🇷 😀 café naïve",
+    "control \x01\x02\x7f characters", "  two leading spaces", "numbers 12345 67890 and (punctuation)!",
+] * 20
+
+LOSSLESS = dict(normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False)
+KINDS = {
+    "identity": LOSSLESS,
+    "challenge": dict(normalization_rule_name="nmt_nfkc", add_dummy_prefix=False),
+    "challenge-spaces-kept": dict(normalization_rule_name="nmt_nfkc", add_dummy_prefix=False,
+                                  remove_extra_whitespaces=False),
+    "defaults": dict(),
+    "prefix-spaces-kept": dict(remove_extra_whitespaces=False),
+    "suffix": dict(treat_whitespace_as_suffix=True, add_dummy_prefix=False),
+    "suffix-defaults": dict(treat_whitespace_as_suffix=True),
+    "unigram": dict(model_type="unigram"),
+    "newline-piece": dict(LOSSLESS, user_defined_symbols=["\n", "  "]),
+}
+
+DOCUMENTS = [
+    "The quick brown fox", "x", " ", "   ", "  two leading", "trailing two  ", "a  b   c    d" + " " * 30,
+    "line\nline\n\n\n  indented\n\ttab\t\ttab\r\n", "\n", "\n x", "漢字 かな 한국어 العربية", "👩‍🚀🇫🇷 😀 \U0010ffff",
+    "".join(map(chr, range(1, 32))), "\x7f\x80\u200b\ufeff\u2028\u00a0\u3000", "e\u0301 é ﬁ Ω Ǆ ½",
+    "<s></s><unk> <0x41>", "the right-hand side, where “quotes” — and dashes – are", "",
+]
+
+
+def train_tokenizer(path: Path, vocab_size: int = 400, **changes) -> Path:
+    model = io.BytesIO()
+    options = dict(model_type="bpe", byte_fallback=True, pad_id=0, bos_id=BOS, eos_id=2, unk_id=3,
+                   num_threads=1, hard_vocab_limit=False, character_coverage=0.99, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TRAINING_TEXT), model_writer=model,
+                                             vocab_size=vocab_size, **{**options, **changes})
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request, tmp_path_factory) -> sentencepiece.SentencePieceProcessor:
+    path = train_tokenizer(tmp_path_factory.mktemp("tokenizer") / "t.model", **KINDS[request.param])
+    size = sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size()
+    return load_tokenizer(path, size)
+
+
+def test_bytes_of_a_document_are_those_of_its_decoded_text(tokenizer):
+    table = ByteTable(tokenizer)
+    for text in DOCUMENTS:
+        ids = np.array([BOS, *tokenizer.encode(text)])
+        decoded = tokenizer.decode(ids.tolist())
+        assert table.count(ids[:-1], ids[1:]).sum() == len(decoded.encode()), (text, decoded)
+
+
+def test_bytes_of_a_stream_are_those_of_its_documents(tokenizer):
+    encoded = [tokenizer.encode(text) for text in DOCUMENTS]
+    stream = np.array([token for ids in encoded for token in [BOS, *ids]] + [BOS])
+    counts = ByteTable(tokenizer).count(stream[:-1].reshape(1, -1), stream[1:].reshape(1, -1))
+    assert counts.shape == (1, len(stream) - 1) and counts.dtype == np.int64 and counts.min() >= 0
+    assert counts.sum() == sum(len(tokenizer.decode(ids).encode()) for ids in encoded)
+
+
+def test_single_tokens(tmp_path):
+    path = train_tokenizer(tmp_path / "t.model", **KINDS["newline-piece"])
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    table, letter = ByteTable(tokenizer), np.array([tokenizer.piece_to_id("e")])
+    expected = {"<pad>": 0, "<s>": 0, "</s>": 0, "<unk>": 0}
+    expected |= {"<0x41>": 1, "<0xFF>": 1, "▁": 1, "e": 1, "\n": 1}
+    expected |= {piece: len(piece.replace("▁", " ").encode()) for piece in ("▁the", "▁▁", "<0x0A>x", "字")
+                 if tokenizer.piece_to_id(piece) != tokenizer.unk_id()}
+    assert "▁the" in expected and expected["▁the"] == 4
+    for piece, size in expected.items():
+        ids = np.array([tokenizer.piece_to_id(piece)])
+        assert tokenizer.id_to_piece(int(ids[0])) == piece
+        assert table.count(letter, ids) == size and table.count(np.array([BOS]), ids) == size, piece
+
+
+def test_lossless_documents_count_their_own_bytes(tmp_path):
+    path = train_tokenizer(tmp_path / "t.model", **KINDS["identity"])
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    table = ByteTable(tokenizer)
+    for text in DOCUMENTS:
+        ids = np.array([BOS, *tokenizer.encode(text)])
+        assert table.count(ids[:-1], ids[1:]).sum() == len(text.encode()), text
+
+
+def test_bytes_of_the_validation_split(data_folder):
+    tokenizer = load_tokenizer(data_folder / "tokenizer.model", VOCAB_SIZE)
+    tokens = load_validation(find_shards(data_folder, "val"), VOCAB_SIZE)
+    documents = np.split(tokens, np.flatnonzero(tokens == BOS))
+    text = "".join(tokenizer.decode(document.tolist()) for document in documents)
+    assert ByteTable(tokenizer).count(tokens[:-1], tokens[1:]).sum() == len(text.encode()) > 1000
+
+
+def test_a_tokenizer_of_another_size_is_refused(data_folder):
+    with pytest.raises(UserError, match=f"tokenizer.model.*{VOCAB_SIZE}.*VOCAB_SIZE=1024"):
+        load_tokenizer(data_folder / "tokenizer.model", 1024)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00", b"no tokenizer " * 99, bytes(range(256)) * 9])
+def test_garbage_is_no_tokenizer(data, tmp_path):
+    path = tmp_path / "garbage.model"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="garbage.model") as error:
+        load_tokenizer(path, 400)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_tokenizer_is_refused(data_folder, tmp_path):
+    path = tmp_path / "half.model"
+    path.write_bytes((data_folder / "tokenizer.model").read_bytes()[:3000])
+    with pytest.raises(UserError, match="half.model"):
+        load_tokenizer(path, VOCAB_SIZE)
+
+
+def test_a_tokenizer_without_a_space_of_its_own_is_refused(data_folder, tmp_path):
+    model = (data_folder / "tokenizer.model").read_bytes()
+    space = "▁".encode()
+    piece = b"\x0a" + bytes([len(space)]) + space  # field 1 of a piece: its text, here the bare ▁
+    assert model.count(piece) == 1
+    path = tmp_path / "spaceless.model"
+    path.write_bytes(model.replace(piece, b"\x0a" + bytes([len(space)]) + "☃".encode()))
+    with pytest.raises(UserError, match="spaceless.model.*▁"):
+        load_tokenizer(path, VOCAB_SIZE)
