@@ -489,7 +489,7 @@ class BatchPlan:
                                                  self.step_rows - self.rank * self.rank_rows))
         for place, row in enumerate(real):
             tokens[place] = data.row(step * self.step_rows + self.rank * self.rank_rows + row)
-        targets = np.ascontiguousarray(tokens[:, 1:])
+        targets = tokens[:, 1:].copy()
         targets[len(real):] = IGNORED
         return torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])), torch.from_numpy(targets)
 
@@ -936,11 +936,12 @@ class Optimizer:
         self.adamw.step()
         gradients.zero_()
 
-def progress_at(s: Settings, step: int, seconds: float) -> float:
-    """Share of the run that is over before `step`, after `seconds`; 1 if that step must not be taken."""
+def progress_at(s: Settings, step: int, seconds: float, reserve: float = 0.0) -> float:
+    """Share of the run that is over before `step`, after `seconds`; 1 if that step must not be taken, because the
+    clock might not leave the mean time of a step, or `reserve` seconds if that is more."""
     by_clock = 0.0
     if s.max_wallclock_seconds and step:
-        fits = seconds + seconds / step <= s.max_wallclock_seconds
+        fits = seconds + max(seconds / step, reserve) <= s.max_wallclock_seconds
         by_clock = seconds / s.max_wallclock_seconds if fits else 1.0
     return min(1.0, max(step / s.iterations, by_clock))
 
@@ -1173,7 +1174,7 @@ class Evaluator:
         """Compile the forward passes on synthetic tokens, outside of any clock."""
         for window, _ in self.passes.values():
             tokens = torch.zeros(self.batch, window, dtype=torch.long, device=self.runtime.device)
-            self.token_losses(model, tokens, tokens)
+            self.token_losses(model, tokens, tokens.clone())
 
     @torch.no_grad()
     def score(self, model: GPT, tokens: np.ndarray, name: str) -> Score:
@@ -1227,17 +1228,18 @@ class Clock:
 
     def __init__(self, runtime: Runtime):
         self.runtime, self.seconds, self.started, self.events = runtime, 0.0, 0.0, collections.deque()
+        self.in_flight = 2 if runtime.device.type == "cuda" else 0  # steps that the host may be ahead
 
     def start(self) -> None:
         self.runtime.synchronize()
         self.started = time.perf_counter()
 
     def read(self) -> float:
-        """The seconds so far. Lets the host run only two steps ahead of a GPU, or it would time launches."""
+        """The seconds so far. Holds the host back if it is too far ahead of a GPU, or it would time launches."""
         if self.runtime.device.type == "cuda":
             self.events.append(torch.cuda.Event())
             self.events[-1].record()
-            if len(self.events) > 2:
+            if len(self.events) > self.in_flight:
                 self.events.popleft().synchronize()
         return self.seconds + self.runtime.from_main(time.perf_counter() - self.started)
 
@@ -1282,7 +1284,7 @@ class Trainer:
         limits = PrecisionPlan(self.model, self.settings).as_tensor(self.runtime.device)
         for graph_limits in (None, limits) if self.settings.late_qat_threshold else (None,):
             for step in range(self.settings.warmup_steps):
-                self.forward_backward(tokens, tokens, graph_limits)
+                self.forward_backward(tokens, tokens.clone(), graph_limits)
                 self.optimizer.step(step, 1.0)
         with torch.no_grad():
             torch._foreach_copy_(parameters, saved)
@@ -1307,11 +1309,12 @@ class Trainer:
 
     def run(self, validate) -> None:
         """Train to the end of the schedule; call `validate(steps, seconds)` where VAL_LOSS_EVERY says so."""
-        s, seconds, reported = self.settings, 0.0, 0
+        s, seconds, reserve, reported = self.settings, 0.0, 0.0, 0
         self.clock.start()
-        while (progress := progress_at(s, self.steps, seconds)) < 1.0:
+        while (progress := progress_at(s, self.steps, seconds, reserve)) < 1.0:
             loss = self.step(scale_at(s, self.steps, progress))
-            seconds = self.clock.read()
+            before, seconds = seconds, self.clock.read()
+            reserve = (seconds - before) * (1 + self.clock.in_flight)
             if self.steps == 1 or (s.train_log_every and self.steps % s.train_log_every == 0):
                 self.report(loss, seconds)
                 reported = self.steps

@@ -108,7 +108,8 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=VOCAB_SIZE,
         character_coverage=0.9995, byte_fallback=True, normalization_rule_name="identity",
         add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
-        user_defined_symbols=["\n"], pad_id=0, bos_id=BOS, eos_id=2, unk_id=3, max_sentence_length=1 << 20, num_threads=1, minloglevel=2)
+        user_defined_symbols=["\n"], pad_id=0, bos_id=BOS, eos_id=2, unk_id=3,
+        max_sentence_length=1 << 20, num_threads=1, minloglevel=2)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     encoded = [[BOS, *tokenizer.encode(text)] for text in texts]

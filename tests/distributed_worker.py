@@ -17,7 +17,8 @@ TRAINING = dict(  # 4 rows fall evenly on two ranks, 3 and 5 do not, and of 1 th
     five=dict(train_batch_tokens=120, micro_batch_tokens=48), one=dict(train_batch_tokens=24),
     ema=dict(ema_enabled=True))
 EVALUATION = dict(plain=("plain", 501, {}), sliding=("sliding", 501, {}),
-                  fewer_windows_than_ranks=("sliding", 12, {}), full_batches=("sliding", 621, dict(eval_batch_seqs=4)),
+                  fewer_windows_than_ranks=("sliding", 12, {}),
+                  full_batches=("sliding", 621, dict(eval_batch_seqs=4)),
                   one_target=("plain", 2, {}))
 
 

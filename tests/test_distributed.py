@@ -25,7 +25,8 @@ def ranks(data_folder, tmp_path_factory) -> list[dict]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=output.parent, capture_output=True, text=True,
                           timeout=120)
-    assert done.returncode == 0, done.stderr[-4000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("[rank") and "Error" in line]
+    assert done.returncode == 0, "\n".join(errors) or done.stderr[-2000:]
     return json.loads(output.read_text())
 
 
