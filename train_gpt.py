@@ -7,16 +7,12 @@
 Every setting is an environment variable (see --help), so that `BACKOUT_ENABLED=0 python train_gpt.py` is an
 ablation. The file reads in the order in which it runs:
 
-    Settings    typed, from the environment, checked together before anything is loaded
-    Runtime     ranks, device, dtype, attention, compiler: chosen once, each with its reason
-    Data        shards in the field's format; an order of rows that SEED alone decides
-    Score       bytes of text behind the tokens
-    Layers, GPT the 11-layer U-Net with backout, memory tokens, SmearGate and BigramHash
-    Optimizers  the table that routes parameters, Muon, AdamW, the schedule, weight averages
-    Artifact    int5/int6 rows, zstd, the cap, and the way back
-    Evaluate    sliding window: every target scored once
-    Train       warm-up outside the clock, steps, late QAT, the stop
-    Main        the pipeline and its summary
+    Settings, Runtime   typed and checked together; device, dtype, attention, compiler, each with its reason
+    Data, Score         shards, an order of rows that SEED alone decides, bytes of text behind the tokens
+    Layers, GPT         the 11-layer U-Net with backout, memory tokens, SmearGate and BigramHash
+    Optimizers          the table that routes parameters, Muon, AdamW, the schedule, weight averages
+    Artifact, Evaluate  int5/int6 rows, zstd, the cap, the way back; every target scored once
+    Train, Main         warm-up outside the clock, steps, late QAT, the stop; the pipeline and its summary
 
 Numbers such as #339 are pull requests of openai/parameter-golf, where a technique was published.
 """
@@ -52,10 +48,8 @@ import zstandard
 from torch import Tensor, nn
 
 # ---- Settings ----------------------------------------------------------------------------------------------
-
 class UserError(Exception):
     """Something that the person at the keyboard can mend: main() prints its one line and exits with 2."""
-
 def setting(group: str, default, help: str, low=None, high=None, choices: tuple[str, ...] = ()):
     """One setting; its environment variable is its name in capitals, the field's name where it has one."""
     meta = dict(group=group, help=help, low=low, high=high, choices=choices)
@@ -67,10 +61,9 @@ run_, model_, train_, pack_, eval_ = (functools.partial(setting, group) for grou
 @dataclass(frozen=True)
 class Settings:
     """Every setting of a run. The defaults are PRESET=record; PRESETS has what another preset changes."""
-
     preset: str = run_("auto", "auto: record on CUDA, else pocket", choices=("auto", "record", "pocket"))
     run_id: str = run_("", "names the files in logs/; empty: date, time, process and seed")
-    seed: int = run_(1337, "decides the initial weights and the order of the data", 0)
+    seed: int = run_(1337, "decides the initial weights and the order of the data", 0, 2**63 - 1)
     artifact: str = run_("", "score this artifact instead of training a model")
     sample: str = run_("", "with ARTIFACT: continue this text instead of scoring")
     sample_tokens: int = run_(200, "most tokens that SAMPLE adds", 1)
@@ -141,8 +134,7 @@ class Settings:
     train_log_every: int = train_(200, "steps between lines of the log; 0: first and last step", 0)
     val_loss_every: int = train_(0, "steps between validation passes during training; 0: none", 0)
 
-    int5_mlp: str = pack_("auto", "MLP matrices: 0 int6, 1 int5, auto int5 as far as the cap needs",
-                         choices=("auto", "0", "1"))
+    int5_mlp: str = pack_("auto", "int5 for the MLP; auto: as the cap needs", choices=("auto", "0", "1"))
     zstd_level: int = pack_(22, "compression level", 1, 22)
     artifact_max_bytes: int = pack_(16_000_000, "cap on code + model", 1)
 
@@ -150,8 +142,7 @@ class Settings:
     eval_stride: int = eval_(64, "targets that each sliding window adds", 1)
     eval_batch_seqs: int = eval_(256, "windows of a rank's forward pass", 1)
 
-# The record's constants are made for 7,000 steps. A CPU takes a few hundred: its momentum forgets within 20
-# steps, and its average spans the last few dozen.
+# A CPU takes hundreds of steps, not 7,000: momentum forgets within 20, the average spans a few dozen.
 PRESETS: dict[str, dict] = {
     "record": {},
     "pocket": dict(
@@ -186,8 +177,8 @@ def parse_value(field: dataclasses.Field, text: str):
         raise ValueError(f"must be at least {low}" + (f" and at most {high}" if high is not None else ""))
     return value
 
-def combination_problems(s: Settings) -> list[str]:
-    """What cannot work together."""
+def combination_problems(s: Settings, trains: bool) -> list[str]:
+    """What cannot work together, in a run that trains a model or in one that uses an artifact."""
     head_dim = s.model_dim // s.num_heads
     window, row = s.eval_seq_len - s.memory_tokens, s.train_seq_len - s.memory_tokens
     rules = [
@@ -201,11 +192,11 @@ def combination_problems(s: Settings) -> list[str]:
         (window > 0, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in EVAL_SEQ_LEN={s.eval_seq_len}"),
         (not 0 < window < s.eval_stride,
          f"EVAL_STRIDE={s.eval_stride} must be at most EVAL_SEQ_LEN - MEMORY_TOKENS = {window}"),
-        (s.train_batch_tokens % s.train_seq_len == 0,
+        (not trains or s.train_batch_tokens % s.train_seq_len == 0,
          f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of TRAIN_SEQ_LEN={s.train_seq_len}"),
-        (s.micro_batch_tokens == 0 or s.micro_batch_tokens >= s.train_seq_len,
+        (not trains or not 0 < s.micro_batch_tokens < s.train_seq_len,
          f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} must hold a row of TRAIN_SEQ_LEN={s.train_seq_len}"),
-        (s.mtp_num_heads == 0 or s.mtp_num_heads < row,
+        (not trains or s.mtp_num_heads == 0 or s.mtp_num_heads < row,
          f"MTP_NUM_HEADS={s.mtp_num_heads} must be below TRAIN_SEQ_LEN - MEMORY_TOKENS = {row}"),
         (not s.sample or s.artifact, "SAMPLE needs ARTIFACT, the model that continues the text"),
         (not set(s.run_id) & set("/\\\0"), f"RUN_ID={s.run_id} must be a file name, not a path"),
@@ -221,7 +212,7 @@ def mistyped_settings(environment) -> list[str]:
     warnings = []
     for variable in environment:
         meant = [shuffled.get("_".join(sorted(variable.split("_"))))]
-        meant = meant if meant[0] else difflib.get_close_matches(variable, names, n=1, cutoff=0.84)
+        meant = meant if meant[0] else difflib.get_close_matches(variable, names, n=1, cutoff=0.88)
         if meant and variable not in names:
             warnings.append(f"warning: {variable} is not a setting; did you mean {meant[0]}?")
     return warnings
@@ -244,7 +235,7 @@ def settings_from(environment, stored: dict | None = None) -> tuple[Settings, st
     on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     preset = wanted if wanted in PRESETS else "record" if on_cuda else "pocket"
     settings = Settings(**{**PRESETS[preset], **stored, **given})
-    problems += combination_problems(settings)
+    problems += combination_problems(settings, trains=not stored)
     if problems:
         raise UserError("settings: " + "; ".join(problems))
     reason = "asked for" if wanted in PRESETS else "CUDA is there" if on_cuda else "no CUDA"
@@ -271,11 +262,9 @@ def help_text() -> str:
     return "\n".join(lines)
 
 # ---- Runtime: all that depends on the machine, chosen once -------------------------------------------------
-
 @dataclass(frozen=True)
 class Runtime:
     """Where this process runs and with what; `reasons` says how each choice was made."""
-
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
@@ -322,8 +311,7 @@ def choose_device(settings: Settings, local_rank: int) -> tuple[torch.device, st
             raise UserError("DEVICE=cuda: torch sees no GPU here")
         return torch.device("cpu"), "no CUDA"
     if local_rank >= torch.cuda.device_count():
-        raise UserError(f"no GPU for local rank {local_rank}: there are {torch.cuda.device_count()}; lower "
-                        "--nproc_per_node")
+        raise UserError(f"no GPU for local rank {local_rank}: lower --nproc_per_node")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank), torch.cuda.get_device_name(local_rank)
 
@@ -400,7 +388,6 @@ def start_runtime(settings: Settings) -> Runtime:
 
 class Log:
     """Rank 0's lines for the console and for logs/<run_id>.txt, which begins with this script's source."""
-
     def __init__(self, run_id: str, runtime: Runtime):
         self.run_id, self.file = run_id, None
         if runtime.rank == 0:
@@ -415,7 +402,6 @@ class Log:
                 print(line, flush=True)
 
 # ---- Data: shards of uint16 tokens, and the order in which training sees them ------------------------------
-
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
 FINEWEB = Path("data/datasets/fineweb10B_sp1024")
 FINEWEB_TOKENIZER = Path("data/tokenizers/fineweb_1024_bpe.model")
@@ -447,7 +433,6 @@ def find_shards(folder: Path, split: str) -> list[Path]:
 
 class TrainingRows:
     """Rows of `length + 1` tokens in an order that SEED draws, each epoch anew and cut at another offset."""
-
     def __init__(self, files: list[Path], length: int, seed: int, vocab_size: int):
         self.files, self.length, self.seed, self.vocab_size = files, length, seed, vocab_size
         self.shards = [open_shard(path) for path in files]
@@ -472,7 +457,6 @@ class TrainingRows:
 class BatchPlan:
     """How the rows of a step, the same for every world size, fall on ranks and micro-batches.
     Each rank makes `micro_steps` passes of `rows` rows; rows with ignored targets fill the last."""
-
     def __init__(self, s: Settings, runtime: Runtime):
         self.rank, self.step_rows = runtime.rank, s.train_batch_tokens // s.train_seq_len
         self.rank_rows = -(-self.step_rows // runtime.world_size)
@@ -525,7 +509,6 @@ def find_data(settings: Settings, runtime: Runtime, log: Log) -> tuple[Path, Pat
     return folder, tokenizer
 
 # ---- Score: bytes of text behind the tokens ----------------------------------------------------------------
-
 def load_tokenizer(path: Path, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     """A SentencePiece model; UserError if it is none, has another size, or cannot be counted exactly."""
     try:
@@ -540,11 +523,8 @@ def load_tokenizer(path: Path, vocab_size: int) -> sentencepiece.SentencePiecePr
 
 class ByteTable:
     """Bytes of text that a token stands for; over a document they add up to len(decode(tokens).encode()).
-
     A piece counts its UTF-8 bytes with ▁ as one space, a byte piece one, any other none. A tokenizer that
-    puts a space before each document drops it in decoding: there, the ▁ that begins a document counts none.
-    """
-
+    puts a space before each document drops it in decoding: there, a ▁ that begins a document counts none."""
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor):
         ids = range(tokenizer.vocab_size())
         pieces = [tokenizer.id_to_piece(i) for i in ids]
@@ -560,7 +540,6 @@ class ByteTable:
         return self.bytes[targets] - (self.stripped[targets] & self.begins[previous])
 
 # ---- Layers ------------------------------------------------------------------------------------------------
-
 def attend_flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from flash_attn_interface import flash_attn_func
     out = flash_attn_func(q, k, v, causal=True)
@@ -608,10 +587,7 @@ def vector(*shape: int, value: float) -> nn.Parameter:
 
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021) on the first `dims` of each head; the rest knows no position (#315).
-
-    Beyond the training length the base is rescaled (NTK-aware), so that far positions turn like known ones.
-    """
-
+    Beyond the training length the base is rescaled (NTK-aware): far positions turn like known ones."""
     def __init__(self, dims: int, base: float, train_length: int, longest: int):
         super().__init__()
         self.dims, self.train_length = dims, train_length
@@ -625,17 +601,15 @@ class Rotary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, length, heads, dim), rotated."""
         length, half = x.size(1), self.dims // 2
-        cos, sin = (self.cos_train, self.sin_train) if length <= self.train_length else \
-            (self.cos_longest, self.sin_longest)
-        cos, sin = cos[:, :length].to(x.dtype), sin[:, :length].to(x.dtype)
+        near = length <= self.train_length
+        cos = (self.cos_train if near else self.cos_longest)[:, :length].to(x.dtype)
+        sin = (self.sin_train if near else self.sin_longest)[:, :length].to(x.dtype)
         first, second, still = x.split((half, half, x.size(-1) - self.dims), dim=-1)
         return torch.cat((first * cos - second * sin, first * sin + second * cos, still), dim=-1)
 
 class Attention(nn.Module):
     """Causal grouped-query attention with normalized queries and keys and a learned gain per query head."""
-
     ROLES = dict(query="attention", key="attention", value="attention", out="attention", gain="vector")
-
     def __init__(self, s: Settings, attend):
         super().__init__()
         self.attend, self.head_dim = attend, s.model_dim // s.num_heads
@@ -653,9 +627,7 @@ class Attention(nn.Module):
 
 class MLP(nn.Module):
     """Two matrices around a squared ReLU (So et al. 2021)."""
-
     ROLES = dict(up="mlp", down="mlp")
-
     def __init__(self, s: Settings):
         super().__init__()
         hidden = int(s.mlp_mult * s.model_dim)
@@ -667,9 +639,7 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
     """Mix stream and embedding; then attention and MLP, each normed before and scaled per channel after."""
-
     ROLES = dict(mix="vector", attention_scale="vector", mlp_scale="vector")
-
     def __init__(self, s: Settings, layer: int, attend):
         super().__init__()
         self.attention, self.mlp = Attention(s, attend), MLP(s)
@@ -688,9 +658,7 @@ class Block(nn.Module):
 class SmearGate(nn.Module):
     """Blend each embedding with the one before it, through a learned gate for each channel (#162).
     Shut at BOS, so that no document sees the one before it (#1851), and at a row's first token."""
-
     ROLES = dict(gate="vector")
-
     def __init__(self, dim: int):
         super().__init__()
         self.gate = vector(dim, value=0.0)  # half open
@@ -702,9 +670,7 @@ class SmearGate(nn.Module):
 
 class BigramHash(nn.Module):
     """A small embedding of the hashed (previous, current) pair, projected to the width, at first 0 (#162)."""
-
     ROLES = dict(table="bigram_table", projection="bigram_projection", scale="vector")
-
     def __init__(self, s: Settings):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(s.bigram_vocab_size, s.bigram_dim))  # unused rows pack well
@@ -732,15 +698,12 @@ def softcapped_losses(states: Tensor, output: Tensor, softcap: float, targets: T
     return losses.view(targets.shape)
 
 # ---- GPT ---------------------------------------------------------------------------------------------------
-
 class GPT(nn.Module):
     """A U-Net of blocks: the first half pushes its outputs, the second half pops them in reverse.
     Memory tokens (#352) stand before the first token of every row and predict nothing. In training they take
     the first places of a row, whose tokens are neither seen nor scored."""
-
     ROLES = dict(embedding="embedding", head="head", memory="memory", skip_scales="vector", backout="vector",
                  mtp_heads="mtp_head")
-
     def __init__(self, s: Settings, runtime: Runtime):
         super().__init__()
         self.dtype, self.softcap, self.mtp_weight = runtime.dtype, s.logit_softcap, s.mtp_loss_weight
@@ -822,11 +785,9 @@ class GPT(nn.Module):
         return objective, loss.detach()
 
 # ---- Optimizers --------------------------------------------------------------------------------------------
-
 @dataclass(frozen=True)
 class Role:
     """How the parameters of one kind are trained and stored; `lr` and `decay` name settings."""
-
     optimizer: str
     lr: str
     decay: str | None
@@ -859,7 +820,6 @@ class Muon:
     """Nesterov momentum, orthogonalised, with decoupled weight decay (Jordan et al. 2024).
     Works on all matrices of a shape together. Each rank has the momentum of its share of them, computes their
     updates and gathers the others'. Gradients must already be the same on every rank."""
-
     def __init__(self, parameters: list[nn.Parameter], settings: Settings, runtime: Runtime):
         self.settings, self.runtime, self.groups = settings, runtime, []
         shapes = collections.defaultdict(list)
@@ -884,24 +844,22 @@ class Muon:
                 updates[:len(mine)] = newton_schulz(gradients, s.muon_backend_steps, dtype)
             if world_size > 1:
                 everyone = updates.new_empty(world_size * share, rows, columns)
-                dist.all_gather_into_tensor(everyone, updates)
+                dist.all_gather_single(everyone, updates)
                 updates = everyone
             rate = lr * max(1.0, rows / columns) ** 0.5
             torch._foreach_mul_(members, 1 - lr * s.muon_wd)
             torch._foreach_add_(members, list(updates[:len(members)].float()), alpha=-rate)
 
-class FlatGradients:
-    """All gradients as views of one float32 buffer, to be zeroed, summed over ranks and clipped at once."""
-
-    def __init__(self, parameters: list[nn.Parameter]):
-        sizes = [-(-parameter.numel() // 64) * 64 for parameter in parameters]  # each begins on a cache line
-        self.buffer = torch.zeros(sum(sizes), device=parameters[0].device)
-        for parameter, view in zip(parameters, self.buffer.split(sizes)):
-            parameter.grad = view[:parameter.numel()].view_as(parameter)
+def flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
+    """One float32 buffer that all gradients are views of: zeroed, summed over ranks and clipped at once."""
+    sizes = [-(-parameter.numel() // 64) * 64 for parameter in parameters]  # each begins on a cache line
+    buffer = torch.zeros(sum(sizes), device=parameters[0].device)
+    for parameter, view in zip(parameters, buffer.split(sizes)):
+        parameter.grad = view[:parameter.numel()].view_as(parameter)
+    return buffer
 
 class Optimizer:
     """Muon and AdamW on the parameters that the table ROLES gives them."""
-
     def __init__(self, model: GPT, settings: Settings, runtime: Runtime):
         self.settings, self.runtime, s = settings, runtime, settings
         members, matrices, groups = collections.defaultdict(list), [], []
@@ -918,14 +876,14 @@ class Optimizer:
         routed = [id(p) for p in matrices] + [id(p) for group in groups for p in group["params"]]
         if sorted(routed) != sorted(map(id, model.parameters())):
             raise AssertionError("every parameter must be in exactly one optimizer group")
-        self.gradients = FlatGradients(list(model.parameters()))
+        self.gradients = flat_gradients(list(model.parameters()))
         self.muon = Muon(matrices, settings, runtime)
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(s.beta1, s.beta2), eps=s.adam_eps, fused=True)
 
     def step(self, step: int, scale: float) -> None:
         """Sum, clip and apply the gradients of `step`, at `scale` times the learning rates; zero them."""
         s = self.settings
-        gradients = self.runtime.sum_over_ranks(self.gradients.buffer)
+        gradients = self.runtime.sum_over_ranks(self.gradients)
         if s.grad_clip_norm:
             gradients.mul_((s.grad_clip_norm / (gradients.norm() + 1e-6)).clamp(max=1.0))
         warm = min(1.0, step / s.muon_momentum_warmup_steps) if s.muon_momentum_warmup_steps else 1.0
@@ -937,8 +895,7 @@ class Optimizer:
         gradients.zero_()
 
 def progress_at(s: Settings, step: int, seconds: float, reserve: float = 0.0) -> float:
-    """Share of the run that is over before `step`, after `seconds`; 1 if that step must not be taken, because the
-    clock might not leave the mean time of a step, or `reserve` seconds if that is more."""
+    """Share of the run that is over before `step`; 1 if less is left for it than the mean or `reserve`."""
     by_clock = 0.0
     if s.max_wallclock_seconds and step:
         fits = seconds + max(seconds / step, reserve) <= s.max_wallclock_seconds
@@ -955,7 +912,6 @@ class WeightAverage:
     """Mean (SWA, Izmailov et al. 2018) or exponential average (EMA) of weights, in float32.
     The n-th sample moves the average by rate(n) towards itself: 1/n gives the mean, (1-d)/(1-d^n) an
     exponential average without bias. Both start with 1, so that initial weights are never part of it."""
-
     def __init__(self, s: Settings):
         self.name = "ema" if s.ema_enabled else "swa" if s.swa_enabled else "none"
         self.every = s.ema_every if s.ema_enabled else s.swa_every
@@ -980,12 +936,12 @@ class WeightAverage:
     def load_into(self, parameters: list[nn.Parameter]) -> str:
         """Replace the parameters by their average, if there is one; says what is exported."""
         if not self.samples:
+            self.name = "last step"
             return "weights: the last step's (no average was taken)"
         torch._foreach_copy_(parameters, self.weights)
         return f"weights: {self.name} of {self.samples} samples"
 
 # ---- Artifact: int5/int6 rows and float16 behind zstd, with all that a reader needs but the tokenizer ------
-
 INT5, INT6 = 15, 31  # largest codes; symmetric, so that zero stays zero
 ARTIFACT_NAME, OVER_CAP_NAME = "final_model.int6.ptz", "over_the_cap.int6.ptz"
 ARTIFACT_MAGIC, ARTIFACT_FORMAT, ARTIFACT_CODEC = b"GOLF", 1, 1  # codec 1: zstd
@@ -1025,7 +981,6 @@ def code_cost(weight: Tensor, limit: int) -> tuple[float, float]:
 class PrecisionPlan:
     """The largest code of every quantized matrix. INT5_MLP=auto makes MLP matrices int5 until the cap holds,
     first those whose squared error grows least for each byte saved."""
-
     def __init__(self, model: GPT, settings: Settings):
         self.limits = {name: INT6 for name in stored_parameters(model, "mlp", "int6")}
         mlp = stored_parameters(model, "mlp")
@@ -1101,8 +1056,7 @@ def read_artifact(data: bytes, name: str) -> tuple[dict, memoryview]:
     _, version, codec, size, digest = ARTIFACT_HEADER.unpack_from(data)
     body = data[ARTIFACT_HEADER.size:]
     if (version, codec) != (ARTIFACT_FORMAT, ARTIFACT_CODEC):
-        raise UserError(f"{name}: format {version}, codec {codec}: this script reads {ARTIFACT_FORMAT} and "
-                        f"{ARTIFACT_CODEC} (zstd)")
+        raise UserError(f"{name}: format {version} with codec {codec}, which this script does not read")
     if hashlib.sha256(body).digest()[:16] != digest:
         raise UserError(f"{name}: damaged: its checksum does not match")
     try:
@@ -1117,7 +1071,8 @@ def read_artifact(data: bytes, name: str) -> tuple[dict, memoryview]:
         if not isinstance(manifest["limits"], list) or not isinstance(manifest["tokenizer"], str):
             raise TypeError("limits or tokenizer of a wrong type")
         return manifest, payload[end:]
-    except (struct.error, zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError,
+            RecursionError) as error:
         raise UserError(f"{name}: damaged: {' '.join(str(error).split())}") from None
 
 @torch.no_grad()
@@ -1139,11 +1094,9 @@ def unpack_into(model: GPT, manifest: dict, numbers: memoryview, name: str) -> N
                         half.view_as(parameter))
 
 # ---- Evaluate ----------------------------------------------------------------------------------------------
-
 @dataclass(frozen=True)
 class Score:
     """What an evaluation found: nats a target, bits a byte of text, and over how much."""
-
     val_loss: float
     val_bpb: float
     targets: int
@@ -1161,7 +1114,6 @@ def plan_windows(targets: int, window: int, stride: int) -> tuple[np.ndarray, np
 
 class Evaluator:
     """Scores models: `plain`, in windows of the training length that do not overlap, or `sliding`."""
-
     def __init__(self, settings: Settings, runtime: Runtime, table: ByteTable, log: Log):
         self.runtime, self.table, self.log = runtime, table, log
         self.batch, self.token_losses = settings.eval_batch_seqs, runtime.compile(GPT.token_losses, "graph")
@@ -1200,10 +1152,10 @@ class Evaluator:
             if name == "sliding" and int(10 * done) > int(10 * at / len(share)):
                 left = (time.perf_counter() - started) * (1 / done - 1)
                 self.log(f"sliding_window {100 * done:.0f}% bpb:{bits_per_byte(totals):.4f} left:{left:.0f}s")
-        nats, size, count = self.runtime.sum_over_ranks(totals).tolist()
-        if count != targets:
-            raise AssertionError(f"{count} targets were scored, not {targets}")
-        seconds = time.perf_counter() - started
+        totals = self.runtime.sum_over_ranks(totals)
+        if totals[2] != targets:
+            raise AssertionError(f"{totals[2]} targets were scored, not {targets}")
+        nats, size, count, seconds = *totals.tolist(), time.perf_counter() - started
         return Score(nats / count, bits_per_byte(totals), int(count), int(size), seconds)
 
 def bits_per_byte(totals: Tensor) -> float:
@@ -1211,13 +1163,10 @@ def bits_per_byte(totals: Tensor) -> float:
     return float(totals[0] / math.log(2) / totals[1])
 
 # ---- Train -------------------------------------------------------------------------------------------------
-
 def training_loss(model: GPT, quantized: dict[str, Tensor], limits: Tensor | None, tokens: Tensor,
                   targets: Tensor) -> tuple[Tensor, Tensor]:
     """GPT.forward; with `limits`, float32 (len(quantized),), on weights as they will be read back (late QAT).
-
-    Whether there are limits is part of a graph's signature, so that compilation cannot fold QAT away (#1032).
-    """
+    Whether there are limits is part of a graph's signature, so compilation cannot fold QAT away (#1032)."""
     if limits is None:
         return model(tokens, targets)
     weights = {name: fake_quantize(weight, limits[i]) for i, (name, weight) in enumerate(quantized.items())}
@@ -1225,7 +1174,6 @@ def training_loss(model: GPT, quantized: dict[str, Tensor], limits: Tensor | Non
 
 class Clock:
     """Seconds of training, rank 0's on every rank, so that all decay and stop alike."""
-
     def __init__(self, runtime: Runtime):
         self.runtime, self.seconds, self.started, self.events = runtime, 0.0, 0.0, collections.deque()
         self.in_flight = 2 if runtime.device.type == "cuda" else 0  # steps that the host may be ahead
@@ -1235,7 +1183,7 @@ class Clock:
         self.started = time.perf_counter()
 
     def read(self) -> float:
-        """The seconds so far. Holds the host back if it is too far ahead of a GPU, or it would time launches."""
+        """The seconds so far. Holds a host back that is far ahead of its GPU, or it would time launches."""
         if self.runtime.device.type == "cuda":
             self.events.append(torch.cuda.Event())
             self.events[-1].record()
@@ -1251,7 +1199,6 @@ class Clock:
 
 class Trainer:
     """Everything that a training step touches."""
-
     def __init__(self, model: GPT, settings: Settings, runtime: Runtime, log: Log, data: TrainingRows,
                  code_bytes: int):
         self.model, self.settings, self.runtime, self.log = model, settings, runtime, log
@@ -1279,16 +1226,16 @@ class Trainer:
         The loader has no state to put back: a row depends on its position alone."""
         parameters, random_state = list(self.model.parameters()), torch.get_rng_state()
         saved = [parameter.detach().clone() for parameter in parameters]
-        tokens = torch.arange(self.plan.rows * self.settings.train_seq_len) % self.settings.vocab_size
-        tokens = tokens.view(self.plan.rows, -1)
-        limits = PrecisionPlan(self.model, self.settings).as_tensor(self.runtime.device)
-        for graph_limits in (None, limits) if self.settings.late_qat_threshold else (None,):
-            for step in range(self.settings.warmup_steps):
+        s, rows = self.settings, self.plan.rows
+        tokens = (torch.arange(rows * s.train_seq_len) % s.vocab_size).view(rows, -1)
+        limits = PrecisionPlan(self.model, s).as_tensor(self.runtime.device)
+        for graph_limits in (None, limits) if s.late_qat_threshold else (None,):
+            for step in range(s.warmup_steps):
                 self.forward_backward(tokens, tokens.clone(), graph_limits)
                 self.optimizer.step(step, 1.0)
         with torch.no_grad():
             torch._foreach_copy_(parameters, saved)
-        self.optimizer = Optimizer(self.model, self.settings, self.runtime)
+        self.optimizer = Optimizer(self.model, s, self.runtime)
         torch.set_rng_state(random_state)
 
     def step(self, scale: float) -> Tensor:
@@ -1340,7 +1287,6 @@ class Trainer:
                             "lower the learning rates or GRAD_CLIP_NORM")
 
 # ---- Main --------------------------------------------------------------------------------------------------
-
 def build_model(settings: Settings, runtime: Runtime) -> GPT:
     """A model on the device with the initial weights that SEED gives."""
     torch.manual_seed(settings.seed)
@@ -1348,7 +1294,6 @@ def build_model(settings: Settings, runtime: Runtime) -> GPT:
 
 class Run:
     """One run of the script: data, log, the time of each stage, and the results so far."""
-
     def __init__(self, settings: Settings, runtime: Runtime, log: Log):
         self.settings, self.runtime, self.log = settings, runtime, log
         self.code_bytes, self.validation = Path(__file__).stat().st_size, None
@@ -1375,8 +1320,7 @@ class Run:
         return value
 
     def score(self, model: GPT, name: str) -> Score:
-        """Score a model. The first call opens the validation shards: after training and packing, or when
-        VAL_LOSS_EVERY asks for it."""
+        """Score a model. The first call opens the validation shards: after packing, or for VAL_LOSS_EVERY."""
         if self.validation is None:
             self.validation = load_validation(self.val_files, self.settings.vocab_size)
             self.log(f"val_loader:shards:{len(self.val_files)} tokens:{len(self.validation)}")
@@ -1409,8 +1353,7 @@ class Run:
         self.results.update(
             parameters=parameters, steps=trainer.steps, tokens=tokens, train_seconds=seconds,
             step_avg_ms=1000 * seconds / trainer.steps, train_loss=trainer.train_loss,
-            late_qat_steps=trainer.qat_steps,
-            exported=trainer.average.name if trainer.average.samples else "last step")
+            late_qat_steps=trainer.qat_steps, exported=trainer.average.name)
         return model
 
     def write_artifact(self, model: GPT) -> bytes:
@@ -1427,16 +1370,19 @@ class Run:
             data = path.read_bytes()
             self.log(f"artifact:{path} {plan}")
         data = self.runtime.from_main(data)
-        total = len(data) + self.code_bytes
-        self.results.update(bytes_model=len(data), bytes_total=total, under_cap=total <= s.artifact_max_bytes)
+        self.count_bytes(data)
+        return data
+
+    def count_bytes(self, data: bytes) -> None:
+        """Put the submission's size into the results, and into the log in the field's lines."""
+        total, cap = len(data) + self.code_bytes, self.settings.artifact_max_bytes
+        self.results.update(bytes_model=len(data), bytes_total=total, under_cap=total <= cap)
         self.log(f"Serialized model int6+zstd: {len(data)} bytes")
         self.log(f"Code size: {self.code_bytes} bytes")
         self.log(f"Total submission size int6+zstd: {total} bytes")
-        return data
 
-    def score_artifact(self, data: bytes, name: str) -> None:
-        """Read an artifact into a fresh model and score that: plain as a check, then sliding."""
-        model = self.read_model(data, name, self.runtime)
+    def score_artifact(self, model: GPT) -> None:
+        """Score a model that was read from an artifact: plain as a check, then sliding."""
         for label, kind in (("final_int6_roundtrip", "plain"), ("final_int6_sliding_window", "sliding")):
             score = self.stage(label, self.score, model, kind)
             self.results[label] = dataclasses.asdict(score)
@@ -1450,6 +1396,8 @@ class Run:
         if manifest["tokenizer"] != self.tokenizer_digest:
             raise UserError(f"{name}: its tokenizer had SHA-256 {manifest['tokenizer'][:16]}, this one has "
                             f"{self.tokenizer_digest[:16]}; set DATA_PATH or TOKENIZER_PATH")
+        with torch.device("meta"):  # check all sizes before anything is allocated
+            unpack_into(GPT(self.settings, runtime), manifest, numbers, name)
         model = build_model(self.settings, runtime)
         unpack_into(model, manifest, numbers, name)
         return model
@@ -1459,8 +1407,7 @@ class Run:
         results = self.results
         results["eval_seconds"] = sum(results[key]["seconds"] for key in results if key.startswith("final_"))
         results["peak_memory_bytes"] = self.runtime.peak_memory_bytes()
-        self.log(f"eval_seconds:{results['eval_seconds']:.1f} "
-                 f"peak_memory:{results['peak_memory_bytes'] / 2**20:.0f}MiB")
+        self.log(f"eval_seconds:{results['eval_seconds']:.1f} peak_memory:{results['peak_memory_bytes']}")
         if self.runtime.rank == 0:
             write_atomically(Path("logs", f"{self.log.run_id}.json"), json.dumps(results, indent=1).encode())
 
@@ -1476,14 +1423,15 @@ def train_and_score(run: Run) -> None:
     steps, seconds = run.results["steps"], run.results["train_seconds"]
     score = run.stage("pre_quantization", run.validate, model, steps, seconds)
     run.results["pre_quantization"] = dataclasses.asdict(score)
-    run.score_artifact(data, ARTIFACT_NAME)
+    run.score_artifact(run.read_model(data, ARTIFACT_NAME, run.runtime))
     run.finish()
 
 def score_existing(run: Run, data: bytes) -> None:
     """Score an artifact that an earlier run has made."""
-    run.results.update(bytes_model=len(data), bytes_total=len(data) + run.code_bytes)
-    run.stage("warmup_evaluation", run.evaluator.warm_up, build_model(run.settings, run.runtime))
-    run.score_artifact(data, run.settings.artifact)
+    run.count_bytes(data)
+    model = run.read_model(data, run.settings.artifact, run.runtime)
+    run.stage("warmup_evaluation", run.evaluator.warm_up, model)
+    run.score_artifact(model)
     run.finish()
 
 @torch.no_grad()
@@ -1496,11 +1444,8 @@ def continue_text(run: Run, data: bytes) -> None:
     for _ in range(s.sample_tokens):
         context = torch.tensor([ids[-(s.train_seq_len - s.memory_tokens):]], device=run.runtime.device)
         logits = model.logits(context)[0, -1].cpu()
-        if s.sample_temperature:
-            shares = torch.softmax(logits / s.sample_temperature, -1)
-            ids.append(int(torch.multinomial(shares, 1, generator=generator)))
-        else:
-            ids.append(int(logits.argmax()))
+        shares = torch.softmax(logits / max(s.sample_temperature, 1e-6), -1)
+        ids.append(int(torch.multinomial(shares, 1, generator=generator)))
         if ids[-1] == BOS:  # the document has ended
             break
     run.log(run.tokenizer.decode(ids))
@@ -1530,6 +1475,8 @@ def start(environment) -> None:
         continue_text(run, data)
     else:
         score_existing(run, data)
+    if runtime.world_size > 1:  # rank 0 serves the others' rendezvous, so all leave together
+        dist.barrier(group=runtime.control)
 
 def main() -> int:
     """Exit status 0; or 2 after one line that says what to mend."""

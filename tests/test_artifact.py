@@ -212,7 +212,7 @@ def test_every_damage_is_found(artifact):
 
 @pytest.mark.parametrize("version, codec", [(0, 1), (2, 1), (1, 0), (1, 2)])
 def test_another_format_or_codec_is_named(artifact, version, codec):
-    with pytest.raises(UserError, match=f"format {version}, codec {codec}"):
+    with pytest.raises(UserError, match=f"format {version} with codec {codec}"):
         read_artifact(artifact[:4] + bytes([version, codec]) + artifact[6:], "a.ptz")
 
 
