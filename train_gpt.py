@@ -22,21 +22,18 @@ import collections
 import contextlib
 import ctypes
 import dataclasses
-import datetime
 import difflib
 import functools
 import hashlib
-import importlib.util
+import importlib
 import json
 import math
 import os
-import platform
 import resource
 import struct
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +55,7 @@ def setting(group: str, default, help: str, low=None, high=None, choices: tuple[
 run_, model_, train_, pack_, eval_ = (functools.partial(setting, group) for group in (
     "run", "model", "training", "artifact", "evaluation"))
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """Every setting of a run. The defaults are PRESET=record; PRESETS has what another preset changes."""
     preset: str = run_("auto", "auto: record on CUDA, else pocket", choices=("auto", "record", "pocket"))
@@ -71,12 +68,10 @@ class Settings:
     data_path: str = run_("", "folder of the shards; empty: FineWeb's, or if that is absent the demo corpus")
     tokenizer_path: str = run_("", "SentencePiece model; empty: DATA_PATH/tokenizer.model, else FineWeb's")
     device: str = run_("auto", "auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu"))
-    dtype: str = run_("auto", "of activations; auto: bfloat16 where the hardware computes it well",
-                      choices=("auto", "bfloat16", "float32"))
+    dtype: str = run_("auto", "auto: bfloat16 where it is fast", choices=("auto", "bfloat16", "float32"))
     attention: str = run_("auto", "auto: the fastest that is installed and fits the device",
                           choices=("auto", "flash3", "flash2", "sdpa", "folded"))
     compile: str = run_("auto", "torch.compile; auto: if a compiler works", choices=("auto", "0", "1"))
-
     num_layers: int = model_(11, "transformer blocks", 1, 256)
     model_dim: int = model_(512, "width of the residual stream", 2, 16384)
     vocab_size: int = model_(1024, "pieces of the tokenizer", 4, 65536)
@@ -97,7 +92,6 @@ class Settings:
     logit_softcap: float = model_(30.0, "c in logits = c * tanh(logits / c)", 1e-3)
     ln_scale: bool = model_(True, "scale the norms of a block by 1 / sqrt(layer + 1)")
     train_seq_len: int = model_(2048, "positions of a training row, memory tokens included", 2, 1 << 20)
-
     tied_embed_init_std: float = train_(0.005, "initial deviation of a tied embedding", 0.0)
     mtp_num_heads: int = train_(0, "auxiliary heads that predict further ahead; never exported", 0)
     mtp_loss_weight: float = train_(0.2, "weight of their mean loss", 0.0)
@@ -133,14 +127,12 @@ class Settings:
     late_qat_threshold: float = train_(0.1, "late QAT starts when the scale falls below; 0: never", 0.0, 1.0)
     train_log_every: int = train_(200, "steps between lines of the log; 0: first and last step", 0)
     val_loss_every: int = train_(0, "steps between validation passes during training; 0: none", 0)
-
     int5_mlp: str = pack_("auto", "int5 for the MLP; auto: as the cap needs", choices=("auto", "0", "1"))
     zstd_level: int = pack_(22, "compression level", 1, 22)
     artifact_max_bytes: int = pack_(16_000_000, "cap on code + model", 1)
-
     eval_seq_len: int = eval_(2048, "positions of a sliding window, memory tokens included", 2, 1 << 20)
     eval_stride: int = eval_(64, "targets that each sliding window adds", 1)
-    eval_batch_seqs: int = eval_(256, "windows of a rank's forward pass", 1)
+    eval_batch_seqs: int = eval_(256, "most windows of a forward pass, if the memory holds them", 1)
 
 # A CPU takes hundreds of steps, not 7,000: momentum forgets within 20, the average spans a few dozen.
 PRESETS: dict[str, dict] = {
@@ -150,7 +142,7 @@ PRESETS: dict[str, dict] = {
         train_seq_len=256, train_batch_tokens=2048, micro_batch_tokens=2048, iterations=20000, warmup_steps=2,
         max_wallclock_seconds=150.0, warmdown_fraction=0.5, grad_clip_norm=1.0, muon_momentum=0.95,
         muon_momentum_warmup_start=0.85, muon_momentum_warmup_steps=200, matrix_lr=0.03, tied_embed_lr=0.04,
-        scalar_lr=0.03, swa_every=10, train_log_every=50, eval_seq_len=256, eval_batch_seqs=32),
+        scalar_lr=0.03, swa_every=5, train_log_every=50, eval_seq_len=256, eval_batch_seqs=32),
 }
 
 def fields_of(*groups: str) -> list[dataclasses.Field]:
@@ -262,7 +254,7 @@ def help_text() -> str:
     return "\n".join(lines)
 
 # ---- Runtime: all that depends on the machine, chosen once -------------------------------------------------
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Runtime:
     """Where this process runs and with what; `reasons` says how each choice was made."""
     rank: int = 0
@@ -291,6 +283,11 @@ class Runtime:
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
+
+    def memory_bytes(self) -> float:
+        """Memory to plan batches for: the GPU's, or 4 GB."""
+        on_cuda = self.device.type == "cuda"
+        return torch.cuda.get_device_properties(self.device).total_memory if on_cuda else 4e9
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -326,15 +323,21 @@ def choose_dtype(settings: Settings, device: torch.device) -> tuple[torch.dtype,
     found = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
     return (torch.bfloat16, found[0]) if found else (torch.float32, "no bfloat16 products in this CPU")
 
+def importable(name: str) -> bool:
+    """Whether a package is there and works: one that was built for another torch fails in the import."""
+    with contextlib.suppress(Exception):
+        return bool(importlib.import_module(name))
+    return False
+
 def choose_attention(settings: Settings, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     """The fastest backend that works here, with the reason; UserError for a wish that cannot be met."""
     half = device.type == "cuda" and dtype == torch.bfloat16
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     obstacles = {
         "flash3": "needs bfloat16 on an H100 and the package flash_attn_interface"
-        if not half or capability[0] != 9 or not importlib.util.find_spec("flash_attn_interface") else "",
+        if not half or capability[0] != 9 or not importable("flash_attn_interface") else "",
         "flash2": "needs bfloat16 on an Ampere or newer GPU and the package flash-attn"
-        if not half or capability < (8, 0) or not importlib.util.find_spec("flash_attn") else "",
+        if not half or capability < (8, 0) or not importable("flash_attn") else "",
         "sdpa": "" if device.type == "cuda" else "is slower on a CPU"}
     if obstacles.get(settings.attention) and settings.attention != "sdpa":
         raise UserError(f"ATTENTION={settings.attention} {obstacles[settings.attention]}")
@@ -460,9 +463,8 @@ class BatchPlan:
     def __init__(self, s: Settings, runtime: Runtime):
         self.rank, self.step_rows = runtime.rank, s.train_batch_tokens // s.train_seq_len
         self.rank_rows = -(-self.step_rows // runtime.world_size)
-        on_cuda = runtime.device.type == "cuda"
-        memory = torch.cuda.get_device_properties(runtime.device).total_memory if on_cuda else 4e9
-        fits = 0.6 * memory / (80 * s.num_layers * s.model_dim)  # about 80 bytes a token, layer and channel
+        token_bytes = 40 * runtime.dtype.itemsize * s.num_layers * s.model_dim  # about, in training
+        fits = 0.6 * runtime.memory_bytes() / token_bytes
         self.micro_steps = -(-self.rank_rows // max(1, int(s.micro_batch_tokens or fits) // s.train_seq_len))
         self.rows = -(-self.rank_rows // self.micro_steps)
 
@@ -551,6 +553,8 @@ def attend_flash2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if q.dtype == torch.float32:  # CUDA's kernel that saves memory in float32 takes no grouped queries
+        k, v = (x.repeat_interleave(q.size(1) // x.size(1), 1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 def attend_folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -778,21 +782,15 @@ class GPT(nn.Module):
         tokens, targets = tokens[:, self.memory_tokens:], targets[:, self.memory_tokens:]
         hidden = self.hidden(tokens)
         loss = objective = self.losses(hidden, self.output, self.softcap, targets).sum()
-        if self.mtp_heads is not None:
-            ahead = [self.losses(hidden[:, :-i], head, self.softcap, targets[:, i:]).sum()
-                     for i, head in enumerate(self.mtp_heads, 1)]
-            objective = loss + self.mtp_weight * torch.stack(ahead).mean()
+        for i, head in enumerate(() if self.mtp_heads is None else self.mtp_heads, 1):
+            ahead = F.pad(targets[:, i:], (0, i), value=IGNORED)  # one shape, one graph for all heads
+            weight = self.mtp_weight / len(self.mtp_heads)
+            objective = objective + weight * self.losses(hidden, head, self.softcap, ahead).sum()
         return objective, loss.detach()
 
 # ---- Optimizers --------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Role:
-    """How the parameters of one kind are trained and stored; `lr` and `decay` name settings."""
-    optimizer: str
-    lr: str
-    decay: str | None
-    stored: str | None  # "mlp" (int5 or int6), "int6", "fp16", or None: not exported
-
+# How parameters of a kind are trained and stored (None: not exported); `lr` and `decay` name settings.
+Role = collections.namedtuple("Role", "optimizer lr decay stored")
 ROLES = {
     "attention": Role("muon", "matrix_lr", "muon_wd", "int6"),
     "mlp": Role("muon", "matrix_lr", "muon_wd", "mlp"),
@@ -1094,7 +1092,7 @@ def unpack_into(model: GPT, manifest: dict, numbers: memoryview, name: str) -> N
                         half.view_as(parameter))
 
 # ---- Evaluate ----------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Score:
     """What an evaluation found: nats a target, bits a byte of text, and over how much."""
     val_loss: float
@@ -1116,7 +1114,11 @@ class Evaluator:
     """Scores models: `plain`, in windows of the training length that do not overlap, or `sliding`."""
     def __init__(self, settings: Settings, runtime: Runtime, table: ByteTable, log: Log):
         self.runtime, self.table, self.log = runtime, table, log
-        self.batch, self.token_losses = settings.eval_batch_seqs, runtime.compile(GPT.token_losses, "graph")
+        s, length = settings, max(settings.train_seq_len, settings.eval_seq_len)
+        scores = 12 * s.num_heads * length if runtime.attention == "folded" else 0
+        row_bytes = length * (32 * runtime.dtype.itemsize * s.model_dim + 12 * s.vocab_size + scores)  # about
+        self.batch = min(s.eval_batch_seqs, max(1, int(0.3 * runtime.memory_bytes() / row_bytes)))
+        self.token_losses = runtime.compile(GPT.token_losses, "graph")
         plain = settings.train_seq_len - settings.memory_tokens
         self.passes = dict(plain=(plain, plain),
                            sliding=(settings.eval_seq_len - settings.memory_tokens, settings.eval_stride))
@@ -1261,7 +1263,7 @@ class Trainer:
         while (progress := progress_at(s, self.steps, seconds, reserve)) < 1.0:
             loss = self.step(scale_at(s, self.steps, progress))
             before, seconds = seconds, self.clock.read()
-            reserve = (seconds - before) * (1 + self.clock.in_flight)
+            reserve = min(seconds - before, 2 * seconds / self.steps) * (1 + self.clock.in_flight)
             if self.steps == 1 or (s.train_log_every and self.steps % s.train_log_every == 0):
                 self.report(loss, seconds)
                 reported = self.steps
@@ -1300,7 +1302,7 @@ class Run:
         packages = {m.__name__: m.__version__ for m in (torch, np, sentencepiece, zstandard)}
         self.results: dict = dict(
             run_id=log.run_id, seed=settings.seed, settings=dataclasses.asdict(settings), stages={},
-            runtime=runtime.reasons, versions=dict(python=platform.python_version(), **packages),
+            runtime=runtime.reasons, versions=dict(python=sys.version.split()[0], **packages),
             device=str(runtime.device), world_size=runtime.world_size, bytes_code=self.code_bytes)
         folder, path = self.stage("data", find_data, settings, runtime, log)
         self.tokenizer = load_tokenizer(path, settings.vocab_size)
@@ -1360,8 +1362,9 @@ class Run:
         """Pack the model, write it, read it back from disk. One that is over the cap gets another name."""
         s, data = self.settings, None
         if self.runtime.rank == 0:
-            manifest = dict(settings={f.name: getattr(s, f.name) for f in fields_of("model", "evaluation")},
-                            tokenizer=self.tokenizer_digest)
+            stored = {f.name: getattr(s, f.name) for f in fields_of("model", "evaluation")}
+            del stored["eval_batch_seqs"]  # the machine's, not the model's
+            manifest = dict(settings=stored, tokenizer=self.tokenizer_digest)
             packed, plan = pack_under_cap(model, s, manifest, self.code_bytes)
             fits = len(packed) + self.code_bytes <= s.artifact_max_bytes
             path = Path(ARTIFACT_NAME if fits else OVER_CAP_NAME)
@@ -1374,12 +1377,15 @@ class Run:
         return data
 
     def count_bytes(self, data: bytes) -> None:
-        """Put the submission's size into the results, and into the log in the field's lines."""
+        """Put the submission's size into results and log; UserError if it is over the cap."""
         total, cap = len(data) + self.code_bytes, self.settings.artifact_max_bytes
         self.results.update(bytes_model=len(data), bytes_total=total, under_cap=total <= cap)
         self.log(f"Serialized model int6+zstd: {len(data)} bytes")
         self.log(f"Code size: {self.code_bytes} bytes")
         self.log(f"Total submission size int6+zstd: {total} bytes")
+        if total > cap:
+            self.finish()
+            raise UserError(f"{total - cap} bytes over the cap: no score ({OVER_CAP_NAME}); try INT5_MLP=1")
 
     def score_artifact(self, model: GPT) -> None:
         """Score a model that was read from an artifact: plain as a check, then sliding."""
@@ -1415,11 +1421,6 @@ def train_and_score(run: Run) -> None:
     """Train, average, quantize, pack, read back, score."""
     model = run.train()
     data = run.stage("packing", run.write_artifact, model)
-    if not run.results["under_cap"]:
-        run.finish()
-        excess = run.results["bytes_total"] - run.settings.artifact_max_bytes
-        raise UserError(f"{excess} bytes over the cap: the model was put aside as {OVER_CAP_NAME} and not "
-                        "scored; try INT5_MLP=1 or fewer parameters")
     steps, seconds = run.results["steps"], run.results["train_seconds"]
     score = run.stage("pre_quantization", run.validate, model, steps, seconds)
     run.results["pre_quantization"] = dataclasses.asdict(score)
@@ -1463,7 +1464,7 @@ def start(environment) -> None:
         stored = read_artifact(data, artifact)[0]["settings"]
     settings, preset_line = settings_from(environment, stored)
     runtime = start_runtime(settings)
-    default_id = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}-seed{settings.seed}"
+    default_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-seed{settings.seed}"
     log = Log(runtime.from_main(settings.run_id or default_id), runtime)
     for line in (preset_line, *runtime.reasons):
         log(line)
