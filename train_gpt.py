@@ -265,7 +265,7 @@ class Runtime:
     attention: str = "sdpa"
     compiled: str = "no"  # "graph": whole functions, "blocks": the blocks one by one, or "no"
     reasons: tuple[str, ...] = ()
-    control: object = None  # gloo group for what the hosts agree on, so that no GPU waits for it
+    control: object = None  # gloo group beside NCCL; None: the default group, which no one must keep alive
 
     def compile(self, function, unit: str):
         """The function as one compiled graph if this runtime compiles units of its kind, else as it is."""
@@ -382,7 +382,7 @@ def start_runtime(settings: Settings) -> Runtime:
     if world_size > 1:
         on_cuda = device.type == "cuda"
         dist.init_process_group("nccl" if on_cuda else "gloo", device_id=device if on_cuda else None)
-        control = dist.new_group(backend="gloo") if on_cuda else dist.group.WORLD
+        control = dist.new_group(backend="gloo") if on_cuda else None
     reasons = (f"world_size:{world_size} threads:{torch.get_num_threads()}",
                f"device:{device} ({device_reason})",
                f"dtype:{str(dtype).removeprefix('torch.')} ({dtype_reason})",
