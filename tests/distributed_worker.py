@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -86,7 +87,9 @@ def main() -> None:
     dist.all_gather_object(everyone, found)
     if runtime.rank == 0:
         output.write_text(json.dumps(everyone))
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort an interpreter that ends
 
 
 if __name__ == "__main__":
