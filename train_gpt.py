@@ -1497,4 +1497,4 @@ def main() -> int:
             dist.destroy_process_group()
 
 if __name__ == "__main__":
-    (os._exit if "RANK" in os.environ else sys.exit)(main())  # gloo's threads may abort an interpreter that ends
+    (os._exit if "RANK" in os.environ else sys.exit)(main())  # gloo may abort an interpreter that ends
