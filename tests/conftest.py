@@ -36,7 +36,6 @@ TINY = dict(num_layers=4, model_dim=32, vocab_size=64, num_heads=4, num_kv_heads
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a GPU")
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
