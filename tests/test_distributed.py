@@ -72,6 +72,6 @@ def test_evaluation_on_two_ranks_equals_evaluation_on_one(ranks, alone, case):
 
 def test_ranks_stop_at_the_same_step_when_the_clock_ends_the_run(ranks):
     first, second = (rank["by_clock"] for rank in ranks)
-    assert 1 < first["steps"] < 100_000 and first["steps"] == second["steps"]
+    assert 20 < first["steps"] < 60 and first["steps"] == second["steps"]
     assert first["qat_steps"] == second["qat_steps"] > 0
     assert first["seconds"] == second["seconds"] and first["digest"] == second["digest"]
