@@ -70,7 +70,7 @@ class Settings:
     device: str = run_("auto", "auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu"))
     dtype: str = run_("auto", "auto: bfloat16 where it is fast", choices=("auto", "bfloat16", "float32"))
     attention: str = run_("auto", "auto: the fastest that is installed and fits the device",
-                          choices=("auto", "flash3", "flash2", "sdpa", "folded"))
+                          choices=("auto", "flash3", "flash2", "sdpa", "blocked"))
     compile: str = run_("auto", "torch.compile; auto: if a compiler works", choices=("auto", "0", "1"))
     num_layers: int = model_(11, "transformer blocks", 1, 256)
     model_dim: int = model_(512, "width of the residual stream", 2, 16384)
@@ -344,7 +344,7 @@ def choose_attention(settings: Settings, device: torch.device, dtype: torch.dtyp
     if settings.attention != "auto":
         return settings.attention, "asked for"
     reason = "; ".join(f"{name} {why}" for name, why in obstacles.items() if why)
-    return next((name for name, why in obstacles.items() if not why), "folded"), reason or "the fastest"
+    return next((name for name, why in obstacles.items() if not why), "blocked"), reason or "the fastest"
 
 def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, str]:
     """What to compile, if a small function compiles: on a CPU one block, since all would take minutes."""
@@ -557,21 +557,53 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), 1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
-def attend_folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain products, for CPUs: a compiler fuses the rest. Queries that share a key head become rows."""
-    batch, length, heads, dim = q.shape
-    shared = heads // k.size(2)
-    q = (q * dim ** -0.5).view(batch, length, -1, shared, dim).permute(0, 2, 3, 1, 4)
-    q = q.reshape(-1, shared * length, dim)
-    k, v = (x.transpose(1, 2).reshape(-1, length, dim) for x in (k, v))
-    scores = torch.bmm(q, k.transpose(1, 2)).view(-1, shared, length, length)
-    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    weights = scores.float().masked_fill(future, -math.inf).softmax(-1).to(v.dtype)
-    out = torch.bmm(weights.view(-1, shared * length, length), v)
-    return out.view(batch, -1, shared, length, dim).permute(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
+class BlockedAttention(torch.autograd.Function):
+    """Plain products, for CPUs: each block of queries with just the keys up to its end; a compiler fuses the
+    rest. Queries that share a key head become rows. The weights stay unnormalized and in the model's dtype, so
+    that the way back, as in FlashAttention (Dao et al. 2022), needs no exponential and one pass over them."""
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch, length, heads, dim = ctx.shape = q.shape
+        shared, block = heads // k.size(2), max(128, -(-length // 8))
+        q = (q * dim ** -0.5).view(batch, length, -1, shared, dim).transpose(1, 2).reshape(-1, length * shared, dim)
+        k, v = (x.transpose(1, 2).reshape(-1, length, dim) for x in (k, v))
+        places = torch.arange(length, dtype=torch.int32, device=q.device)
+        future = torch.where(places <= places[:, None], 0.0, -math.inf)[:, None]
+        outputs, sums, kept = [], [], []
+        for start in range(0, length, block):
+            end = min(start + block, length)
+            scores = torch.bmm(q[:, start * shared:end * shared], k[:, :end].transpose(1, 2))
+            scores = scores.view(len(q), -1, shared, end).float() + future[start:end, :, :end]
+            weights = (scores - scores.amax(-1, keepdim=True)).exp().to(v.dtype).view(len(q), -1, end)
+            sums.append(weights.float().sum(-1, keepdim=True))
+            outputs.append((torch.bmm(weights, v[:, :end]).float() / sums[-1]).to(v.dtype))
+            kept.append(weights)
+        out = torch.cat(outputs, 1)
+        ctx.save_for_backward(q, k, v, out, torch.cat(sums, 1), *kept)
+        return out.view(batch, -1, length, shared, dim).transpose(1, 2).reshape(ctx.shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, out, sums, *kept = ctx.saved_tensors
+        (batch, length, heads, dim), shared = ctx.shape, q.size(1) // k.size(1)
+        grad = grad.view(batch, length, -1, shared, dim).transpose(1, 2).reshape(q.shape).float() / sums
+        inner, grad = (grad * out.float()).sum(-1, keepdim=True), grad.to(v.dtype)
+        grads_q, grad_k, grad_v, end = [], 0.0, 0.0, 0
+        for weights in kept:
+            rows, end = slice(end * shared, weights.size(2) * shared), weights.size(2)
+            grad_weights = torch.bmm(grad[:, rows], v[:, :end].transpose(1, 2))
+            grad_scores = (weights.float() * (grad_weights.float() - inner[:, rows])).to(v.dtype)
+            grads_q.append(torch.bmm(grad_scores, k[:, :end]))
+            unseen = (0, 0, 0, length - end)
+            grad_k = grad_k + F.pad(torch.bmm(grad_scores.transpose(1, 2), q[:, rows]).float(), unseen)
+            grad_v = grad_v + F.pad(torch.bmm(weights.transpose(1, 2), grad[:, rows]).float(), unseen)
+        grad_q = (torch.cat(grads_q, 1) * dim ** -0.5).view(batch, -1, length, shared, dim).transpose(1, 2)
+        grad_k, grad_v = (x.to(v.dtype).view(batch, -1, length, dim).transpose(1, 2) for x in (grad_k, grad_v))
+        return grad_q.reshape(ctx.shape), grad_k, grad_v
 
 # Causal attention: q (batch, length, heads, dim), k and v (batch, length, kv_heads, dim) -> like q.
-ATTENTION = dict(flash3=attend_flash3, flash2=attend_flash2, sdpa=attend_sdpa, folded=attend_folded)
+ATTENTION = dict(flash3=attend_flash3, flash2=attend_flash2, sdpa=attend_sdpa,
+                 blocked=BlockedAttention.apply)
 
 def norm(x: Tensor) -> Tensor:
     """RMSNorm without weights over the last dimension, in x's dtype."""
@@ -624,8 +656,9 @@ class Attention(nn.Module):
         self.gain = vector(s.num_heads, value=s.qk_gain_init)
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
-        q, k, v = (linear(x, weight).unflatten(-1, (-1, self.head_dim))
-                   for weight in (self.query, self.key, self.value))
+        weights = [weight.to(x.dtype) for weight in (self.query, self.key, self.value)]
+        heads = F.linear(x, torch.cat(weights)).unflatten(-1, (-1, self.head_dim))  # one product reads x once
+        q, k, v = heads.split([len(weight) // self.head_dim for weight in weights], dim=2)
         q, k = rotary(norm(q)) * self.gain.to(x.dtype)[:, None], rotary(norm(k))
         return linear(self.attend(q, k, v).flatten(2), self.out)
 
@@ -749,7 +782,8 @@ class GPT(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Final states, normed: int64 (batch, length) -> (batch, length, dim)."""
-        x = embedding = self.embed(tokens)
+        embedding = self.embed(tokens)
+        x = embedding.view_as(embedding)  # another name, or the first block would be compiled by itself
         pushed = []
         for layer, block in enumerate(self.blocks):
             if layer >= self.pushing and pushed:
@@ -804,49 +838,50 @@ ROLES = {
 }
 
 def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """Roughly the nearest orthogonal matrices: (n, rows, columns) -> same in dtype (Jordan et al. 2024)."""
+    """Roughly the nearest orthogonal matrices: wide (n, rows, columns) -> same in dtype (Jordan et al. 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
-    tall = x.size(1) > x.size(2)
-    x = x.transpose(1, 2) if tall else x
     for _ in range(steps):
         gram = torch.bmm(x, x.transpose(1, 2))
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.transpose(1, 2) if tall else x
+    return x
 
 class Muon:
     """Nesterov momentum, orthogonalised, with decoupled weight decay (Jordan et al. 2024).
-    Works on all matrices of a shape together. Each rank has the momentum of its share of them, computes their
-    updates and gathers the others'. Gradients must already be the same on every rank."""
+    Works on all matrices of a shape together, tall ones transposed. Each rank has the momentum of its share of
+    them, computes their updates and gathers the others'. Gradients must already be the same on every rank."""
     def __init__(self, parameters: list[nn.Parameter], settings: Settings, runtime: Runtime):
         self.settings, self.runtime, self.groups = settings, runtime, []
         shapes = collections.defaultdict(list)
         for parameter in parameters:
-            shapes[tuple(parameter.shape)].append(parameter)
+            shapes[min(parameter.shape), max(parameter.shape)].append(parameter)
         for shape, members in shapes.items():
             share = -(-len(members) // runtime.world_size)
             mine = members[runtime.rank * share:(runtime.rank + 1) * share]
-            self.groups.append((members, mine, share, torch.zeros(len(mine), *shape, device=runtime.device)))
+            self.groups.append((members, mine, torch.zeros(share, *shape, device=runtime.device)))
 
     @torch.no_grad()
     def step(self, lr: float, momentum: float) -> None:
         """One update of every matrix."""
         s, dtype, world_size = self.settings, self.runtime.dtype, self.runtime.world_size
-        for members, mine, share, velocity in self.groups:
-            rows, columns = members[0].shape
-            updates = torch.zeros(share, rows, columns, dtype=dtype, device=velocity.device)
+        for members, mine, velocity in self.groups:
+            updates = torch.zeros_like(velocity, dtype=dtype)
             if mine:
-                gradients = torch.stack([parameter.grad for parameter in mine])
-                velocity.lerp_(gradients, 1 - momentum)
-                gradients.lerp_(velocity, momentum)
+                gradients = torch.stack([wide(parameter.grad) for parameter in mine])
+                velocity[:len(mine)].lerp_(gradients, 1 - momentum)
+                gradients.lerp_(velocity[:len(mine)], momentum)
                 updates[:len(mine)] = newton_schulz(gradients, s.muon_backend_steps, dtype)
             if world_size > 1:
-                everyone = updates.new_empty(world_size * share, rows, columns)
+                everyone = updates.new_empty(world_size * len(updates), *updates.shape[1:])
                 dist.all_gather_single(everyone, updates)
                 updates = everyone
-            rate = lr * max(1.0, rows / columns) ** 0.5
-            torch._foreach_mul_(members, 1 - lr * s.muon_wd)
-            torch._foreach_add_(members, list(updates[:len(members)].float()), alpha=-rate)
+            for parameter, update in zip(members, updates.float()):
+                rate = lr * max(1.0, parameter.size(0) / parameter.size(1)) ** 0.5
+                wide(parameter).mul_(1 - lr * s.muon_wd).sub_(update, alpha=rate)
+
+def wide(matrix: Tensor) -> Tensor:
+    """The matrix, transposed if it has more rows than columns."""
+    return matrix.T if matrix.size(0) > matrix.size(1) else matrix
 
 def flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
     """One float32 buffer that all gradients are views of: zeroed, summed over ranks and clipped at once."""
@@ -1115,7 +1150,7 @@ class Evaluator:
     def __init__(self, settings: Settings, runtime: Runtime, table: ByteTable, log: Log):
         self.runtime, self.table, self.log = runtime, table, log
         s, length = settings, max(settings.train_seq_len, settings.eval_seq_len)
-        scores = 12 * s.num_heads * length if runtime.attention == "folded" else 0
+        scores = 12 * s.num_heads * length if runtime.attention == "blocked" else 0
         row_bytes = length * (32 * runtime.dtype.itemsize * s.model_dim + 12 * s.vocab_size + scores)  # about
         self.batch = min(s.eval_batch_seqs, max(1, int(0.3 * runtime.memory_bytes() / row_bytes)))
         self.token_losses = runtime.compile(GPT.token_losses, "graph")

@@ -177,7 +177,7 @@ def test_probabilities_sum_to_one(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", ["sdpa", "folded"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocked"])
 def test_a_changed_token_leaves_earlier_losses_as_they_were(attention):
     model = tiny_model(Runtime(attention=attention))
     ids = torch.from_numpy(text(21).astype(np.int64))[None]
@@ -198,7 +198,7 @@ def test_the_first_target_of_a_document_counts(model):
     assert evaluate(model, tokens).bytes == PAIRS[tokens[:-1], tokens[1:]].sum()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "folded"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocked"])
 def test_a_longer_evaluation_than_training(attention):
     changes = dict(eval_seq_len=84, eval_stride=16)
     model = tiny_model(Runtime(attention=attention), **changes)

@@ -318,7 +318,7 @@ def test_logits_equal_a_reference(changes):
 # ---- Causality
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "folded"])
+@pytest.mark.parametrize("backend", ["sdpa", "blocked"])
 @pytest.mark.parametrize("longer", [0, 16])
 @torch.no_grad()
 def test_no_token_changes_the_scores_before_it(backend, longer):
@@ -359,7 +359,7 @@ def test_probabilities_sum_to_one():
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("length", [1, 7, 32])
-def test_folded_attention_equals_sdpa_and_the_definition(dtype, tolerance, heads, kv_heads, length):
+def test_blocked_attention_equals_sdpa_and_the_definition(dtype, tolerance, heads, kv_heads, length):
     torch.manual_seed(length)
     q, k, v = (torch.randn(2, length, n, 8, dtype=dtype) for n in (heads, kv_heads, kv_heads))
     shared = heads // kv_heads
@@ -367,16 +367,16 @@ def test_folded_attention_equals_sdpa_and_the_definition(dtype, tolerance, heads
     scores = torch.einsum("bihd,bjhd->bhij", q.double(), keys) / math.sqrt(8)
     scores = scores.masked_fill(torch.arange(length)[None, :] > torch.arange(length)[:, None], -math.inf)
     expected = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), values)
-    for backend in ("sdpa", "folded"):
+    for backend in ("sdpa", "blocked"):
         out = ATTENTION[backend](q, k, v)
         assert out.dtype == dtype and out.shape == q.shape
         torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_gradients_of_folded_attention_equal_those_of_sdpa(kv_heads):
+def test_gradients_of_blocked_attention_equal_those_of_sdpa(kv_heads):
     gradients = []
-    for backend in ("sdpa", "folded"):
+    for backend in ("sdpa", "blocked"):
         torch.manual_seed(0)
         qkv = [torch.randn(2, 9, n, 8, requires_grad=True) for n in (4, kv_heads, kv_heads)]
         (ATTENTION[backend](*qkv) * torch.randn(2, 9, 4, 8)).sum().backward()
@@ -384,7 +384,7 @@ def test_gradients_of_folded_attention_equal_those_of_sdpa(kv_heads):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "folded"])
+@pytest.mark.parametrize("backend", ["sdpa", "blocked"])
 @torch.no_grad()
 def test_bfloat16_activations_give_about_the_float32_loss(backend):
     loss = tiny_model()(*batch())[1]
@@ -468,4 +468,4 @@ def test_initial_loss_is_about_that_of_a_uniform_guess():
 def test_backends_agree_on_a_gpu():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 33, n, 64, device="cuda", dtype=torch.bfloat16) for n in (4, 2, 2))
-    torch.testing.assert_close(ATTENTION["sdpa"](q, k, v), ATTENTION["folded"](q, k, v), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(ATTENTION["sdpa"](q, k, v), ATTENTION["blocked"](q, k, v), rtol=2e-2, atol=2e-2)
