@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import dataclasses
 import difflib
 import functools
@@ -289,6 +288,10 @@ class Runtime:
         on_cuda = self.device.type == "cuda"
         return torch.cuda.get_device_properties(self.device).total_memory if on_cuda else 4e9
 
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -350,6 +353,9 @@ def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, s
     """What to compile, if a small function compiles: on a CPU one block, since all would take minutes."""
     if settings.compile == "0":
         return "no", "asked for"
+    if settings.compile == "auto" and device.type == "cpu" and not settings.artifact and (
+            settings.iterations < 100 or 0 < settings.max_wallclock_seconds < 30):
+        return "no", "the run is too short to earn it back"
     try:
         torch.compile(lambda x: torch.tanh(x) + 1, fullgraph=True)(torch.ones(64, device=device))
         return "graph" if device.type == "cuda" else "blocks", "a compiler works"
@@ -361,18 +367,10 @@ def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, s
     finally:
         torch.compiler.reset()
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: from the kernel it would have to come back page by page."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
 def start_runtime(settings: Settings) -> Runtime:
     """Join the ranks that torchrun started, if any, and choose device, dtype, attention and compiler."""
     rank, world_size, local_rank = (int(os.environ.get(name, default))
                                     for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     device, device_reason = choose_device(settings, local_rank)
     dtype, dtype_reason = choose_dtype(settings, device)
@@ -806,9 +804,12 @@ class GPT(nn.Module):
         """Scores of the next piece, float32 (batch, length, vocabulary), for int64 (batch, length)."""
         return softcapped_logits(self.hidden(tokens), self.output, self.softcap)
 
-    def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Nats for each target, float32 (batch, length), for inputs of the same shape."""
-        return self.losses(self.hidden(tokens), self.output, self.softcap, targets)
+    def token_losses(self, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Tensor:
+        """Nats for each target, float32 in targets' shape: for tokens int64 (batch, length) those after each, or
+        after those at `places`, int64 (batch, scored); the output matrix meets no others."""
+        hidden = self.hidden(tokens)
+        hidden = hidden if places is None else torch.take_along_dim(hidden, places[..., None], dim=1)
+        return self.losses(hidden, self.output, self.softcap, targets)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Training loss of rows, int64 (rows, train_seq_len) each, summed over the targets that count.
@@ -1136,14 +1137,15 @@ class Score:
     bytes: int
     seconds: float
 
-def plan_windows(targets: int, window: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each window starts, and the first of its places that is scored, int64 (windows,) each.
-    Target i, the token i + 1, is predicted at token i. The first window scores all its targets, later ones
-    the `stride` targets at their end; the last ends with the last target. Each is scored once."""
-    later = max(0, -(-(targets - window) // stride))
-    ends = np.minimum(window + stride * np.arange(later + 1), targets)
+def plan_windows(targets: int, window: int, stride: int) -> np.ndarray:
+    """Rows (start of a window, first of its places that is scored, how many are), int64 (rows, 3).
+    Target i, the token i + 1, is predicted at token i. The first window scores all its targets, `stride` a
+    row; each later one ends `stride` targets on, the last with the last target. Each target is scored once."""
+    ends = np.append(np.arange(stride, window, stride), np.arange(window, targets + stride, stride)).clip(max=targets)
+    begins = np.append(0, ends[:-1])
+    ends, begins = ends[begins < ends], begins[begins < ends]
     starts = np.maximum(ends - window, 0)
-    return starts, np.concatenate([[0], ends[:-1]]) - starts
+    return np.stack([starts, begins - starts, ends - begins], axis=1)
 
 class Evaluator:
     """Scores models: `plain`, in windows of the training length that do not overlap, or `sliding`."""
@@ -1161,30 +1163,31 @@ class Evaluator:
     @torch.no_grad()
     def warm_up(self, model: GPT) -> None:
         """Compile the forward passes on synthetic tokens, outside of any clock."""
-        for window, _ in self.passes.values():
-            tokens = torch.zeros(self.batch, window, dtype=torch.long, device=self.runtime.device)
-            self.token_losses(model, tokens, tokens.clone())
+        for window, stride in self.passes.values():
+            self.token_losses(model, *(torch.zeros(self.batch, width, dtype=torch.long, device=self.runtime.device)
+                                       for width in (window, stride, stride)))
 
     @torch.no_grad()
     def score(self, model: GPT, tokens: np.ndarray, name: str) -> Score:
         """Score all targets of uint16 (tokens,). Each rank takes a run of windows; all get the result."""
         started, targets, (window, stride) = time.perf_counter(), len(tokens) - 1, self.passes[name]
-        starts, firsts = plan_windows(targets, window, stride)
-        share = np.array_split(np.arange(len(starts)), self.runtime.world_size)[self.runtime.rank]
-        tokens = np.pad(tokens, (0, window - targets)) if targets < window else tokens
+        plan = plan_windows(targets, window, stride)
+        share = np.array_split(plan, self.runtime.world_size)[self.runtime.rank]
+        tokens = np.pad(tokens, (0, window))
         totals = torch.zeros(3, dtype=torch.float64, device=self.runtime.device)  # nats, bytes, targets
         for at in range(0, len(share), self.batch):
-            rows = np.resize(share[at:at + self.batch], self.batch)  # repeats fill the last batch up
-            places = starts[rows, None] + np.arange(window + 1)
-            scored = (np.arange(window) >= firsts[rows, None]) & (places[:, 1:] <= targets)
-            scored[len(share) - at:] = False
-            ids = tokens[places].astype(np.int64)
-            sizes = self.table.count(ids[:, :-1], ids[:, 1:])
-            inputs, wanted, counted = (torch.from_numpy(np.ascontiguousarray(array)).to(self.runtime.device)
-                                       for array in (ids[:, :-1], ids[:, 1:], scored))
-            totals[0] += (self.token_losses(model, inputs, wanted).double() * counted).sum()
-            totals[1] += (sizes * scored).sum()
-            totals[2] += scored.sum()
+            rows = share[np.arange(at, at + self.batch).clip(max=len(share) - 1)]  # repeats fill the last batch
+            starts, firsts, counts = rows.T[:, :, None]
+            counts[len(share) - at:] = 0
+            places = np.minimum(firsts + np.arange(stride), window - 1)
+            inputs, before, wanted = (tokens[starts + x].astype(np.int64)
+                                      for x in (np.arange(window), places, places + 1))
+            scored = np.arange(stride) < counts
+            totals[1] += int((self.table.count(before, wanted) * scored).sum())
+            totals[2] += int(scored.sum())
+            inputs, wanted, places, scored = (torch.from_numpy(array).to(self.runtime.device)
+                                              for array in (inputs, wanted, places, scored))
+            totals[0] += (self.token_losses(model, inputs, wanted, places).double() * scored).sum()
             done = min(at + self.batch, len(share)) / len(share)
             if name == "sliding" and int(10 * done) > int(10 * at / len(share)):
                 left = (time.perf_counter() - started) * (1 / done - 1)
@@ -1208,6 +1211,19 @@ def training_loss(model: GPT, quantized: dict[str, Tensor], limits: Tensor | Non
         return model(tokens, targets)
     weights = {name: fake_quantize(weight, limits[i]) for i, (name, weight) in enumerate(quantized.items())}
     return torch.func.functional_call(model, weights, (tokens, targets))
+
+PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12,
+              "RTX 3090": 71e12}  # a second, dense bfloat16 products with float32 sums, by the GPU's name
+
+def flops_per_token(model: GPT, s: Settings) -> float:
+    """Operations to train on a position: 6 for each weight of a product (2 forward, 4 backward) and, with causal
+    attention's two products over half of the row, 6 for each position of the row and channel."""
+    sizes = collections.Counter()
+    for name, kind in model.roles().items():
+        sizes[kind] += model.get_parameter(name).numel()
+    text = sizes["bigram_projection"] + sizes["mtp_head"] + model.output.numel()  # not for memory tokens
+    weights = sizes["attention"] + sizes["mlp"] + text * (1 - s.memory_tokens / s.train_seq_len)
+    return 6.0 * (weights + s.num_layers * s.train_seq_len * s.model_dim)
 
 class Clock:
     """Seconds of training, rank 0's on every rank, so that all decay and stop alike."""
@@ -1386,11 +1402,14 @@ class Run:
         self.stage("training", trainer.run, lambda steps, seconds: self.validate(model, steps, seconds))
         log(trainer.average.load_into(trainer.stored))
         seconds, tokens = trainer.clock.seconds, trainer.steps * s.train_batch_tokens
-        log(f"late_qat_steps:{trainer.qat_steps} tokens:{tokens} tokens_per_second:{tokens / seconds:.0f}")
+        flops = flops_per_token(model, s) * tokens / seconds / runtime.world_size  # of each rank
+        peak = next((peak for name, peak in PEAK_FLOPS.items() if name in runtime.device_name), math.nan)
+        log(f"late_qat_steps:{trainer.qat_steps} tokens:{tokens} tokens_per_second:{tokens / seconds:.0f} "
+            f"tflops_per_second:{flops / 1e12:.3f}" + (f" mfu:{flops / peak:.3f}" if peak == peak else ""))
         self.results.update(
             parameters=parameters, steps=trainer.steps, tokens=tokens, train_seconds=seconds,
             step_avg_ms=1000 * seconds / trainer.steps, train_loss=trainer.train_loss,
-            late_qat_steps=trainer.qat_steps, exported=trainer.average.name)
+            late_qat_steps=trainer.qat_steps, exported=trainer.average.name, flops_per_second=flops)
         return model
 
     def write_artifact(self, model: GPT) -> bytes:

@@ -75,7 +75,6 @@ def run_here(monkeypatch, tmp_path, capsys):
         for name, value in changes.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["train_gpt.py"])
-        monkeypatch.setattr(train_gpt, "keep_freed_memory", lambda: None)
         monkeypatch.chdir(tmp_path)
         precision = torch.get_float32_matmul_precision()
         status = train_gpt.main()

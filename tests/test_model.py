@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from conftest import BOS, random_tokens, tiny_model, tiny_settings
 from torch import Tensor
-from train_gpt import ATTENTION, GPT, IGNORED, Rotary, Runtime, Settings, SmearGate, stored_parameters
+from torch.utils.flop_counter import FlopCounterMode
+from train_gpt import (ATTENTION, GPT, IGNORED, Rotary, Runtime, Settings, SmearGate, flops_per_token,
+                       stored_parameters)
 
 OFF = dict(smear=dict(smear_enabled=False), bigram=dict(bigram_vocab_size=0), memory=dict(memory_tokens=0),
            backout=dict(backout_enabled=False), mtp=dict(mtp_num_heads=0), head=dict(tie_embeddings=True),
@@ -358,7 +360,7 @@ def test_probabilities_sum_to_one():
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (3, 1)])
-@pytest.mark.parametrize("length", [1, 7, 32])
+@pytest.mark.parametrize("length", [1, 7, 128, 129, 300, 1100])  # in one block, two, three and eight
 def test_blocked_attention_equals_sdpa_and_the_definition(dtype, tolerance, heads, kv_heads, length):
     torch.manual_seed(length)
     q, k, v = (torch.randn(2, length, n, 8, dtype=dtype) for n in (heads, kv_heads, kv_heads))
@@ -374,14 +376,30 @@ def test_blocked_attention_equals_sdpa_and_the_definition(dtype, tolerance, head
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_gradients_of_blocked_attention_equal_those_of_sdpa(kv_heads):
+@pytest.mark.parametrize("length", [9, 300])
+def test_gradients_of_blocked_attention_equal_those_of_sdpa(kv_heads, length):
     gradients = []
     for backend in ("sdpa", "blocked"):
         torch.manual_seed(0)
-        qkv = [torch.randn(2, 9, n, 8, requires_grad=True) for n in (4, kv_heads, kv_heads)]
-        (ATTENTION[backend](*qkv) * torch.randn(2, 9, 4, 8)).sum().backward()
+        qkv = [torch.randn(2, length, n, 8, requires_grad=True) for n in (4, kv_heads, kv_heads)]
+        (ATTENTION[backend](*qkv) * torch.randn(2, length, 4, 8)).sum().backward()
         gradients.append([x.grad for x in qkv])
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_blocked_attention_is_causal_to_the_bit(dtype, kv_heads):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 300, n, 8, dtype=dtype) for n in (4, kv_heads, kv_heads))
+    before = ATTENTION["blocked"](q, k, v)
+    for place in (1, 127, 128, 200, 256, 299):
+        later_q, later_k, later_v = (x.clone() for x in (q, k, v))
+        for x in (later_q, later_k, later_v):
+            x[:, place:] = 50 * torch.randn(x[:, place:].shape).to(dtype)
+        after = ATTENTION["blocked"](later_q, later_k, later_v)
+        assert torch.equal(after[:, :place], before[:, :place])
+        assert not torch.equal(after[:, place], before[:, place])
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "blocked"])
@@ -469,3 +487,25 @@ def test_backends_agree_on_a_gpu():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 33, n, 64, device="cuda", dtype=torch.bfloat16) for n in (4, 2, 2))
     torch.testing.assert_close(ATTENTION["sdpa"](q, k, v), ATTENTION["blocked"](q, k, v), rtol=2e-2, atol=2e-2)
+
+
+# ---- Operations
+
+
+@pytest.mark.parametrize("changes", [dict(train_seq_len=64, memory_tokens=8, rope_dims=0), dict(
+    train_seq_len=128, memory_tokens=0, tie_embeddings=False, mtp_num_heads=2, bigram_vocab_size=0)])
+def test_operations_are_those_that_torch_counts(changes):
+    """A row of one block of attention multiplies all keys, of which a causal count takes half."""
+    s, rows = Settings(**changes), 3
+    with torch.device("meta"):
+        model, tokens = GPT(s, Runtime(attention="blocked")), torch.zeros(rows, s.train_seq_len, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            model(tokens, tokens)[0].backward()
+    half = 6 * s.num_layers * s.train_seq_len * s.model_dim
+    assert counter.get_total_flops() / (rows * s.train_seq_len) == flops_per_token(model, s) + half
+
+
+def test_operations_of_the_record_preset():
+    with torch.device("meta"):
+        model = GPT(Settings(), Runtime())
+    assert flops_per_token(model, Settings()) == pytest.approx(230e6, rel=0.01)  # 161 in matrices, 69 in attention

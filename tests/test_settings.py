@@ -13,8 +13,8 @@ import torch
 from conftest import ROOT
 
 import train_gpt
-from train_gpt import (GPT, PRESETS, Runtime, Settings, UserError, fields_of, help_text, mistyped_settings,
-                       settings_from, stored_parameters)
+from train_gpt import (GPT, PRESETS, Runtime, Settings, UserError, choose_compilation, fields_of, help_text,
+                       mistyped_settings, settings_from, stored_parameters)
 
 README = ROOT / "README.md"
 SOURCE = (ROOT / "train_gpt.py").read_text(encoding="utf-8")
@@ -335,3 +335,15 @@ def test_the_readme_lines_of_the_entries_build_their_models(entry, parameters, e
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert sum(p.numel() for p in stored_parameters(model).values()) == exported
     assert f"{parameters:,}" in readme
+
+
+def test_a_run_too_short_to_earn_it_back_is_not_compiled_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    cpu = torch.device("cpu")
+    for changes in (dict(iterations=99), dict(max_wallclock_seconds=29.0)):
+        compiled, reason = choose_compilation(Settings(**changes), cpu)
+        assert compiled == "no" and "too short" in reason
+        assert choose_compilation(Settings(**changes, compile="1"), cpu)[0] == "blocks"
+        assert choose_compilation(Settings(**changes, artifact="scores.ptz"), cpu)[0] == "blocks"
+    for changes in (dict(), dict(max_wallclock_seconds=0.0), dict(iterations=100, max_wallclock_seconds=30.0)):
+        assert choose_compilation(Settings(**changes), cpu)[0] == "blocks"
