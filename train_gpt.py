@@ -859,26 +859,31 @@ class Muon:
         for shape, members in shapes.items():
             share = -(-len(members) // runtime.world_size)
             mine = members[runtime.rank * share:(runtime.rank + 1) * share]
-            self.groups.append((members, mine, torch.zeros(share, *shape, device=runtime.device)))
+            factors = [max(1.0, parameter.size(0) / parameter.size(1)) ** 0.5 for parameter in members]
+            self.groups.append((members, mine, torch.zeros(share, *shape, device=runtime.device),
+                                torch.tensor(factors, device=runtime.device)[:, None, None]))
 
     @torch.no_grad()
     def step(self, lr: float, momentum: float) -> None:
-        """One update of every matrix."""
-        s, dtype, world_size = self.settings, self.runtime.dtype, self.runtime.world_size
-        for members, mine, velocity in self.groups:
-            updates = torch.zeros_like(velocity, dtype=dtype)
+        """One update of every matrix. What ranks gather of one shape travels while they work on the next."""
+        s, dtype, world_size, under_way = self.settings, self.runtime.dtype, self.runtime.world_size, []
+        for members, mine, velocity, _ in self.groups:
+            updates, wait = torch.zeros_like(velocity, dtype=dtype), None
             if mine:
                 gradients = torch.stack([wide(parameter.grad) for parameter in mine])
                 velocity[:len(mine)].lerp_(gradients, 1 - momentum)
                 gradients.lerp_(velocity[:len(mine)], momentum)
                 updates[:len(mine)] = newton_schulz(gradients, s.muon_backend_steps, dtype)
             if world_size > 1:
-                everyone = updates.new_empty(world_size * len(updates), *updates.shape[1:])
-                dist.all_gather_single(everyone, updates)
-                updates = everyone
-            for parameter, update in zip(members, updates.float()):
-                rate = lr * max(1.0, parameter.size(0) / parameter.size(1)) ** 0.5
-                wide(parameter).mul_(1 - lr * s.muon_wd).sub_(update, alpha=rate)
+                share, updates = updates, updates.new_empty(world_size * len(updates), *updates.shape[1:])
+                wait = dist.all_gather_single(updates, share, async_op=True).wait
+            under_way.append((updates, wait))
+        for (members, _, _, factors), (updates, wait) in zip(self.groups, under_way):
+            if wait:
+                wait()
+            torch._foreach_mul_(members, 1 - lr * s.muon_wd)
+            torch._foreach_sub_([wide(parameter) for parameter in members],
+                                list(updates[:len(members)] * (lr * factors)))
 
 def wide(matrix: Tensor) -> Tensor:
     """The matrix, transposed if it has more rows than columns."""
