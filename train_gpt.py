@@ -5,14 +5,8 @@
     ARTIFACT=final_model.int6.ptz python train_gpt.py       # score an artifact without training
 
 Every setting is an environment variable (see --help), so that `BACKOUT_ENABLED=0 python train_gpt.py` is an
-ablation. The file reads in the order in which it runs:
-
-    Settings, Runtime   typed and checked together; device, dtype, attention, compiler, each with its reason
-    Data, Score         shards, an order of rows that SEED alone decides, bytes of text behind the tokens
-    Layers, GPT         the 11-layer U-Net with backout, memory tokens, SmearGate and BigramHash
-    Optimizers          the table that routes parameters, Muon, AdamW, the schedule, weight averages
-    Artifact, Evaluate  int5/int6 rows, zstd, the cap, the way back; every target scored once
-    Train, Main         warm-up outside the clock, steps, late QAT, the stop; the pipeline and its summary
+ablation. The file reads in the order in which it runs: Settings, Runtime, Data, Score (bytes of text behind the tokens), Layers,
+GPT, Optimizers, Artifact, Evaluate, Train, Main.
 
 Numbers such as #339 are pull requests of openai/parameter-golf, where a technique was published.
 """
@@ -135,14 +129,12 @@ class Settings:
 
 # A CPU takes hundreds of steps, not 7,000: momentum forgets within 20, the average spans a few dozen.
 PRESETS: dict[str, dict] = {
-    "record": {},
-    "pocket": dict(
+    "record": {}, "pocket": dict(
         model_dim=192, num_heads=3, num_kv_heads=1, bigram_vocab_size=2048, bigram_dim=64, memory_tokens=8,
         train_seq_len=256, train_batch_tokens=2048, micro_batch_tokens=2048, iterations=20000, warmup_steps=2,
         max_wallclock_seconds=150.0, warmdown_fraction=0.5, grad_clip_norm=1.0, muon_momentum=0.95,
         muon_momentum_warmup_start=0.85, muon_momentum_warmup_steps=200, matrix_lr=0.03, tied_embed_lr=0.04,
-        scalar_lr=0.03, swa_every=5, train_log_every=50, eval_seq_len=256, eval_batch_seqs=32),
-}
+        scalar_lr=0.03, swa_every=5, train_log_every=50, eval_seq_len=256, eval_batch_seqs=32)}
 
 def fields_of(*groups: str) -> list[dataclasses.Field]:
     """The settings of these groups, or all of them, in the order of the class."""
@@ -199,14 +191,10 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
 def mistyped_settings(environment) -> list[str]:
     """A warning for each variable that is no setting but looks like one (NUM_LAYER, LR_MATRIX)."""
     names = [field.name.upper() for field in fields_of()]
-    shuffled = {"_".join(sorted(name.split("_"))): name for name in names if "_" in name}
-    warnings = []
-    for variable in environment:
-        meant = [shuffled.get("_".join(sorted(variable.split("_"))))]
-        meant = meant if meant[0] else difflib.get_close_matches(variable, names, n=1, cutoff=0.88)
-        if meant and variable not in names:
-            warnings.append(f"warning: {variable} is not a setting; did you mean {meant[0]}?")
-    return warnings
+    forms = {form: name for name in names for form in ("_".join(sorted(name.split("_"))), name)}
+    meant = {variable: difflib.get_close_matches(variable, forms, n=1, cutoff=0.88) for variable in environment}
+    return [f"warning: {variable} is not a setting; did you mean {forms[match[0]]}?"
+            for variable, match in meant.items() if match and variable not in names]
 
 def settings_from(environment, stored: dict | None = None) -> tuple[Settings, str]:
     """Settings from environment variables, and the line that says which preset was chosen and why.
@@ -304,12 +292,10 @@ class Runtime:
 
 def choose_device(settings: Settings, local_rank: int) -> tuple[torch.device, str]:
     """CUDA if it is there, with the reason."""
-    if settings.device == "cpu":
-        return torch.device("cpu"), "asked for"
+    if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu"), "asked for" if settings.device == "cpu" else "no CUDA"
     if not torch.cuda.is_available():
-        if settings.device == "cuda":
-            raise UserError("DEVICE=cuda: torch sees no GPU here")
-        return torch.device("cpu"), "no CUDA"
+        raise UserError("DEVICE=cuda: torch sees no GPU here")
     if local_rank >= torch.cuda.device_count():
         raise UserError(f"no GPU for local rank {local_rank}: lower --nproc_per_node")
     torch.cuda.set_device(local_rank)
@@ -636,8 +622,8 @@ class Rotary(nn.Module):
         """x (batch, length, heads, dim), rotated."""
         length, half = x.size(1), self.dims // 2
         near = length <= self.train_length
-        cos = (self.cos_train if near else self.cos_longest)[:, :length].to(x.dtype)
-        sin = (self.sin_train if near else self.sin_longest)[:, :length].to(x.dtype)
+        tables = (self.cos_train, self.sin_train) if near else (self.cos_longest, self.sin_longest)
+        cos, sin = (table[:, :length].to(x.dtype) for table in tables)
         first, second, still = x.split((half, half, x.size(-1) - self.dims), dim=-1)
         return torch.cat((first * cos - second * sin, first * sin + second * cos, still), dim=-1)
 
@@ -912,9 +898,6 @@ class Optimizer:
             lr = "tied_embed_lr" if kind == "embedding" and s.tie_embeddings else role.lr
             groups.append(dict(params=parameters, kind=kind, base_lr=getattr(s, lr),
                                weight_decay=getattr(s, role.decay) if role.decay else 0.0))
-        routed = [id(p) for p in matrices] + [id(p) for group in groups for p in group["params"]]
-        if sorted(routed) != sorted(map(id, model.parameters())):
-            raise AssertionError("every parameter must be in exactly one optimizer group")
         self.gradients = flat_gradients(list(model.parameters()))
         self.muon = Muon(matrices, settings, runtime)
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(s.beta1, s.beta2), eps=s.adam_eps, fused=True)
@@ -1133,14 +1116,8 @@ def unpack_into(model: GPT, manifest: dict, numbers: memoryview, name: str) -> N
                         half.view_as(parameter))
 
 # ---- Evaluate ----------------------------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """What an evaluation found: nats a target, bits a byte of text, and over how much."""
-    val_loss: float
-    val_bpb: float
-    targets: int
-    bytes: int
-    seconds: float
+# What an evaluation found: nats a target, bits a byte of text, and over how much.
+Score = collections.namedtuple("Score", "val_loss val_bpb targets bytes seconds")
 
 def plan_windows(targets: int, window: int, stride: int) -> np.ndarray:
     """Rows (start of a window, first of its places that is scored, how many are), int64 (rows, 3).
@@ -1450,7 +1427,7 @@ class Run:
         """Score a model that was read from an artifact: plain as a check, then sliding."""
         for label, kind in (("final_int6_roundtrip", "plain"), ("final_int6_sliding_window", "sliding")):
             score = self.stage(label, self.score, model, kind)
-            self.results[label] = dataclasses.asdict(score)
+            self.results[label] = score._asdict()
             self.log(f"{label} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
                      f"eval_time:{1000 * score.seconds:.0f}ms targets:{score.targets} bytes:{score.bytes}")
             self.log(f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
@@ -1482,7 +1459,7 @@ def train_and_score(run: Run) -> None:
     data = run.stage("packing", run.write_artifact, model)
     steps, seconds = run.results["steps"], run.results["train_seconds"]
     score = run.stage("pre_quantization", run.validate, model, steps, seconds)
-    run.results["pre_quantization"] = dataclasses.asdict(score)
+    run.results["pre_quantization"] = score._asdict()
     run.score_artifact(run.read_model(data, ARTIFACT_NAME, run.runtime))
     run.finish()
 

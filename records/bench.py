@@ -195,11 +195,10 @@ def measure(rounds: int, steps: int, batches: int) -> dict:
         first = Process(VARIANTS[ALL], environment)
         compile_s = first.ask("warm_up")["warm_up_s"]
         first.end()
-        processes = {}
-        for name, variant in VARIANTS.items():
+        processes = {name: Process(variant, environment) for name, variant in VARIANTS.items()}
+        for name, process in processes.items():
             print(f"warming up: {name}", file=sys.stderr)
-            processes[name] = Process(variant, environment)
-            processes[name].start = processes[name].ask("warm_up")
+            process.start = process.ask("warm_up")
         if any(reason.startswith("dtype:float32") for reason in processes[ALL].start["reasons"]):
             processes.pop("float32").end()
         found = {name: dict(train=[], eval=[]) for name in processes}
