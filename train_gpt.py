@@ -173,19 +173,16 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
         (int(s.mlp_mult * s.model_dim) > 0, f"MLP_MULT={s.mlp_mult} leaves the MLP no hidden units"),
         (row > 1, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in TRAIN_SEQ_LEN={s.train_seq_len}"),
         (window > 0, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in EVAL_SEQ_LEN={s.eval_seq_len}"),
-        (not 0 < window < s.eval_stride,
-         f"EVAL_STRIDE={s.eval_stride} must be at most EVAL_SEQ_LEN - MEMORY_TOKENS = {window}"),
+        (not 0 < window < s.eval_stride, f"EVAL_STRIDE must be at most EVAL_SEQ_LEN - MEMORY_TOKENS = {window}"),
         (not trains or s.train_batch_tokens % s.train_seq_len == 0,
          f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of TRAIN_SEQ_LEN={s.train_seq_len}"),
         (not trains or not 0 < s.micro_batch_tokens < s.train_seq_len,
          f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} must hold a row of TRAIN_SEQ_LEN={s.train_seq_len}"),
-        (not trains or s.mtp_num_heads == 0 or s.mtp_num_heads < row,
-         f"MTP_NUM_HEADS={s.mtp_num_heads} must be below TRAIN_SEQ_LEN - MEMORY_TOKENS = {row}"),
+        (not trains or s.mtp_num_heads < max(row, 1), f"MTP_NUM_HEADS must be below {row}, the tokens of a row"),
         (not s.sample or s.artifact, "SAMPLE needs ARTIFACT, the model that continues the text"),
         (not set(s.run_id) & set("/\\\0"), f"RUN_ID={s.run_id} must be a file name, not a path"),
         (not s.run_id or not Path("logs", f"{s.run_id}.txt").exists(),
-         f"RUN_ID={s.run_id} is taken: logs/{s.run_id}.txt exists; choose another"),
-    ]
+         f"RUN_ID={s.run_id} is taken: logs/{s.run_id}.txt exists; choose another")]
     return [problem for holds, problem in rules if not holds]
 
 def mistyped_settings(environment) -> list[str]:
@@ -821,8 +818,7 @@ ROLES = {
     "head": Role("adamw", "head_lr", "adam_wd", "fp16"),
     "memory": Role("adamw", "tied_embed_lr", None, "fp16"),
     "vector": Role("adamw", "scalar_lr", "adam_wd", "fp16"),
-    "mtp_head": Role("adamw", "head_lr", "adam_wd", None),
-}
+    "mtp_head": Role("adamw", "head_lr", "adam_wd", None)}
 
 def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """Roughly the nearest orthogonal matrices: wide (n, rows, columns) -> same in dtype (Jordan et al. 2024)."""

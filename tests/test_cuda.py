@@ -9,7 +9,7 @@ import torch
 from conftest import random_tokens, tiny_model, tiny_settings
 
 import train_gpt
-from train_gpt import ATTENTION, BatchPlan, Runtime, Trainer, WeightAverage
+from train_gpt import ATTENTION, BatchPlan, Runtime, Trainer, TrainingRows, WeightAverage, find_shards
 
 pytestmark = pytest.mark.cuda
 PACKAGES = dict(flash3="flash_attn_interface", flash2="flash_attn")
@@ -92,3 +92,49 @@ def test_averages_stay_on_the_device():
     for step in (1, 2):
         average.after_step(step, 0.0, list(model.parameters()))
     assert all(weight.is_cuda and weight.dtype == torch.float32 for weight in average.weights)
+
+
+def record(where: Runtime, folder, **changes) -> Trainer:
+    """The record preset on the given shards, whose vocabulary is smaller."""
+    settings = train_gpt.Settings(**changes)
+    data = TrainingRows(find_shards(folder, "train"), settings.train_seq_len, settings.seed, settings.vocab_size)
+    return Trainer(train_gpt.build_model(settings, where), settings, where, lambda *_, **__: None, data, 0)
+
+
+def best_runtime() -> Runtime:
+    """What a run would choose here."""
+    device, settings = torch.device("cuda", 0), train_gpt.Settings()
+    dtype, _ = train_gpt.choose_dtype(settings, device)
+    return runtime(dtype=dtype, attention=train_gpt.choose_attention(settings, device, dtype)[0], compiled="graph")
+
+
+def test_fifty_steps_of_the_record_preset_lose_as_they_do_on_the_cpu(data_folder):
+    changes = dict(train_batch_tokens=2048, micro_batch_tokens=2048)
+    gpu, cpu = record(best_runtime(), data_folder, **changes), record(Runtime(), data_folder, **changes)
+    losses = torch.tensor([[float(each.step(1.0)) for _ in range(50)] for each in (gpu, cpu)])
+    assert losses[1, -5:].mean() < losses[1, :5].mean() - 1  # it learns, and the one as the other
+    assert (losses[0] - losses[1])[:5].abs().max() < 0.05
+    assert (losses[0, -10:].mean() - losses[1, -10:].mean()).abs() < 0.15
+
+
+def test_step_time_share_of_the_peak_and_memory_of_the_record_preset(data_folder, capsys):
+    """A rank's part of a step on 8 GPUs; prints what it finds."""
+    trainer = record(best_runtime(), data_folder, train_batch_tokens=98304)
+    trainer.warm_up()
+    torch.cuda.reset_peak_memory_stats()
+    torch._dynamo.utils.counters.clear()
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    started.record()
+    for _ in range(10):
+        loss = trainer.step(1.0)
+    ended.record()
+    ended.synchronize()
+    seconds, name = started.elapsed_time(ended) / 1e4, torch.cuda.get_device_name()
+    flops = train_gpt.flops_per_token(trainer.model, trainer.settings) * 98304 / seconds
+    peak = next((peak for gpu, peak in train_gpt.PEAK_FLOPS.items() if gpu in name), math.nan)
+    memory = torch.cuda.max_memory_allocated()
+    with capsys.disabled():
+        print(f"\n{name}: {1000 * seconds:.1f} ms for 98,304 tokens in {trainer.plan.micro_steps} passes, "
+              f"{flops / 1e12:.0f} TFLOP/s, mfu {flops / peak:.3f}, {memory / 2**30:.1f} GiB")
+    assert math.isfinite(float(loss)) and memory < trainer.runtime.memory_bytes()
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]  # all were compiled in the warm-up
