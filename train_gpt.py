@@ -636,12 +636,25 @@ class Attention(nn.Module):
         self.out = orthogonal(s.model_dim, s.model_dim, gain=(2 * s.num_layers) ** -0.5)
         self.gain = vector(s.num_heads, value=s.qk_gain_init)
 
-    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
-        weights = [weight.to(x.dtype) for weight in (self.query, self.key, self.value)]
-        heads = F.linear(x, torch.cat(weights)).unflatten(-1, (-1, self.head_dim))  # one product reads x once
-        q, k, v = heads.split([len(weight) // self.head_dim for weight in weights], dim=2)
-        q, k = rotary(norm(q)) * self.gain.to(x.dtype)[:, None], rotary(norm(k))
-        return linear(self.attend(q, k, v).flatten(2), self.out)
+    def forward(self, x: Tensor, rotary: Rotary, scale: Tensor) -> Tensor:
+        heads = linear(x, torch.cat((self.query, self.key, self.value))).unflatten(-1, (-1, self.head_dim))
+        queries, keys = len(self.gain), len(self.key) // self.head_dim
+        both, v = heads.split((queries + keys, keys), dim=-2)
+        gain = torch.cat((self.gain, self.gain.new_ones(keys))).expand(both.shape[:-1])  # its gradient is small
+        q, k = rotary(norm(both) * gain[..., None]).to(x.dtype).split((queries, keys), dim=-2)
+        return linear(self.attend(q, k, v).flatten(2), scale[:, None] * self.out)
+
+class SquaredReLU(torch.autograd.Function):
+    """relu(x) ** 2 (So et al. 2021). Its way back needs the result, which the next product keeps too, not x."""
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        result = x.relu().square()
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return 2 * grad * ctx.saved_tensors[0].sqrt()
 
 class MLP(nn.Module):
     """Two matrices around a squared ReLU (So et al. 2021)."""
@@ -652,8 +665,8 @@ class MLP(nn.Module):
         self.up = orthogonal(hidden, s.model_dim)
         self.down = orthogonal(s.model_dim, hidden, gain=(2 * s.num_layers) ** -0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(linear(x, self.up).relu().square(), self.down)
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return linear(SquaredReLU.apply(linear(x, self.up)), scale[:, None] * self.down)
 
 class Block(nn.Module):
     """Mix stream and embedding; then attention and MLP, each normed before and scaled per channel after."""
@@ -670,8 +683,8 @@ class Block(nn.Module):
         """x and embedding (batch, length, dim) -> x after the block."""
         dtype = x.dtype
         x = self.mix[0].to(dtype) * x + self.mix[1].to(dtype) * embedding
-        x = x + self.attention_scale.to(dtype) * self.attention(norm(x) * self.norm_scale, rotary)
-        return x + self.mlp_scale.to(dtype) * self.mlp(norm(x) * self.norm_scale)
+        x = x + self.attention(norm(x) * self.norm_scale, rotary, self.attention_scale)
+        return x + self.mlp(norm(x) * self.norm_scale, self.mlp_scale)  # scaled weights cost less than results
 
 class SmearGate(nn.Module):
     """Blend each embedding with the one before it, through a learned gate for each channel (#162).
