@@ -5,8 +5,8 @@
     ARTIFACT=final_model.int6.ptz python train_gpt.py       # score an artifact without training
 
 Every setting is an environment variable (see --help), so that `BACKOUT_ENABLED=0 python train_gpt.py` is an
-ablation. The file reads in the order in which it runs: Settings, Runtime, Data, Score (bytes of text behind the tokens), Layers,
-GPT, Optimizers, Artifact, Evaluate, Train, Main.
+ablation. The file reads in the order in which it runs: Settings, Runtime, Data, Score (bytes of text behind
+the tokens), Layers, GPT, Optimizers, Artifact, Evaluate, Train, Main.
 
 Numbers such as #339 are pull requests of openai/parameter-golf, where a technique was published.
 """
@@ -62,8 +62,7 @@ class Settings:
     tokenizer_path: str = run_("", "SentencePiece model; empty: DATA_PATH/tokenizer.model, else FineWeb's")
     device: str = run_("auto", "auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu"))
     dtype: str = run_("auto", "auto: bfloat16 where it is fast", choices=("auto", "bfloat16", "float32"))
-    attention: str = run_("auto", "auto: the fastest that is installed and fits the device",
-                          choices=("auto", "flash3", "flash2", "sdpa", "blocked"))
+    attention: str = run_("auto", "auto: fastest", choices=("auto", "flash3", "flash2", "sdpa", "blocked"))
     compile: str = run_("auto", "torch.compile; auto: if a compiler works", choices=("auto", "0", "1"))
     num_layers: int = model_(11, "transformer blocks", 1, 256)
     model_dim: int = model_(512, "width of the residual stream", 2, 16384)
@@ -150,7 +149,7 @@ def parse_value(field: dataclasses.Field, text: str):
     try:
         value = {"int": int, "float": float, "str": str}[field.type](text)
     except ValueError:
-        raise ValueError("must be a whole number" if field.type == "int" else "must be a number") from None
+        raise ValueError(f"must be a {'whole ' * (field.type == 'int')}number") from None
     if meta["choices"] and value not in meta["choices"]:
         raise ValueError(f"must be one of {', '.join(meta['choices'])}")
     if field.type == "float" and not math.isfinite(value):
@@ -171,14 +170,13 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
          f"ROPE_DIMS={s.rope_dims} must be even and at most the {head_dim} dimensions of a head"),
         (s.backout_layer < s.num_layers, f"BACKOUT_LAYER={s.backout_layer} must be below NUM_LAYERS"),
         (int(s.mlp_mult * s.model_dim) > 0, f"MLP_MULT={s.mlp_mult} leaves the MLP no hidden units"),
-        (row > 1, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in TRAIN_SEQ_LEN={s.train_seq_len}"),
-        (window > 0, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in EVAL_SEQ_LEN={s.eval_seq_len}"),
-        (not 0 < window < s.eval_stride, f"EVAL_STRIDE must be at most EVAL_SEQ_LEN - MEMORY_TOKENS = {window}"),
+        (row > 1 and window > 0, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in TRAIN_ or EVAL_SEQ_LEN"),
+        (not 0 < window < s.eval_stride, f"EVAL_STRIDE must be at most {window}, the tokens of a window"),
         (not trains or s.train_batch_tokens % s.train_seq_len == 0,
          f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of TRAIN_SEQ_LEN={s.train_seq_len}"),
         (not trains or not 0 < s.micro_batch_tokens < s.train_seq_len,
          f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} must hold a row of TRAIN_SEQ_LEN={s.train_seq_len}"),
-        (not trains or s.mtp_num_heads < max(row, 1), f"MTP_NUM_HEADS must be below {row}, the tokens of a row"),
+        (not trains or s.mtp_num_heads < max(row, 1), f"MTP_NUM_HEADS must be below {row}, a row's tokens"),
         (not s.sample or s.artifact, "SAMPLE needs ARTIFACT, the model that continues the text"),
         (not set(s.run_id) & set("/\\\0"), f"RUN_ID={s.run_id} must be a file name, not a path"),
         (not s.run_id or not Path("logs", f"{s.run_id}.txt").exists(),
@@ -189,14 +187,13 @@ def mistyped_settings(environment) -> list[str]:
     """A warning for each variable that is no setting but looks like one (NUM_LAYER, LR_MATRIX)."""
     names = [field.name.upper() for field in fields_of()]
     forms = {form: name for name in names for form in ("_".join(sorted(name.split("_"))), name)}
-    meant = {variable: difflib.get_close_matches(variable, forms, n=1, cutoff=0.88) for variable in environment}
+    meant = {variable: difflib.get_close_matches(variable, forms, 1, cutoff=0.88) for variable in environment}
     return [f"warning: {variable} is not a setting; did you mean {forms[match[0]]}?"
             for variable, match in meant.items() if match and variable not in names]
 
 def settings_from(environment, stored: dict | None = None) -> tuple[Settings, str]:
-    """Settings from environment variables, and the line that says which preset was chosen and why.
-    A variable wins over `stored`, what an artifact says of itself, and that over the preset; but it must not
-    shape the model otherwise than the artifact. Raises one UserError with every problem."""
+    """Settings from environment variables, and a line on the preset. A variable wins over `stored`, what an
+    artifact says, but must not shape the model otherwise, and that over the preset. All problems at once."""
     given, problems, stored = {}, [], stored or {}
     for field in fields_of():
         text = environment.get(field.name.upper(), "")
@@ -223,8 +220,7 @@ def as_typed(value) -> str:
 
 def help_text() -> str:
     """What --help prints: every setting with type, default and a line of help."""
-    lines = ["usage: [SETTING=value ...] python train_gpt.py",
-             "   or: [SETTING=value ...] torchrun --standalone --nproc_per_node=8 train_gpt.py", "",
+    lines = ["usage: [SETTING=value ...] python train_gpt.py", "",
              "Settings are environment variables. Defaults are PRESET=record's; [what PRESET=pocket has]."]
     for group in dict.fromkeys(field.metadata["group"] for field in fields_of()):
         lines += ["", f"{group}:"]
@@ -233,11 +229,14 @@ def help_text() -> str:
             default = as_typed(field.default) or "empty"
             default += f" [{as_typed(pocket)}]" if pocket != field.default else ""
             choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
-            name, text = field.name.upper(), field.metadata["help"]
-            lines.append(f"  {name} {field.type} = {default}: {text}{choices}")
+            text = f"{field.metadata['help']}{choices}"
+            lines.append(f"  {field.name.upper()} {field.type} = {default}: {text}")
     return "\n".join(lines)
 
 # ---- Runtime: all that depends on the machine, chosen once -------------------------------------------------
+# One launch for several small kernels; products that take elementwise work in, where that measures faster.
+GPU_OPTIONS = dict(combo_kernels=True, max_autotune_gemm=True)
+
 @dataclasses.dataclass(frozen=True)
 class Runtime:
     """Where this process runs and with what; `reasons` says how each choice was made."""
@@ -253,7 +252,8 @@ class Runtime:
 
     def compile(self, function, unit: str):
         """The function as one compiled graph if this runtime compiles units of its kind, else as it is."""
-        return torch.compile(function, fullgraph=True, dynamic=False) if self.compiled == unit else function
+        how = dict(fullgraph=True, dynamic=False, options=GPU_OPTIONS if self.device.type == "cuda" else None)
+        return torch.compile(function, **how) if self.compiled == unit else function
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """The tensor's sum over all ranks, in place."""
@@ -270,12 +270,8 @@ class Runtime:
 
     def memory_bytes(self) -> float:
         """Memory to plan batches for: the GPU's, or 4 GB."""
-        on_cuda = self.device.type == "cuda"
-        return torch.cuda.get_device_properties(self.device).total_memory if on_cuda else 4e9
-
-    @property
-    def device_name(self) -> str:
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        cuda = torch.cuda.get_device_properties(self.device) if self.device.type == "cuda" else None
+        return cuda.total_memory if cuda else 4e9
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -340,15 +336,14 @@ def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, s
             settings.iterations < 100 or 0 < settings.max_wallclock_seconds < 30):
         return "no", "the run is too short to earn it back"
     try:
-        torch.compile(lambda x: torch.tanh(x) + 1, fullgraph=True)(torch.ones(64, device=device))
-        return "graph" if device.type == "cuda" else "blocks", "a compiler works"
+        unit = "graph" if device.type == "cuda" else "blocks"
+        Runtime(device=device, compiled=unit).compile(torch.tanh, unit)(torch.ones(64, device=device))
+        return unit, "a compiler works"
     except Exception as error:  # a missing compiler, header or library shows as one of many types
         reason = "torch.compile fails: " + " ".join(str(error).split())[:200]
         if settings.compile == "1":
             raise UserError(f"COMPILE=1: {reason}") from None
         return "no", reason
-    finally:
-        torch.compiler.reset()
 
 def start_runtime(settings: Settings) -> Runtime:
     """Join the ranks that torchrun started, if any, and choose device, dtype, attention and compiler."""
@@ -480,9 +475,8 @@ def find_data(settings: Settings, runtime: Runtime, log: Log) -> tuple[Path, Pat
         folder = builder.parent / "demo"
         log(f"data: DATA_PATH is not set and {FINEWEB} is absent: using the demo corpus, {folder}")
         command = [sys.executable, str(builder), "--output", str(folder)]
-        status = subprocess.run(command).returncode if runtime.local_rank == 0 else 0
-        if status:
-            raise UserError(f"{builder} failed with status {status}; its message is above")
+        if runtime.local_rank == 0 and subprocess.run(command).returncode:
+            raise UserError(f"{builder} failed; its message is above")
         if runtime.world_size > 1:
             dist.barrier(group=runtime.control)
     beside = folder / "tokenizer.model"
@@ -505,9 +499,8 @@ def load_tokenizer(path: Path, vocab_size: int) -> sentencepiece.SentencePiecePr
     return tokenizer
 
 class ByteTable:
-    """Bytes of text that a token stands for; over a document they add up to len(decode(tokens).encode()).
-    A piece counts its UTF-8 bytes with ▁ as one space, a byte piece one, any other none. A tokenizer that
-    puts a space before each document drops it in decoding: there, a ▁ that begins a document counts none."""
+    """Bytes of text behind each token, as many as decoding gives: of a piece in UTF-8, with ▁ as one space;
+    one of a byte piece. Where decoding drops a space before a document, a ▁ that begins it counts none."""
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor):
         ids = range(tokenizer.vocab_size())
         pieces = [tokenizer.id_to_piece(i) for i in ids]
@@ -538,53 +531,29 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), 1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
-class BlockedAttention(torch.autograd.Function):
+def attend_blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Plain products, for CPUs: each block of queries with just the keys up to its end; a compiler fuses the
-    rest. Queries that share a key head become rows. The weights stay unnormalized and in the model's dtype, so
-    that the way back, as in FlashAttention (Dao et al. 2022), needs no exponential and one pass over them."""
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        batch, length, heads, dim = ctx.shape = q.shape
-        shared, block = heads // k.size(2), max(128, -(-length // 8))
-        q = (q * dim ** -0.5).view(batch, length, -1, shared, dim).transpose(1, 2).reshape(-1, length * shared, dim)
-        k, v = (x.transpose(1, 2).reshape(-1, length, dim) for x in (k, v))
-        places = torch.arange(length, dtype=torch.int32, device=q.device)
-        future = torch.where(places <= places[:, None], 0.0, -math.inf)[:, None]
-        outputs, sums, kept = [], [], []
-        for start in range(0, length, block):
-            end = min(start + block, length)
-            scores = torch.bmm(q[:, start * shared:end * shared], k[:, :end].transpose(1, 2))
-            scores = scores.view(len(q), -1, shared, end).float() + future[start:end, :, :end]
-            weights = (scores - scores.amax(-1, keepdim=True)).exp().to(v.dtype).view(len(q), -1, end)
-            sums.append(weights.float().sum(-1, keepdim=True))
-            outputs.append((torch.bmm(weights, v[:, :end]).float() / sums[-1]).to(v.dtype))
-            kept.append(weights)
-        out = torch.cat(outputs, 1)
-        ctx.save_for_backward(q, k, v, out, torch.cat(sums, 1), *kept)
-        return out.view(batch, -1, length, shared, dim).transpose(1, 2).reshape(ctx.shape)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, out, sums, *kept = ctx.saved_tensors
-        (batch, length, heads, dim), shared = ctx.shape, q.size(1) // k.size(1)
-        grad = grad.view(batch, length, -1, shared, dim).transpose(1, 2).reshape(q.shape).float() / sums
-        inner, grad = (grad * out.float()).sum(-1, keepdim=True), grad.to(v.dtype)
-        grads_q, grad_k, grad_v, end = [], 0.0, 0.0, 0
-        for weights in kept:
-            rows, end = slice(end * shared, weights.size(2) * shared), weights.size(2)
-            grad_weights = torch.bmm(grad[:, rows], v[:, :end].transpose(1, 2))
-            grad_scores = (weights.float() * (grad_weights.float() - inner[:, rows])).to(v.dtype)
-            grads_q.append(torch.bmm(grad_scores, k[:, :end]))
-            unseen = (0, 0, 0, length - end)
-            grad_k = grad_k + F.pad(torch.bmm(grad_scores.transpose(1, 2), q[:, rows]).float(), unseen)
-            grad_v = grad_v + F.pad(torch.bmm(weights.transpose(1, 2), grad[:, rows]).float(), unseen)
-        grad_q = (torch.cat(grads_q, 1) * dim ** -0.5).view(batch, -1, length, shared, dim).transpose(1, 2)
-        grad_k, grad_v = (x.to(v.dtype).view(batch, -1, length, dim).transpose(1, 2) for x in (grad_k, grad_v))
-        return grad_q.reshape(ctx.shape), grad_k, grad_v
+    rest. Queries that share a key head become rows; weights are normalized after their product."""
+    batch, length, heads, dim = q.shape
+    shared, block = heads // k.size(2), max(128, -(-length // 8))
+    q = (q * dim ** -0.5).view(batch, length, -1, shared, dim).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+    k, v = (x.transpose(1, 2).reshape(-1, length, dim) for x in (k, v))
+    places = torch.arange(length, dtype=torch.int32, device=q.device)
+    future = torch.where(places <= places[:, None], 0.0, -math.inf)[:, None]
+    outputs = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        scores = torch.bmm(q[:, start * shared:end * shared], k[:, :end].transpose(1, 2))
+        scores = scores.view(len(q), -1, shared, end).float() + future[start:end, :, :end]
+        weights = (scores - scores.detach().amax(-1, keepdim=True)).exp().to(v.dtype).view(len(q), -1, end)
+        out = torch.bmm(weights, v[:, :end]).float() / weights.float().sum(-1, keepdim=True)
+        outputs.append(out.to(v.dtype))
+    out = torch.cat(outputs, 1).view(batch, -1, length, shared, dim).transpose(1, 2)
+    return out.reshape(batch, length, heads, dim)
 
 # Causal attention: q (batch, length, heads, dim), k and v (batch, length, kv_heads, dim) -> like q.
 ATTENTION = dict(flash3=attend_flash3, flash2=attend_flash2, sdpa=attend_sdpa,
-                 blocked=BlockedAttention.apply)
+                 blocked=attend_blocked)
 
 def norm(x: Tensor) -> Tensor:
     """RMSNorm without weights over the last dimension, in x's dtype."""
@@ -608,19 +577,16 @@ class Rotary(nn.Module):
     def __init__(self, dims: int, base: float, train_length: int, longest: int):
         super().__init__()
         self.dims, self.train_length = dims, train_length
-        for name, length in (("train", train_length), ("longest", max(longest, train_length))):
+        for name, length in (("near", train_length), ("far", max(longest, train_length))):
             rescaled = base * (length / train_length) ** (dims / max(dims - 2, 1))
             frequencies = rescaled ** (-torch.arange(0, dims, 2, dtype=torch.float32) / dims)
-            angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)[None, :, None, :]
-            self.register_buffer(f"cos_{name}", angles.cos(), persistent=False)
-            self.register_buffer(f"sin_{name}", angles.sin(), persistent=False)
+            angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)[:, None, :]
+            self.register_buffer(name, torch.stack((angles.cos(), angles.sin())), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, length, heads, dim), rotated."""
         length, half = x.size(1), self.dims // 2
-        near = length <= self.train_length
-        tables = (self.cos_train, self.sin_train) if near else (self.cos_longest, self.sin_longest)
-        cos, sin = (table[:, :length].to(x.dtype) for table in tables)
+        cos, sin = (self.near if length <= self.train_length else self.far)[:, :length].to(x.dtype)
         first, second, still = x.split((half, half, x.size(-1) - self.dims), dim=-1)
         return torch.cat((first * cos - second * sin, first * sin + second * cos, still), dim=-1)
 
@@ -640,12 +606,12 @@ class Attention(nn.Module):
         heads = linear(x, torch.cat((self.query, self.key, self.value))).unflatten(-1, (-1, self.head_dim))
         queries, keys = len(self.gain), len(self.key) // self.head_dim
         both, v = heads.split((queries + keys, keys), dim=-2)
-        gain = torch.cat((self.gain, self.gain.new_ones(keys))).expand(both.shape[:-1])  # its gradient is small
+        gain = torch.cat((self.gain, self.gain.new_ones(keys))).expand(both.shape[:-1])  # a small gradient
         q, k = rotary(norm(both) * gain[..., None]).to(x.dtype).split((queries, keys), dim=-2)
         return linear(self.attend(q, k, v).flatten(2), scale[:, None] * self.out)
 
 class SquaredReLU(torch.autograd.Function):
-    """relu(x) ** 2 (So et al. 2021). Its way back needs the result, which the next product keeps too, not x."""
+    """relu(x) ** 2 (So et al. 2021). The way back needs the result, which the next product keeps, not x."""
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         result = x.relu().square()
@@ -684,7 +650,7 @@ class Block(nn.Module):
         dtype = x.dtype
         x = self.mix[0].to(dtype) * x + self.mix[1].to(dtype) * embedding
         x = x + self.attention(norm(x) * self.norm_scale, rotary, self.attention_scale)
-        return x + self.mlp(norm(x) * self.norm_scale, self.mlp_scale)  # scaled weights cost less than results
+        return x + self.mlp(norm(x) * self.norm_scale, self.mlp_scale)  # to scale weights costs least
 
 class SmearGate(nn.Module):
     """Blend each embedding with the one before it, through a learned gate for each channel (#162).
@@ -730,9 +696,8 @@ def softcapped_losses(states: Tensor, output: Tensor, softcap: float, targets: T
 
 # ---- GPT ---------------------------------------------------------------------------------------------------
 class GPT(nn.Module):
-    """A U-Net of blocks: the first half pushes its outputs, the second half pops them in reverse.
-    Memory tokens (#352) stand before the first token of every row and predict nothing. In training they take
-    the first places of a row, whose tokens are neither seen nor scored."""
+    """A U-Net of blocks: the first half pushes its outputs, the second pops them in reverse. Memory tokens
+    (#352) stand before each row, predict nothing, and in training take its first tokens' places."""
     ROLES = dict(embedding="embedding", head="head", memory="memory", skip_scales="vector", backout="vector",
                  mtp_heads="mtp_head")
     def __init__(self, s: Settings, runtime: Runtime):
@@ -791,18 +756,15 @@ class GPT(nn.Module):
             x = x - self.backout.to(x.dtype) * middle
         return norm(x[:, self.memory_tokens:])
 
-    @property
-    def output(self) -> Tensor:
-        """The matrix that scores pieces, (vocabulary, dim)."""
-        return self.embedding if self.head is None else self.head
+    output = property(lambda self: self.embedding if self.head is None else self.head)  # (vocabulary, dim)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Scores of the next piece, float32 (batch, length, vocabulary), for int64 (batch, length)."""
         return softcapped_logits(self.hidden(tokens), self.output, self.softcap)
 
     def token_losses(self, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Tensor:
-        """Nats for each target, float32 in targets' shape: for tokens int64 (batch, length) those after each, or
-        after those at `places`, int64 (batch, scored); the output matrix meets no others."""
+        """Nats for each target, float32 in targets' shape: after each of the tokens, int64 (batch, length),
+        or after those at `places`, int64 (batch, scored) alone."""
         hidden = self.hidden(tokens)
         hidden = hidden if places is None else torch.take_along_dim(hidden, places[..., None], dim=1)
         return self.losses(hidden, self.output, self.softcap, targets)
@@ -834,7 +796,7 @@ ROLES = {
     "mtp_head": Role("adamw", "head_lr", "adam_wd", None)}
 
 def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """Roughly the nearest orthogonal matrices: wide (n, rows, columns) -> same in dtype (Jordan et al. 2024)."""
+    """About the nearest orthogonal matrices: wide (n, rows, columns), so in dtype (Jordan et al. 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
@@ -842,10 +804,13 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
+def wide(matrix: Tensor) -> Tensor:
+    """The matrix, transposed if it has more rows than columns."""
+    return matrix.T if matrix.size(0) > matrix.size(1) else matrix
+
 class Muon:
-    """Nesterov momentum, orthogonalised, with decoupled weight decay (Jordan et al. 2024).
-    Works on all matrices of a shape together, tall ones transposed. Each rank has the momentum of its share of
-    them, computes their updates and gathers the others'. Gradients must already be the same on every rank."""
+    """Nesterov momentum, orthogonalised, with decoupled decay (Jordan et al. 2024), on all matrices of a
+    shape together, tall ones transposed. A rank has the momentum of its share and gathers all updates."""
     def __init__(self, parameters: list[nn.Parameter], settings: Settings, runtime: Runtime):
         self.settings, self.runtime, self.groups = settings, runtime, []
         shapes = collections.defaultdict(list)
@@ -863,7 +828,7 @@ class Muon:
         """One update of every matrix. What ranks gather of one shape travels while they work on the next."""
         s, dtype, world_size, under_way = self.settings, self.runtime.dtype, self.runtime.world_size, []
         for members, mine, velocity, _ in self.groups:
-            updates, wait = torch.zeros_like(velocity, dtype=dtype), None
+            updates, wait = torch.zeros_like(velocity, dtype=dtype), lambda: None
             if mine:
                 gradients = torch.stack([wide(parameter.grad) for parameter in mine])
                 velocity[:len(mine)].lerp_(gradients, 1 - momentum)
@@ -874,15 +839,10 @@ class Muon:
                 wait = dist.all_gather_single(updates, share, async_op=True).wait
             under_way.append((updates, wait))
         for (members, _, _, factors), (updates, wait) in zip(self.groups, under_way):
-            if wait:
-                wait()
+            wait()
             torch._foreach_mul_(members, 1 - lr * s.muon_wd)
             torch._foreach_sub_([wide(parameter) for parameter in members],
                                 list(updates[:len(members)] * (lr * factors)))
-
-def wide(matrix: Tensor) -> Tensor:
-    """The matrix, transposed if it has more rows than columns."""
-    return matrix.T if matrix.size(0) > matrix.size(1) else matrix
 
 def flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
     """One float32 buffer that all gradients are views of: zeroed, summed over ranks and clipped at once."""
@@ -940,9 +900,8 @@ def scale_at(s: Settings, step: int, progress: float) -> float:
     return min(1.0, (total - step) / warmdown) if warmdown else 1.0
 
 class WeightAverage:
-    """Mean (SWA, Izmailov et al. 2018) or exponential average (EMA) of weights, in float32.
-    The n-th sample moves the average by rate(n) towards itself: 1/n gives the mean, (1-d)/(1-d^n) an
-    exponential average without bias. Both start with 1, so that initial weights are never part of it."""
+    """Mean (SWA, Izmailov et al. 2018) or exponential average (EMA) of weights, in float32. The n-th sample
+    moves it by 1/n, or (1-d)/(1-d^n): at first 1, so that initial weights are never part of it."""
     def __init__(self, s: Settings):
         self.name = "ema" if s.ema_enabled else "swa" if s.swa_enabled else "none"
         self.every = s.ema_every if s.ema_enabled else s.swa_every
@@ -979,9 +938,8 @@ ARTIFACT_MAGIC, ARTIFACT_FORMAT, ARTIFACT_CODEC = b"GOLF", 1, 1  # codec 1: zstd
 ARTIFACT_HEADER = struct.Struct("<4sBBQ16s")  # magic, format, codec, bytes when unpacked, SHA-256 of the rest
 
 def quantize(weight: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Codes in [-limit, limit], float32 (rows, columns), and a step size for each row, float16 (rows,).
-    A row's largest value gets the largest code. The addend, half the spacing of float16's smallest numbers,
-    rounds these up, where rounding down would clip: no weight moves by more than half a step."""
+    """Codes in [-limit, limit], float32 (rows, columns), and each row's step, float16 (rows,): its largest
+    value over `limit`. The addend rounds it up: too small a step would clip by more than half of it."""
     weight = weight.detach().float()
     scales = (weight.abs().amax(1) / limit + 2.0 ** -25).half()
     step = scales.float()[:, None]
@@ -1125,17 +1083,15 @@ def unpack_into(model: GPT, manifest: dict, numbers: memoryview, name: str) -> N
                         half.view_as(parameter))
 
 # ---- Evaluate ----------------------------------------------------------------------------------------------
-# What an evaluation found: nats a target, bits a byte of text, and over how much.
-Score = collections.namedtuple("Score", "val_loss val_bpb targets bytes seconds")
+Score = collections.namedtuple("Score", "val_loss val_bpb targets bytes seconds")  # nats, bits a byte
 
 def plan_windows(targets: int, window: int, stride: int) -> np.ndarray:
-    """Rows (start of a window, first of its places that is scored, how many are), int64 (rows, 3).
-    Target i, the token i + 1, is predicted at token i. The first window scores all its targets, `stride` a
-    row; each later one ends `stride` targets on, the last with the last target. Each target is scored once."""
-    ends = np.append(np.arange(stride, window, stride), np.arange(window, targets + stride, stride)).clip(max=targets)
-    begins = np.append(0, ends[:-1])
-    ends, begins = ends[begins < ends], begins[begins < ends]
-    starts = np.maximum(ends - window, 0)
+    """Rows (start of a window, first of its places that is scored, how many are), int64 (rows, 3). Target i,
+    the token i + 1, is predicted at token i. The first window scores all its targets, `stride` a row, each
+    later one ends `stride` targets on, the last with the last target. Each target is scored once."""
+    ends = np.append(np.arange(stride, window, stride), np.arange(window, targets + stride, stride))
+    ends = np.unique(ends.clip(max=targets))
+    begins, starts = np.append(0, ends[:-1]), np.maximum(ends - window, 0)
     return np.stack([starts, begins - starts, ends - begins], axis=1)
 
 class Evaluator:
@@ -1155,8 +1111,8 @@ class Evaluator:
     def warm_up(self, model: GPT) -> None:
         """Compile the forward passes on synthetic tokens, outside of any clock."""
         for window, stride in self.passes.values():
-            self.token_losses(model, *(torch.zeros(self.batch, width, dtype=torch.long, device=self.runtime.device)
-                                       for width in (window, stride, stride)))
+            self.token_losses(model, *(torch.zeros(self.batch, n, device=self.runtime.device).long()
+                                       for n in (window, stride, stride)))
 
     @torch.no_grad()
     def score(self, model: GPT, tokens: np.ndarray, name: str) -> Score:
@@ -1167,7 +1123,7 @@ class Evaluator:
         tokens = np.pad(tokens, (0, window))
         totals = torch.zeros(3, dtype=torch.float64, device=self.runtime.device)  # nats, bytes, targets
         for at in range(0, len(share), self.batch):
-            rows = share[np.arange(at, at + self.batch).clip(max=len(share) - 1)]  # repeats fill the last batch
+            rows = share[np.arange(at, at + self.batch).clip(max=len(share) - 1)]  # filled up by repeats
             starts, firsts, counts = rows.T[:, :, None]
             counts[len(share) - at:] = 0
             places = np.minimum(firsts + np.arange(stride), window - 1)
@@ -1203,18 +1159,18 @@ def training_loss(model: GPT, quantized: dict[str, Tensor], limits: Tensor | Non
     weights = {name: fake_quantize(weight, limits[i]) for i, (name, weight) in enumerate(quantized.items())}
     return torch.func.functional_call(model, weights, (tokens, targets))
 
-PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12,
-              "RTX 3090": 71e12}  # a second, dense bfloat16 products with float32 sums, by the GPU's name
+# Operations a second of dense bfloat16 products with float32 sums, by the GPU's name.
+PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}
 
 def flops_per_token(model: GPT, s: Settings) -> float:
-    """Operations to train on a position: 6 for each weight of a product (2 forward, 4 backward) and, with causal
-    attention's two products over half of the row, 6 for each position of the row and channel."""
+    """Operations to train on a position: 6 for each weight of a product (2 forward, 4 backward) and, for
+    causal attention's two products, 6 for each channel and position of a row."""
     sizes = collections.Counter()
     for name, kind in model.roles().items():
         sizes[kind] += model.get_parameter(name).numel()
     text = sizes["bigram_projection"] + sizes["mtp_head"] + model.output.numel()  # not for memory tokens
-    weights = sizes["attention"] + sizes["mlp"] + text * (1 - s.memory_tokens / s.train_seq_len)
-    return 6.0 * (weights + s.num_layers * s.train_seq_len * s.model_dim)
+    blocks = sizes["attention"] + sizes["mlp"] + s.num_layers * s.train_seq_len * s.model_dim
+    return 6.0 * (blocks + text * (1 - s.memory_tokens / s.train_seq_len))
 
 class Clock:
     """Seconds of training, rank 0's on every rank, so that all decay and stop alike."""
@@ -1322,10 +1278,9 @@ class Trainer:
         self.train_loss = float(self.runtime.sum_over_ranks(loss.clone()))
         self.log(f"step:{self.steps}/{self.settings.iterations} train_loss:{self.train_loss:.4f} "
                  f"train_time:{1000 * seconds:.0f}ms step_avg:{1000 * seconds / self.steps:.2f}ms")
-        epoch = (self.steps * self.plan.step_rows - 1) // self.data.rows
-        if epoch > self.epoch:
-            self.log(f"data: epoch {epoch + 1}: the rows repeat, in a new order and cut at other places")
-            self.epoch = epoch
+        before, self.epoch = self.epoch, (self.steps * self.plan.step_rows - 1) // self.data.rows
+        if self.epoch > before:
+            self.log(f"data: epoch {self.epoch + 1}: the rows repeat, in a new order and cut at other places")
         if not math.isfinite(self.train_loss):
             raise UserError(f"train_loss is {self.train_loss} at step {self.steps}: the run has diverged; "
                             "lower the learning rates or GRAD_CLIP_NORM")
@@ -1394,7 +1349,8 @@ class Run:
         log(trainer.average.load_into(trainer.stored))
         seconds, tokens = trainer.clock.seconds, trainer.steps * s.train_batch_tokens
         flops = flops_per_token(model, s) * tokens / seconds / runtime.world_size  # of each rank
-        peak = next((peak for name, peak in PEAK_FLOPS.items() if name in runtime.device_name), math.nan)
+        gpu = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else ""
+        peak = next((peak for name, peak in PEAK_FLOPS.items() if name in gpu), math.nan)
         log(f"late_qat_steps:{trainer.qat_steps} tokens:{tokens} tokens_per_second:{tokens / seconds:.0f} "
             f"tflops_per_second:{flops / 1e12:.3f}" + (f" mfu:{flops / peak:.3f}" if peak == peak else ""))
         self.results.update(
@@ -1440,6 +1396,7 @@ class Run:
             self.log(f"{label} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
                      f"eval_time:{1000 * score.seconds:.0f}ms targets:{score.targets} bytes:{score.bytes}")
             self.log(f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
+        self.finish()
 
     def read_model(self, data: bytes, name: str, runtime: Runtime) -> GPT:
         """The model in an artifact; UserError if it was made with another tokenizer."""
@@ -1466,11 +1423,10 @@ def train_and_score(run: Run) -> None:
     """Train, average, quantize, pack, read back, score."""
     model = run.train()
     data = run.stage("packing", run.write_artifact, model)
-    steps, seconds = run.results["steps"], run.results["train_seconds"]
-    score = run.stage("pre_quantization", run.validate, model, steps, seconds)
+    score = run.stage("pre_quantization", run.validate, model,
+                      run.results["steps"], run.results["train_seconds"])
     run.results["pre_quantization"] = score._asdict()
     run.score_artifact(run.read_model(data, ARTIFACT_NAME, run.runtime))
-    run.finish()
 
 def score_existing(run: Run, data: bytes) -> None:
     """Score an artifact that an earlier run has made."""
@@ -1478,7 +1434,6 @@ def score_existing(run: Run, data: bytes) -> None:
     model = run.read_model(data, run.settings.artifact, run.runtime)
     run.stage("warmup_evaluation", run.evaluator.warm_up, model)
     run.score_artifact(model)
-    run.finish()
 
 @torch.no_grad()
 def continue_text(run: Run, data: bytes) -> None:

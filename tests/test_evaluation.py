@@ -211,7 +211,7 @@ def test_a_longer_evaluation_than_training(attention):
 
 def test_the_rescaled_base_turns_slower_and_no_further_than_in_training():
     short, long = tiny_model().rotary, tiny_model(eval_seq_len=96).rotary
-    assert torch.equal(short.cos_train, long.cos_train)
-    turned, usual = (torch.acos(cos[0, 1, 0].double()).tolist() for cos in (long.cos_longest, long.cos_train))
-    assert long.cos_longest.size(1) == 96  # four times the training length
+    assert torch.equal(short.near, long.near)
+    turned, usual = (torch.acos(table[0, 1, 0].double()).tolist() for table in (long.far, long.near))
+    assert long.far.size(1) == 96  # four times the training length
     assert turned[0] == usual[0] and turned[-1] == pytest.approx(usual[-1] / 4, rel=0.01)
