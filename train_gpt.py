@@ -62,7 +62,8 @@ class Settings:
     tokenizer_path: str = run_("", "SentencePiece model; empty: DATA_PATH/tokenizer.model, else FineWeb's")
     device: str = run_("auto", "auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu"))
     dtype: str = run_("auto", "auto: bfloat16 where it is fast", choices=("auto", "bfloat16", "float32"))
-    attention: str = run_("auto", "auto: fastest", choices=("auto", "flash3", "flash2", "sdpa", "blocked"))
+    attention: str = run_("auto", "auto: the fastest that is installed and fits the device",
+                          choices=("auto", "flash3", "flash2", "sdpa", "blocked"))
     compile: str = run_("auto", "torch.compile; auto: if a compiler works", choices=("auto", "0", "1"))
     num_layers: int = model_(11, "transformer blocks", 1, 256)
     model_dim: int = model_(512, "width of the residual stream", 2, 16384)
@@ -171,7 +172,7 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
         (s.backout_layer < s.num_layers, f"BACKOUT_LAYER={s.backout_layer} must be below NUM_LAYERS"),
         (int(s.mlp_mult * s.model_dim) > 0, f"MLP_MULT={s.mlp_mult} leaves the MLP no hidden units"),
         (row > 1 and window > 0, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in TRAIN_ or EVAL_SEQ_LEN"),
-        (not 0 < window < s.eval_stride, f"EVAL_STRIDE must be at most {window}, the tokens of a window"),
+        (not 0 < window < s.eval_stride, f"EVAL_STRIDE={s.eval_stride} must be at most {window}, a window's"),
         (not trains or s.train_batch_tokens % s.train_seq_len == 0,
          f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of TRAIN_SEQ_LEN={s.train_seq_len}"),
         (not trains or not 0 < s.micro_batch_tokens < s.train_seq_len,
@@ -552,8 +553,7 @@ def attend_blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.reshape(batch, length, heads, dim)
 
 # Causal attention: q (batch, length, heads, dim), k and v (batch, length, kv_heads, dim) -> like q.
-ATTENTION = dict(flash3=attend_flash3, flash2=attend_flash2, sdpa=attend_sdpa,
-                 blocked=attend_blocked)
+ATTENTION = dict(flash3=attend_flash3, flash2=attend_flash2, sdpa=attend_sdpa, blocked=attend_blocked)
 
 def norm(x: Tensor) -> Tensor:
     """RMSNorm without weights over the last dimension, in x's dtype."""
@@ -796,7 +796,7 @@ ROLES = {
     "mtp_head": Role("adamw", "head_lr", "adam_wd", None)}
 
 def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """About the nearest orthogonal matrices: wide (n, rows, columns), so in dtype (Jordan et al. 2024)."""
+    """Nearly orthogonal matrices: wide (n, rows, columns) -> same, in dtype (Jordan et al. 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
