@@ -188,7 +188,8 @@ def mistyped_settings(environment) -> list[str]:
     """A warning for each variable that is no setting but looks like one (NUM_LAYER, LR_MATRIX)."""
     names = [field.name.upper() for field in fields_of()]
     forms = {form: name for name in names for form in ("_".join(sorted(name.split("_"))), name)}
-    meant = {variable: difflib.get_close_matches(variable, forms, 1, cutoff=0.88) for variable in environment}
+    meant = {x: difflib.get_close_matches("_".join(sorted(x.split("_"))), forms, 1, cutoff=1.0) or
+             difflib.get_close_matches(x, forms, 1, cutoff=0.88) for x in environment}
     return [f"warning: {variable} is not a setting; did you mean {forms[match[0]]}?"
             for variable, match in meant.items() if match and variable not in names]
 
@@ -229,9 +230,8 @@ def help_text() -> str:
             pocket = PRESETS["pocket"].get(field.name, field.default)
             default = as_typed(field.default) or "empty"
             default += f" [{as_typed(pocket)}]" if pocket != field.default else ""
-            choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
-            text = f"{field.metadata['help']}{choices}"
-            lines.append(f"  {field.name.upper()} {field.type} = {default}: {text}")
+            choices = f" ({', '.join(field.metadata['choices'])})" * bool(field.metadata["choices"])
+            lines += [f"  {field.name.upper()} {field.type} = {default}: {field.metadata['help']}{choices}"]
     return "\n".join(lines)
 
 # ---- Runtime: all that depends on the machine, chosen once -------------------------------------------------
@@ -1160,7 +1160,7 @@ def training_loss(model: GPT, quantized: dict[str, Tensor], limits: Tensor | Non
     return torch.func.functional_call(model, weights, (tokens, targets))
 
 # Operations a second of dense bfloat16 products with float32 sums, by the GPU's name.
-PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}
+PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}
 
 def flops_per_token(model: GPT, s: Settings) -> float:
     """Operations to train on a position: 6 for each weight of a product (2 forward, 4 backward) and, for

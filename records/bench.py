@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -56,14 +57,14 @@ def by_matrix(newton_schulz):
 
 
 @torch.no_grad()
-def score_by_window(model, tokens: np.ndarray, window: int, stride: int, batch: int) -> float:
+def score_by_window(logits, device, tokens: np.ndarray, window: int, stride: int, batch: int) -> float:
     """Nats a target of the sliding window, as usually written: all logits, then a loop over the windows."""
-    device, ends, nats = next(model.parameters()).device, [], 0.0
+    nats, window = 0.0, min(window, len(tokens) - 1)
     ends = list(range(window, len(tokens) - 1, stride)) + [len(tokens) - 1]
     for at in range(0, len(ends), batch):
         rows = np.stack([tokens[end - window:end + 1] for end in ends[at:at + batch]]).astype(np.int64)
         rows = torch.from_numpy(rows).to(device)
-        losses = F.cross_entropy(model.logits(rows[:, :-1]).transpose(1, 2), rows[:, 1:], reduction="none")
+        losses = F.cross_entropy(logits(rows[:, :-1].contiguous()).transpose(1, 2), rows[:, 1:], reduction="none")
         for i, row in enumerate(losses):
             first = ends[at + i - 1] - ends[at + i] if at + i else -window
             nats += float(row[first:].double().sum())
@@ -86,13 +87,18 @@ class Worker:
         self.trainer = train_gpt.Trainer(self.model, s, self.runtime, quiet, data, 0)
         table = train_gpt.ByteTable(train_gpt.load_tokenizer(tokenizer, s.vocab_size))
         self.evaluator = train_gpt.Evaluator(s, self.runtime, table, quiet)
+        self.logits = self.runtime.compile(train_gpt.GPT.logits, "graph")
         self.validation = train_gpt.load_validation(train_gpt.find_shards(folder, "val"), s.vocab_size)
 
-    def warm_up(self) -> dict:
+    def ready(self) -> dict:
+        """Nothing, once everything is loaded."""
+        return {}
+
+    def warm_up(self, batches: int) -> dict:
         """Compile everything; how long that took, first steps included."""
         started = time.perf_counter()
         self.trainer.warm_up()
-        self.evaluator.warm_up(self.model)
+        self.evaluate(batches)
         self.runtime.synchronize()
         self.graphs = graphs()
         return dict(warm_up_s=time.perf_counter() - started, reasons=self.runtime.reasons,
@@ -115,7 +121,8 @@ class Worker:
         tokens = self.validation[:window + stride * later + 1]
         started = time.perf_counter()
         if "scored_only" in self.without:
-            loss = score_by_window(self.model, tokens, window, stride, self.evaluator.batch)
+            loss = score_by_window(functools.partial(self.logits, self.model), self.runtime.device, tokens, window,
+                                   stride, self.evaluator.batch)
         else:
             loss = self.evaluator.score(self.model, tokens, "sliding").val_loss
         self.runtime.synchronize()
@@ -188,17 +195,19 @@ class Process:
 def measure(rounds: int, steps: int, batches: int) -> dict:
     """All figures, by variant."""
     fixed = dict(MAX_WALLCLOCK_SECONDS="0")  # steps end a variant's turn, not the clock
-    if torch.cuda.is_available():
-        fixed.update(TRAIN_BATCH_TOKENS="32768")  # eight models share the memory
+    if torch.cuda.is_available() and os.environ.get("DEVICE") != "cpu":  # all models share the memory
+        fixed.update(TRAIN_BATCH_TOKENS="32768", MICRO_BATCH_TOKENS="8192", EVAL_BATCH_SEQS="16")
     with tempfile.TemporaryDirectory() as cache:
         environment = {**fixed, **os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
         first = Process(VARIANTS[ALL], environment)
-        compile_s = first.ask("warm_up")["warm_up_s"]
+        compile_s = first.ask("warm_up", batches)["warm_up_s"]
         first.end()
         processes = {name: Process(variant, environment) for name, variant in VARIANTS.items()}
+        for process in processes.values():
+            process.ask("ready")
         for name, process in processes.items():
             print(f"warming up: {name}", file=sys.stderr)
-            process.start = process.ask("warm_up")
+            process.start = process.ask("warm_up", batches)
         if any(reason.startswith("dtype:float32") for reason in processes[ALL].start["reasons"]):
             processes.pop("float32").end()
         found = {name: dict(train=[], eval=[]) for name in processes}
@@ -223,9 +232,11 @@ def measure(rounds: int, steps: int, batches: int) -> dict:
             flops = start["flops_per_token"] * row["train_tokens_per_s"]
             row.update(train_gflops=flops / 1e9, matmul_share=flops / statistics.median(rates),
                        peak_memory_mb=end["peak_memory_bytes"] / 1e6)
-    best, plain = variants[ALL], variants[PLAIN]
-    return dict(train_tokens_per_s=best["train_tokens_per_s"], train_speedup=1 / plain["train_ratio"],
-                eval_speedup=1 / plain["eval_ratio"], matmul_share=best["matmul_share"], compile_s=compile_s,
+    best = variants[ALL]
+    speedups = {f"{kind}_speedup": statistics.median(
+        a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(found[ALL][kind], found[PLAIN][kind]))
+        for kind in ("train", "eval")}
+    return dict(train_tokens_per_s=best["train_tokens_per_s"], **speedups, matmul_share=best["matmul_share"], compile_s=compile_s,
                 compile_cached_s=best["warm_up_s"], peak_memory_bytes=best["peak_memory_bytes"],
                 matmul_gflops=statistics.median(rates) / 1e9, recompilations=best["recompilations"],
                 rounds=rounds, steps=rounds * steps, runtime=processes[ALL].start["reasons"],
