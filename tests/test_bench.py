@@ -24,7 +24,7 @@ def bench(data_folder, *arguments: str, **changes: str) -> subprocess.CompletedP
 
 def test_the_bench_prints_its_table_and_writes_its_figures(data_folder, tmp_path):
     path = tmp_path / "bench.json"
-    done = bench(data_folder, "--rounds", "2", "--steps", "2", "--json", str(path))
+    done = bench(data_folder, "--rounds", "1", "--steps", "4", "--json", str(path))
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(path.read_text())
     for key in ("train_tokens_per_s", "train_speedup", "eval_speedup", "matmul_share", "compile_s",
@@ -32,7 +32,7 @@ def test_the_bench_prints_its_table_and_writes_its_figures(data_folder, tmp_path
         assert found[key] > 0, key
     best, plain = found["variants"]["all optimizations"], found["variants"]["plain path"]
     assert best["train_ratio"] == best["eval_ratio"] == 1.0 and found["recompilations"] == 0
-    assert found["train_speedup"] == pytest.approx(1 / plain["train_ratio"], rel=0.2)  # medians of two rounds
+    assert found["train_speedup"] == pytest.approx(1 / plain["train_ratio"])
     assert best["matmul_share"] == pytest.approx(best["train_gflops"] / found["matmul_gflops"])
     for name, row in found["variants"].items():
         assert f"| {name} | {row['train_tokens_per_s']:,.0f} |" in done.stdout
