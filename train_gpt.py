@@ -172,7 +172,7 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
         (s.backout_layer < s.num_layers, f"BACKOUT_LAYER={s.backout_layer} must be below NUM_LAYERS"),
         (int(s.mlp_mult * s.model_dim) > 0, f"MLP_MULT={s.mlp_mult} leaves the MLP no hidden units"),
         (row > 1 and window > 0, f"MEMORY_TOKENS={s.memory_tokens} leaves no room in TRAIN_ or EVAL_SEQ_LEN"),
-        (not 0 < window < s.eval_stride, f"EVAL_STRIDE={s.eval_stride} must be at most {window}, a window's"),
+        (not 0 < window < s.eval_stride, f"EVAL_STRIDE={s.eval_stride} exceeds a window's {window} tokens"),
         (not trains or s.train_batch_tokens % s.train_seq_len == 0,
          f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of TRAIN_SEQ_LEN={s.train_seq_len}"),
         (not trains or not 0 < s.micro_batch_tokens < s.train_seq_len,
