@@ -1,32 +1,17 @@
 """Parameter golf in one file: train, average, quantize, pack, read back, score.
-
     python train_gpt.py                                     # two CPU cores or one GPU; brings its own data
     torchrun --standalone --nproc_per_node=8 train_gpt.py   # the record configuration on 8xH100
     ARTIFACT=final_model.int6.ptz python train_gpt.py       # score an artifact without training
 
 Every setting is an environment variable (see --help), so that `BACKOUT_ENABLED=0 python train_gpt.py` is an
 ablation. The file reads in the order in which it runs: Settings, Runtime, Data, Score (bytes of text behind
-the tokens), Layers, GPT, Optimizers, Artifact, Evaluate, Train, Main.
-
-Numbers such as #339 are pull requests of openai/parameter-golf, where a technique was published.
+the tokens), Layers, GPT, Optimizers, Artifact, Evaluate, Train, Main. Numbers such as #339 are pull requests
+of openai/parameter-golf, where a technique was published.
 """
 from __future__ import annotations
 
-import collections
-import contextlib
-import dataclasses
-import difflib
-import functools
-import hashlib
-import importlib
-import json
-import math
-import os
-import resource
-import struct
-import subprocess
-import sys
-import time
+import collections, contextlib, dataclasses, difflib, functools, hashlib, importlib, json, math, os, resource
+import struct, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +105,10 @@ class Settings:
     late_qat_threshold: float = train_(0.1, "late QAT starts when the scale falls below; 0: never", 0.0, 1.0)
     train_log_every: int = train_(200, "steps between lines of the log; 0: first and last step", 0)
     val_loss_every: int = train_(0, "steps between validation passes during training; 0: none", 0)
-    int5_mlp: str = pack_("auto", "int5 for the MLP; auto: as the cap needs", choices=("auto", "0", "1"))
-    zstd_level: int = pack_(22, "compression level", 1, 22)
+    quant: str = pack_("fit", "fit: steps that spend the cap; rows: int6 rows", choices=("fit", "rows"))
+    int5_mlp: str = pack_("auto", "QUANT=rows with an int5 MLP, or (0) without", choices=("auto", "0", "1"))
+    codec: str = pack_("rans", "what codes are compressed with", choices=("rans", "zstd"))
+    zstd_level: int = pack_(22, "compression level, of what is not in rANS", 1, 22)
     artifact_max_bytes: int = pack_(16_000_000, "cap on code + model", 1)
     eval_seq_len: int = eval_(2048, "positions of a sliding window, memory tokens included", 2, 1 << 20)
     eval_stride: int = eval_(64, "targets that each sliding window adds", 1)
@@ -135,31 +122,26 @@ PRESETS: dict[str, dict] = {
         max_wallclock_seconds=150.0, warmdown_fraction=0.5, grad_clip_norm=1.0, muon_momentum=0.95,
         muon_momentum_warmup_start=0.85, muon_momentum_warmup_steps=200, matrix_lr=0.03, tied_embed_lr=0.04,
         scalar_lr=0.03, swa_every=5, train_log_every=50, eval_seq_len=256, eval_batch_seqs=32)}
-
 def fields_of(*groups: str) -> list[dataclasses.Field]:
     """The settings of these groups, or all of them, in the order of the class."""
     return [f for f in dataclasses.fields(Settings) if not groups or f.metadata["group"] in groups]
-
 def parse_value(field: dataclasses.Field, text: str):
     """The typed value of an environment variable; ValueError says what would have been right."""
     meta = field.metadata
-    if field.type == "bool":
-        if text.strip().lower() not in ("0", "1", "false", "true"):
-            raise ValueError("must be 0 or 1")
-        return text.strip().lower() in ("1", "true")
+    bools = {"0": False, "1": True, "false": False, "true": True}
     try:
-        value = {"int": int, "float": float, "str": str}[field.type](text)
-    except ValueError:
-        raise ValueError(f"must be a {'whole ' * (field.type == 'int')}number") from None
+        value = dict(bool=lambda x: bools[x.strip().lower()], int=int, float=float, str=str)[field.type](text)
+    except (ValueError, KeyError):
+        wanted = dict(bool="0 or 1", int="a whole number", float="a number")[field.type]
+        raise ValueError(f"must be {wanted}") from None
     if meta["choices"] and value not in meta["choices"]:
         raise ValueError(f"must be one of {', '.join(meta['choices'])}")
     if field.type == "float" and not math.isfinite(value):
         raise ValueError("must be finite")
-    low, high = meta["low"], meta["high"]
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise ValueError(f"must be at least {low}" + (f" and at most {high}" if high is not None else ""))
+    low, high = meta["low"], math.inf if meta["high"] is None else meta["high"]
+    if low is not None and not low <= value <= high:
+        raise ValueError(f"must be at least {low}" + f" and at most {high}" * (high < math.inf))
     return value
-
 def combination_problems(s: Settings, trains: bool) -> list[str]:
     """What cannot work together, in a run that trains a model or in one that uses an artifact."""
     head_dim = s.model_dim // s.num_heads
@@ -177,13 +159,13 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
          f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of TRAIN_SEQ_LEN={s.train_seq_len}"),
         (not trains or not 0 < s.micro_batch_tokens < s.train_seq_len,
          f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} must hold a row of TRAIN_SEQ_LEN={s.train_seq_len}"),
+        (s.quant == "rows" or s.int5_mlp == "auto", "INT5_MLP is for QUANT=rows"),
         (not trains or s.mtp_num_heads < max(row, 1), f"MTP_NUM_HEADS must be below {row}, a row's tokens"),
         (not s.sample or s.artifact, "SAMPLE needs ARTIFACT, the model that continues the text"),
         (not set(s.run_id) & set("/\\\0"), f"RUN_ID={s.run_id} must be a file name, not a path"),
         (not s.run_id or not Path("logs", f"{s.run_id}.txt").exists(),
          f"RUN_ID={s.run_id} is taken: logs/{s.run_id}.txt exists; choose another")]
     return [problem for holds, problem in rules if not holds]
-
 def mistyped_settings(environment) -> list[str]:
     """A warning for each variable that is no setting but looks like one (NUM_LAYER, LR_MATRIX)."""
     names = [field.name.upper() for field in fields_of()]
@@ -192,7 +174,6 @@ def mistyped_settings(environment) -> list[str]:
              difflib.get_close_matches(x, forms, 1, cutoff=0.88) for x in environment}
     return [f"warning: {variable} is not a setting; did you mean {forms[match[0]]}?"
             for variable, match in meant.items() if match and variable not in names]
-
 def settings_from(environment, stored: dict | None = None) -> tuple[Settings, str]:
     """Settings from environment variables, and a line on the preset. A variable wins over `stored`, what an
     artifact says, but must not shape the model otherwise, and that over the preset. All problems at once."""
@@ -206,6 +187,8 @@ def settings_from(environment, stored: dict | None = None) -> tuple[Settings, st
     for field in fields_of("model"):
         if field.name in stored and given.get(field.name, stored[field.name]) != stored[field.name]:
             problems.append(f"{field.name.upper()} differs from the artifact's {stored[field.name]}")
+    if given.get("int5_mlp", "auto") != "auto":
+        given.setdefault("quant", "rows")
     wanted, device = given.get("preset", "auto"), given.get("device", "auto")
     on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     preset = wanted if wanted in PRESETS else "record" if on_cuda else "pocket"
@@ -213,13 +196,11 @@ def settings_from(environment, stored: dict | None = None) -> tuple[Settings, st
     problems += combination_problems(settings, trains=not stored)
     if problems:
         raise UserError("settings: " + "; ".join(problems))
-    reason = "asked for" if wanted in PRESETS else "CUDA is there" if on_cuda else "no CUDA"
-    return settings, f"preset:{preset} ({reason})"
-
+    return settings, f"preset:{preset} (" + (
+        "asked for" if wanted in PRESETS else "CUDA is there" if on_cuda else "no CUDA") + ")"
 def as_typed(value) -> str:
     """A value as one would type it after `NAME=`."""
     return str(int(value)) if isinstance(value, bool) else str(value)
-
 def help_text() -> str:
     """What --help prints: every setting with type, default and a line of help."""
     lines = ["usage: [SETTING=value ...] python train_gpt.py", "",
@@ -250,40 +231,33 @@ class Runtime:
     compiled: str = "no"  # "graph": whole functions, "blocks": the blocks one by one, or "no"
     reasons: tuple[str, ...] = ()
     control: object = None  # gloo group beside NCCL; None: the default group, which no one must keep alive
-
     def compile(self, function, unit: str):
         """The function as one compiled graph if this runtime compiles units of its kind, else as it is."""
         how = dict(fullgraph=True, dynamic=False, options=GPU_OPTIONS if self.device.type == "cuda" else None)
         return torch.compile(function, **how) if self.compiled == unit else function
-
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """The tensor's sum over all ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
-
     def from_main(self, value):
         """Rank 0's value on every rank. The hosts wait for each other, their devices do not."""
         box = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
-
     def memory_bytes(self) -> float:
         """Memory to plan batches for: the GPU's, or 4 GB."""
         cuda = torch.cuda.get_device_properties(self.device) if self.device.type == "cuda" else None
         return cuda.total_memory if cuda else 4e9
-
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
     def peak_memory_bytes(self) -> int:
         """The most that was allocated on a GPU, or resident on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
 def choose_device(settings: Settings, local_rank: int) -> tuple[torch.device, str]:
     """CUDA if it is there, with the reason."""
     if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
@@ -294,7 +268,6 @@ def choose_device(settings: Settings, local_rank: int) -> tuple[torch.device, st
         raise UserError(f"no GPU for local rank {local_rank}: lower --nproc_per_node")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank), torch.cuda.get_device_name(local_rank)
-
 def choose_dtype(settings: Settings, device: torch.device) -> tuple[torch.dtype, str]:
     """bfloat16 where the hardware has instructions for its products, else float32, with the reason."""
     if settings.dtype != "auto":
@@ -305,17 +278,14 @@ def choose_dtype(settings: Settings, device: torch.device) -> tuple[torch.dtype,
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     found = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
     return (torch.bfloat16, found[0]) if found else (torch.float32, "no bfloat16 products in this CPU")
-
 def importable(name: str) -> bool:
     """Whether a package is there and works: one that was built for another torch fails in the import."""
     with contextlib.suppress(Exception):
         return bool(importlib.import_module(name))
-    return False
-
 def choose_attention(settings: Settings, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     """The fastest backend that works here, with the reason; UserError for a wish that cannot be met."""
-    half = device.type == "cuda" and dtype == torch.bfloat16
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    half = device.type == "cuda" and dtype == torch.bfloat16
     obstacles = {
         "flash3": "needs bfloat16 on an H100 and the package flash_attn_interface"
         if not half or capability[0] != 9 or not importable("flash_attn_interface") else "",
@@ -328,7 +298,6 @@ def choose_attention(settings: Settings, device: torch.device, dtype: torch.dtyp
         return settings.attention, "asked for"
     reason = "; ".join(f"{name} {why}" for name, why in obstacles.items() if why)
     return next((name for name, why in obstacles.items() if not why), "blocked"), reason or "the fastest"
-
 def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, str]:
     """What to compile, if a small function compiles: on a CPU one block, since all would take minutes."""
     if settings.compile == "0":
@@ -345,7 +314,6 @@ def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, s
         if settings.compile == "1":
             raise UserError(f"COMPILE=1: {reason}") from None
         return "no", reason
-
 def start_runtime(settings: Settings) -> Runtime:
     """Join the ranks that torchrun started, if any, and choose device, dtype, attention and compiler."""
     rank, world_size, local_rank = (int(os.environ.get(name, default))
@@ -374,20 +342,15 @@ class Log:
             Path("logs").mkdir(exist_ok=True)
             self.file = open(f"logs/{run_id}.txt", "x", encoding="utf-8", buffering=1)
             self(Path(__file__).read_text(encoding="utf-8") + "=" * 100, console=False)
-
     def __call__(self, line: str, console: bool = True) -> None:
-        if self.file:
-            print(line, file=self.file)
-            if console:
-                print(line, flush=True)
+        for file in (self.file, sys.stdout)[:1 + console] if self.file else ():
+            print(line, file=file, flush=True)
 
 # ---- Data: shards of uint16 tokens, and the order in which training sees them ------------------------------
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
-FINEWEB = Path("data/datasets/fineweb10B_sp1024")
-FINEWEB_TOKENIZER = Path("data/tokenizers/fineweb_1024_bpe.model")
-BOS = 1  # begins every document
-IGNORED = -1  # a target that does not count
-
+FINEWEB, FINEWEB_TOKENIZER = (Path("data", x) for x in ("datasets/fineweb10B_sp1024",
+                                                        "tokenizers/fineweb_1024_bpe.model"))
+BOS, IGNORED = 1, -1  # begins every document; a target that does not count
 def open_shard(path: Path) -> np.ndarray:
     """A shard's tokens, memory-mapped, uint16 (tokens,); UserError if it is damaged."""
     start, size = 4 * SHARD_HEADER_INTS, path.stat().st_size
@@ -397,13 +360,11 @@ def open_shard(path: Path) -> np.ndarray:
     if size != start + 2 * int(header[2]):
         raise UserError(f"{path}: damaged: {size} bytes cannot hold a header and {header[2]} tokens")
     return np.memmap(path, dtype="<u2", mode="r", offset=start) if header[2] else np.empty(0, dtype="<u2")
-
 def checked(tokens: np.ndarray, vocab_size: int, path: Path) -> np.ndarray:
     """The tokens; UserError if one is outside of the vocabulary."""
     if len(tokens) and tokens.max() >= vocab_size:
         raise UserError(f"{path}: token {tokens.max()} is outside of VOCAB_SIZE={vocab_size}")
     return tokens
-
 def find_shards(folder: Path, split: str) -> list[Path]:
     """The files of a split in order of name, not opened; UserError where there are none."""
     files = sorted(folder.glob(f"*_{split}_*.bin"))
@@ -420,7 +381,6 @@ class TrainingRows:
         self.rows, self.epoch = int(self.ends[-1]), -1
         if self.rows == 0:
             raise UserError(f"{files[0].parent}: the training split is empty or below two rows of {length}")
-
     def row(self, position: int) -> np.ndarray:
         """The row at a position of the endless training order, int64 (length + 1,)."""
         epoch, index = divmod(position, self.rows)
@@ -444,7 +404,6 @@ class BatchPlan:
         fits = 0.6 * runtime.memory_bytes() / token_bytes
         self.micro_steps = -(-self.rank_rows // max(1, int(s.micro_batch_tokens or fits) // s.train_seq_len))
         self.rows = -(-self.rank_rows // self.micro_steps)
-
     def batch(self, data: TrainingRows, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of one forward pass, int64 (rows, length) each."""
         tokens = np.zeros((self.rows, data.length + 1), dtype=np.int64)
@@ -455,14 +414,12 @@ class BatchPlan:
         targets = tokens[:, 1:].copy()
         targets[len(real):] = IGNORED
         return torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])), torch.from_numpy(targets)
-
 def load_validation(files: list[Path], vocab_size: int) -> np.ndarray:
     """The whole validation split in order, uint16 (tokens,)."""
     tokens = np.concatenate([checked(open_shard(path), vocab_size, path) for path in files])
     if len(tokens) < 2:
         raise UserError(f"{files[0].parent}: the validation split is empty")
     return tokens
-
 def find_data(settings: Settings, runtime: Runtime, log: Log) -> tuple[Path, Path]:
     """The folder of shards and the tokenizer; builds the demo corpus if none is named and FineWeb absent."""
     folder = Path(settings.data_path) if settings.data_path else FINEWEB
@@ -511,7 +468,6 @@ class ByteTable:
         strips = tokenizer.decode([tokenizer.piece_to_id("▁")]) == ""
         self.stripped = np.array([strips and piece.startswith("▁") for piece in pieces])
         self.begins = np.array([tokenizer.is_control(i) for i in ids])
-
     def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Bytes of each target, int64, in the arguments' shape."""
         return self.bytes[targets] - (self.stripped[targets] & self.begins[previous])
@@ -521,17 +477,14 @@ def attend_flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from flash_attn_interface import flash_attn_func
     out = flash_attn_func(q, k, v, causal=True)
     return out[0] if isinstance(out, tuple) else out  # versions differ in whether the row sums come with it
-
 def attend_flash2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from flash_attn import flash_attn_func
     return flash_attn_func(q, k, v, causal=True)
-
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.dtype == torch.float32:  # CUDA's kernel that saves memory in float32 takes no grouped queries
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), 1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
-
 def attend_blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Plain products, for CPUs: each block of queries with just the keys up to its end; a compiler fuses the
     rest. Queries that share a key head become rows; weights are normalized after their product."""
@@ -554,19 +507,15 @@ def attend_blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 # Causal attention: q (batch, length, heads, dim), k and v (batch, length, kv_heads, dim) -> like q.
 ATTENTION = dict(flash3=attend_flash3, flash2=attend_flash2, sdpa=attend_sdpa, blocked=attend_blocked)
-
 def norm(x: Tensor) -> Tensor:
     """RMSNorm without weights over the last dimension, in x's dtype."""
     return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
-
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.T in x's dtype; weights are kept in float32."""
     return F.linear(x, weight.to(x.dtype))
-
 def orthogonal(rows: int, columns: int, gain: float = 1.0) -> nn.Parameter:
     """A matrix with orthonormal rows or columns, whichever are fewer, times gain."""
     return nn.Parameter(nn.init.orthogonal_(torch.empty(rows, columns), gain=gain))
-
 def vector(*shape: int, value: float) -> nn.Parameter:
     """A parameter that starts as a constant."""
     return nn.Parameter(torch.full(shape, value))
@@ -582,7 +531,6 @@ class Rotary(nn.Module):
             frequencies = rescaled ** (-torch.arange(0, dims, 2, dtype=torch.float32) / dims)
             angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)[:, None, :]
             self.register_buffer(name, torch.stack((angles.cos(), angles.sin())), persistent=False)
-
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, length, heads, dim), rotated."""
         length, half = x.size(1), self.dims // 2
@@ -601,7 +549,6 @@ class Attention(nn.Module):
         self.value = orthogonal(s.num_kv_heads * self.head_dim, s.model_dim)
         self.out = orthogonal(s.model_dim, s.model_dim, gain=(2 * s.num_layers) ** -0.5)
         self.gain = vector(s.num_heads, value=s.qk_gain_init)
-
     def forward(self, x: Tensor, rotary: Rotary, scale: Tensor) -> Tensor:
         heads = linear(x, torch.cat((self.query, self.key, self.value))).unflatten(-1, (-1, self.head_dim))
         queries, keys = len(self.gain), len(self.key) // self.head_dim
@@ -617,7 +564,6 @@ class SquaredReLU(torch.autograd.Function):
         result = x.relu().square()
         ctx.save_for_backward(result)
         return result
-
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         return 2 * grad * ctx.saved_tensors[0].sqrt()
@@ -630,7 +576,6 @@ class MLP(nn.Module):
         hidden = int(s.mlp_mult * s.model_dim)
         self.up = orthogonal(hidden, s.model_dim)
         self.down = orthogonal(s.model_dim, hidden, gain=(2 * s.num_layers) ** -0.5)
-
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         return linear(SquaredReLU.apply(linear(x, self.up)), scale[:, None] * self.down)
 
@@ -644,7 +589,6 @@ class Block(nn.Module):
         self.attention_scale, self.mlp_scale = vector(s.model_dim, value=1.0), vector(s.model_dim, value=1.0)
         scale = (layer + 1) ** -0.5 if s.ln_scale else 1.0  # a tensor: all blocks share their compiled code
         self.register_buffer("norm_scale", torch.tensor(scale), persistent=False)
-
     def forward(self, x: Tensor, embedding: Tensor, rotary: Rotary) -> Tensor:
         """x and embedding (batch, length, dim) -> x after the block."""
         dtype = x.dtype
@@ -659,7 +603,6 @@ class SmearGate(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.gate = vector(dim, value=0.0)  # half open
-
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x (batch, length, dim) and its tokens (batch, length) -> x, blended."""
         before = torch.cat((x[:, :1], x[:, :-1]), dim=1)
@@ -673,21 +616,17 @@ class BigramHash(nn.Module):
         self.table = nn.Parameter(torch.zeros(s.bigram_vocab_size, s.bigram_dim))  # unused rows pack well
         self.projection = orthogonal(s.model_dim, s.bigram_dim)
         self.scale = vector(value=0.05)
-
     def bucket(self, tokens: Tensor) -> Tensor:
         """The table's row for each token, int64 (batch, length); token 0 stands before the first."""
         mixed = F.pad(tokens[:, :-1], (1, 0)) * 0x9E3779B1 + tokens * 0x85EBCA77
         return ((mixed ^ (mixed >> 17)) & 0x7FFFFFFF) % self.table.size(0)
-
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         """What to add to the embeddings, (batch, length, model_dim)."""
         rows = F.embedding(self.bucket(tokens), self.table).to(dtype)
         return linear(rows, self.projection) * self.scale.to(dtype)
-
 def softcapped_logits(states: Tensor, output: Tensor, softcap: float) -> Tensor:
     """Score of every piece, float32 (..., vocabulary), squeezed into (-softcap, softcap) (Gemma 2, 2024)."""
     return softcap * torch.tanh(linear(states, output).float() / softcap)
-
 def softcapped_losses(states: Tensor, output: Tensor, softcap: float, targets: Tensor) -> Tensor:
     """Nats for each target, float32, in targets' shape; 0 where it is IGNORED."""
     logits = softcapped_logits(states, output, softcap).flatten(0, -2)
@@ -721,12 +660,10 @@ class GPT(nn.Module):
         self.backout = vector(value=s.backout_lambda_init) if s.backout_enabled else None
         self.mtp_heads = nn.Parameter(torch.zeros(s.mtp_num_heads, s.vocab_size, s.model_dim)) \
             if s.mtp_num_heads else None
-
     def roles(self) -> dict[str, str]:
         """The role of every parameter, by its name: a key of the table ROLES."""
         return {f"{prefix}.{name}".lstrip("."): module.ROLES[name] for prefix, module in self.named_modules()
                 for name, _ in module.named_parameters(recurse=False)}
-
     def embed(self, tokens: Tensor) -> Tensor:
         """Memory tokens, then the tokens': int64 (batch, length) -> (batch, memory + length, dim)."""
         x = F.embedding(tokens, self.embedding).to(self.dtype)
@@ -738,7 +675,6 @@ class GPT(nn.Module):
         if self.memory is not None:
             x = torch.cat((norm(self.memory.to(self.dtype)).expand(len(tokens), -1, -1), x), dim=1)
         return x
-
     def hidden(self, tokens: Tensor) -> Tensor:
         """Final states, normed: int64 (batch, length) -> (batch, length, dim)."""
         embedding = self.embed(tokens)
@@ -755,20 +691,16 @@ class GPT(nn.Module):
         if self.backout is not None:  # #339
             x = x - self.backout.to(x.dtype) * middle
         return norm(x[:, self.memory_tokens:])
-
     output = property(lambda self: self.embedding if self.head is None else self.head)  # (vocabulary, dim)
-
     def logits(self, tokens: Tensor) -> Tensor:
         """Scores of the next piece, float32 (batch, length, vocabulary), for int64 (batch, length)."""
         return softcapped_logits(self.hidden(tokens), self.output, self.softcap)
-
     def token_losses(self, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Tensor:
         """Nats for each target, float32 in targets' shape: after each of the tokens, int64 (batch, length),
         or after those at `places`, int64 (batch, scored) alone."""
         hidden = self.hidden(tokens)
         hidden = hidden if places is None else torch.take_along_dim(hidden, places[..., None], dim=1)
         return self.losses(hidden, self.output, self.softcap, targets)
-
     def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Training loss of rows, int64 (rows, train_seq_len) each, summed over the targets that count.
         Returns what to minimise and, without gradient, its part that predicts the next token."""
@@ -789,12 +721,11 @@ ROLES = {
     "mlp": Role("muon", "matrix_lr", "muon_wd", "mlp"),
     "bigram_projection": Role("muon", "matrix_lr", "muon_wd", "int6"),
     "bigram_table": Role("adamw", "tied_embed_lr", "adam_wd", "int6"),
-    "embedding": Role("adamw", "embed_lr", "adam_wd", "fp16"),  # tied_embed_lr where it is tied
-    "head": Role("adamw", "head_lr", "adam_wd", "fp16"),
-    "memory": Role("adamw", "tied_embed_lr", None, "fp16"),
+    "embedding": Role("adamw", "embed_lr", "adam_wd", "fit"),  # tied_embed_lr where it is tied
+    "head": Role("adamw", "head_lr", "adam_wd", "fit"),
+    "memory": Role("adamw", "tied_embed_lr", None, "fit"),
     "vector": Role("adamw", "scalar_lr", "adam_wd", "fp16"),
     "mtp_head": Role("adamw", "head_lr", "adam_wd", None)}
-
 def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """Nearly orthogonal matrices: wide (n, rows, columns) -> same, in dtype (Jordan et al. 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
@@ -803,7 +734,6 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         gram = torch.bmm(x, x.transpose(1, 2))
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
-
 def wide(matrix: Tensor) -> Tensor:
     """The matrix, transposed if it has more rows than columns."""
     return matrix.T if matrix.size(0) > matrix.size(1) else matrix
@@ -822,7 +752,6 @@ class Muon:
             factors = [max(1.0, parameter.size(0) / parameter.size(1)) ** 0.5 for parameter in members]
             self.groups.append((members, mine, torch.zeros(share, *shape, device=runtime.device),
                                 torch.tensor(factors, device=runtime.device)[:, None, None]))
-
     @torch.no_grad()
     def step(self, lr: float, momentum: float) -> None:
         """One update of every matrix. What ranks gather of one shape travels while they work on the next."""
@@ -843,7 +772,6 @@ class Muon:
             torch._foreach_mul_(members, 1 - lr * s.muon_wd)
             torch._foreach_sub_([wide(parameter) for parameter in members],
                                 list(updates[:len(members)] * (lr * factors)))
-
 def flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
     """One float32 buffer that all gradients are views of: zeroed, summed over ranks and clipped at once."""
     sizes = [-(-parameter.numel() // 64) * 64 for parameter in parameters]  # each begins on a cache line
@@ -870,7 +798,6 @@ class Optimizer:
         self.gradients = flat_gradients(list(model.parameters()))
         self.muon = Muon(matrices, settings, runtime)
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(s.beta1, s.beta2), eps=s.adam_eps, fused=True)
-
     def step(self, step: int, scale: float) -> None:
         """Sum, clip and apply the gradients of `step`, at `scale` times the learning rates; zero them."""
         s = self.settings
@@ -884,7 +811,6 @@ class Optimizer:
             group["lr"] = group["base_lr"] * scale
         self.adamw.step()
         gradients.zero_()
-
 def progress_at(s: Settings, step: int, seconds: float, reserve: float = 0.0) -> float:
     """Share of the run that is over before `step`; 1 if less is left for it than the mean or `reserve`."""
     by_clock = 0.0
@@ -892,7 +818,6 @@ def progress_at(s: Settings, step: int, seconds: float, reserve: float = 0.0) ->
         fits = seconds + max(seconds / step, reserve) <= s.max_wallclock_seconds
         by_clock = seconds / s.max_wallclock_seconds if fits else 1.0
     return min(1.0, max(step / s.iterations, by_clock))
-
 def scale_at(s: Settings, step: int, progress: float) -> float:
     """Learning-rate factor: 1, then linear to 0 over the warmdown, whether steps or clock end the run."""
     total = step / progress if progress else s.iterations
@@ -908,11 +833,6 @@ class WeightAverage:
         self.start_scale = s.ema_start_scale if s.ema_enabled else s.swa_start_scale
         self.decay = s.ema_decay ** s.ema_every if s.ema_enabled else 1.0
         self.samples, self.weights = 0, []
-
-    def rate(self, n: int) -> float:
-        """How far the n-th sample, from 1, moves the average."""
-        return 1 / n if self.decay == 1.0 else (1 - self.decay) / (1 - self.decay ** n)
-
     @torch.no_grad()
     def after_step(self, step: int, scale: float, parameters: list[nn.Parameter]) -> None:
         """Take a sample if `step` steps are done and it is time for one."""
@@ -920,8 +840,8 @@ class WeightAverage:
             return
         self.samples += 1
         self.weights = self.weights or [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        torch._foreach_lerp_(self.weights, [p.detach() for p in parameters], self.rate(self.samples))
-
+        rate = 1 / self.samples if self.decay == 1.0 else (1 - self.decay) / (1 - self.decay ** self.samples)
+        torch._foreach_lerp_(self.weights, [p.detach() for p in parameters], rate)
     @torch.no_grad()
     def load_into(self, parameters: list[nn.Parameter]) -> str:
         """Replace the parameters by their average, if there is one; says what is exported."""
@@ -931,160 +851,269 @@ class WeightAverage:
         torch._foreach_copy_(parameters, self.weights)
         return f"weights: {self.name} of {self.samples} samples"
 
-# ---- Artifact: int5/int6 rows and float16 behind zstd, with all that a reader needs but the tokenizer ------
-INT5, INT6 = 15, 31  # largest codes; symmetric, so that zero stays zero
+# ---- Artifact: codes behind an entropy coder, float16, and all that a reader needs but the tokenizer -------
+INT5, INT6, INT10 = 15, 31, 511  # largest codes; symmetric, so that zero stays zero
 ARTIFACT_NAME, OVER_CAP_NAME = "final_model.int6.ptz", "over_the_cap.int6.ptz"
-ARTIFACT_MAGIC, ARTIFACT_FORMAT, ARTIFACT_CODEC = b"GOLF", 1, 1  # codec 1: zstd
-ARTIFACT_HEADER = struct.Struct("<4sBBQ16s")  # magic, format, codec, bytes when unpacked, SHA-256 of the rest
-
-def quantize(weight: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Codes in [-limit, limit], float32 (rows, columns), and each row's step, float16 (rows,): its largest
-    value over `limit`. The addend rounds it up: too small a step would clip by more than half of it."""
-    weight = weight.detach().float()
-    scales = (weight.abs().amax(1) / limit + 2.0 ** -25).half()
-    step = scales.float()[:, None]
-    return torch.where(step > 0, weight / step, 0.0).round().clamp(-limit, limit), scales
-
-def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
-    """What the model computes with, float32 (rows, columns)."""
-    return codes.float() * scales.float()[:, None]
-
-def fake_quantize(weight: Tensor, limit: Tensor | int) -> Tensor:
-    """The weight as it will be read back; gradients pass straight through (Bengio et al. 2013)."""
-    return weight + (dequantize(*quantize(weight, limit)) - weight).detach()
-
+ARTIFACT_MAGIC, ARTIFACT_FORMAT, MOST_BYTES = b"GOLF", 2, 1 << 28  # the last: what a reader unpacks at once
+ARTIFACT_HEADER = struct.Struct("<4sBBQQ16s")  # magic, format, codec, sizes of part 1 and its frame, SHA-256
+Grid = dict[str, tuple[Tensor, Tensor]]  # of a coded matrix: weight (i, j) has the step rows[i] * columns[j]
 def stored_parameters(model: GPT, *kinds: str) -> dict[str, nn.Parameter]:
-    """The parameters that an artifact holds, in its order, or those it stores as one of `kinds`."""
+    """The parameters that an artifact holds, in its order, or those that ROLES stores as one of `kinds`."""
     return {name: model.get_parameter(name) for name, role in model.roles().items()
-            if ROLES[role].stored in (kinds or ("mlp", "int6", "fp16"))}
-
+            if ROLES[role].stored in (kinds or ("mlp", "int6", "fit", "fp16"))}
+def coded_parameters(model: GPT, quant: str) -> dict[str, nn.Parameter]:
+    """The matrices that become codes; the rest stays float16."""
+    return stored_parameters(model, "mlp", "int6", *["fit"] * (quant == "fit"))
+def quantize(weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The nearest codes, whole numbers in float32 (rows, columns)."""
+    step = rows[:, None] * columns
+    return torch.where(step > 0, weight / step, 0.0).round().clamp(-INT10, INT10)
+def dequantize(codes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """What the model computes with, float32 (rows, columns)."""
+    return codes.float() * (rows[:, None] * columns)
+def fake_quantize(weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The weight as it will be read back; gradients pass straight through (Bengio et al. 2013)."""
+    return weight + (dequantize(quantize(weight, rows, columns), rows, columns) - weight).detach()
 @torch.no_grad()
-def code_cost(weight: Tensor, limit: int) -> tuple[float, float]:
-    """Bytes that an ideal coder needs for a matrix's codes (their order-0 entropy), and the squared error."""
-    codes, scales = quantize(weight, limit)
-    counts = torch.bincount((codes.flatten() + limit).long()).double()
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares.log2() * shares).sum() * counts.sum() / 8), \
-        float((dequantize(codes, scales) - weight).square().sum())
+def row_grid(model: GPT, s: Settings) -> Grid:
+    """The entries' steps: each row's largest value over 31, or 15 in an int5 MLP. The addend rounds them up:
+    too small a step would clip by more than half of it."""
+    narrow = stored_parameters(model, "mlp") if s.int5_mlp == "1" else ()
+    return {name: ((w.abs().amax(1) / (INT5 if name in narrow else INT6) + 2.0 ** -25).half().float(),
+                   torch.ones_like(w[0])) for name, w in coded_parameters(model, s.quant).items()}
 
-class PrecisionPlan:
-    """The largest code of every quantized matrix. INT5_MLP=auto makes MLP matrices int5 until the cap holds,
-    first those whose squared error grows least for each byte saved."""
-    def __init__(self, model: GPT, settings: Settings):
-        self.limits = {name: INT6 for name in stored_parameters(model, "mlp", "int6")}
-        mlp = stored_parameters(model, "mlp")
-        if settings.int5_mlp == "1":
-            self.limits.update(dict.fromkeys(mlp, INT5))
-        self.candidates = []  # (growth of the error for each byte saved, bytes saved, name), best last
-        for name, weight in mlp.items() if settings.int5_mlp == "auto" else ():
-            (wide, error6), (narrow, error5) = code_cost(weight, INT6), code_cost(weight, INT5)
-            saved = max(wide - narrow, 1.0)
-            self.candidates.append(((error5 - error6) / saved, saved, name))
-        self.candidates.sort(reverse=True)
+class Fit:
+    """QUANT=fit: the steps of a matrix in inverse proportion to the root of what an error costs, so that each
+    weight does the same harm, times one multiplier that the cap decides. An error E costs about the sum over
+    rows of rows[i] * E[i] @ columns @ E[i], the Fisher information with rows and columns as if independent
+    (Martens and Grosse 2015). It is sampled from the changes of the gradient between the last training steps,
+    which have no mean: no pass and no data are needed, and its time is training time. Columns are rounded in
+    turn, and later ones make up for the errors of earlier ones (GPTQ, Frantar et al. 2022), which leaves
+    1 / factor[j, j]² of the cost of column j."""
+    START_SCALE, DAMPING = 0.2, 0.05  # learning-rate scale of the first sample; what is added, over the mean
+    def __init__(self, weights: dict[str, nn.Parameter]):
+        self.weights, self.before, self.samples, self.steps, self.factors = weights, [], 0, {}, {}
+        self.rows = [torch.zeros_like(w[:, 0]) for w in weights.values()]
+        self.columns = [w.new_zeros(w.size(1), w.size(1)) for w in weights.values()]
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Take a sample of the gradients, before the ranks sum them."""
+        gradients = [w.grad for w in self.weights.values()]
+        for i, change in enumerate(torch._foreach_sub(gradients, self.before) if self.before else ()):
+            self.rows[i] += change.square().sum(1)
+            self.columns[i].addmm_(change.T, change)
+        self.samples += bool(self.before)
+        self.before = [gradient.clone() for gradient in gradients]
+    @torch.no_grad()
+    def finish(self, runtime: Runtime) -> None:
+        """Steps and factors from the samples of all ranks; without any, equal steps and no feedback."""
+        for (name, weight), rows, columns in zip(self.weights.items(), self.rows, self.columns):
+            rows, columns = (runtime.sum_over_ranks(x.clone()) for x in (rows, columns))
+            if not rows.sum() > 0:
+                rows, columns = torch.ones_like(rows), torch.eye(len(columns), device=columns.device)
+            rows = (rows + self.DAMPING * rows.mean()) / columns.size(1)
+            columns = (columns / columns.diagonal().mean()).double()
+            columns.diagonal().add_(self.DAMPING)
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(columns))
+            self.factors[name] = torch.linalg.cholesky(inverse, upper=True).float()
+            columns = half_octaves(self.factors[name].diagonal())
+            finest = half_octaves((weight.abs() / columns).amax(1) / (0.7 * INT10)).clamp(min=2.0 ** -24)
+            self.steps[name] = half_octaves(rows.rsqrt()), columns, finest
+    @torch.no_grad()
+    def octaves(self, size: float) -> float:
+        """About the multiplier's logarithm at which all codes take `size` bytes, but no more than seven bits
+        each, after which nothing is gained. A weight of one step takes three bits."""
+        logs = torch.cat([(weight / (rows[:, None] * columns)).abs().log2().flatten()
+                          for weight, (rows, columns, _) in zip(self.weights.values(), self.steps.values())])
+        return float(logs.nan_to_num(0.0, 0.0, -20.0).mean()) + 3 - min(7.0, 8 * size / len(logs))
+    def grid(self, octaves: float) -> Grid:
+        """The steps as float16 holds them; none so fine that a code would exceed INT10."""
+        return {name: (torch.maximum((rows * 2.0 ** octaves).clamp(max=6e4), finest).half().float(), columns)
+                for name, (rows, columns, finest) in self.steps.items()}
+    @torch.no_grad()
+    def codes(self, grid: Grid) -> dict[str, Tensor]:
+        return {name: round_with_feedback(weight.detach(), *grid[name], self.factors[name])
+                for name, weight in self.weights.items()}
+def half_octaves(x: Tensor) -> Tensor:
+    """The nearest powers of the root of two: so few values that a step takes less than a byte, not two."""
+    return torch.exp2((2 * x.log2()).round() / 2)
+def round_with_feedback(weight: Tensor, rows: Tensor, columns: Tensor, factor: Tensor) -> Tensor:
+    """Codes (rows, columns), one column after the other; `factor` (columns, columns) is the upper Cholesky
+    factor of the inverse of the columns' costs. Corrections reach columns 64 and more ahead at once."""
+    weight = weight.T.clone(memory_format=torch.contiguous_format)
+    codes = torch.empty_like(weight)
+    for start in range(0, len(weight), 64):
+        end = min(start + 64, len(weight))
+        errors = torch.empty_like(weight[start:end])
+        for j in range(start, end):
+            codes[j] = quantize(weight[j, :, None], rows, columns[j])[:, 0]
+            errors[j - start] = (weight[j] - codes[j] * (rows * columns[j])) / factor[j, j]
+            weight[j + 1:end] -= torch.outer(factor[j, j + 1:end], errors[j - start])
+        weight[end:] -= factor[start:end, end:].T @ errors
+    return codes.T
 
-    def shrink(self, excess: float) -> bool:
-        """Make matrices int5 until about `excess` bytes are saved; False if none was left to begin with."""
-        possible = bool(self.candidates)
-        while self.candidates and excess > 0:
-            _, saved, name = self.candidates.pop()
-            self.limits[name], excess = INT5, excess - saved
-        return possible
+LANES, SHARE_BITS, CONTEXTS, ALPHABET = 256, 15, 32, 2 * INT10 + 2  # of the rANS coder
+MASK, SHIFT, WORD, LOWEST = (np.uint64(x) for x in ((1 << SHARE_BITS) - 1, SHARE_BITS, 32, 1 << 31))
+def levels_of(codes: np.ndarray) -> np.ndarray:
+    """Half octaves of the mean size of a matrix's columns, and of its rows' over the matrix's, int8."""
+    size = np.abs(codes).astype(np.float32) + 1e-3
+    return np.rint(2 * np.log2(np.append(size.mean(1) / size.mean(), size.mean(0)))).astype(np.int8)
+def contexts_of(levels: list[np.ndarray], shapes: list[tuple[int, int]]) -> np.ndarray:
+    """The table that each code is coded with, uint8: by the size that its row and column let expect."""
+    sums = (level[:m, None].astype(np.int16) + level[m:] for level, (m, n) in zip(levels, shapes))
+    return np.concatenate([(x + CONTEXTS // 2).clip(0, CONTEXTS - 1).astype(np.uint8).ravel() for x in sums])
+def encode_rans(matrices: list[np.ndarray], compress) -> bytes:
+    """Codes near their entropy: an asymmetric numeral system (Duda 2013) on LANES states in turn, each code
+    with the shares of 2 ** SHARE_BITS that codes have in its context."""
+    levels = [levels_of(codes) for codes in matrices]
+    contexts = contexts_of(levels, [codes.shape for codes in matrices])
+    symbols = np.concatenate([codes.ravel() for codes in matrices]) + np.int16(INT10)
+    counts = np.bincount(contexts.astype(np.int32) * ALPHABET + symbols, minlength=CONTEXTS * ALPHABET)
+    counts = counts.reshape(CONTEXTS, ALPHABET)
+    total, whole = counts.sum(1, keepdims=True).clip(min=1), 1 << SHARE_BITS
+    rare = (counts > 0) & (counts * whole < 2 * total)  # these may need a share that is rounded up to one
+    shares = np.maximum(counts * (whole - rare.sum(1, keepdims=True)) // total, counts > 0)
+    shares[np.arange(CONTEXTS), shares.argmax(1)] += counts.any(1) * whole - shares.sum(1)
+    ends, states, words = np.cumsum(shares, 1), np.full(LANES, LOWEST), []
+    for start in reversed(range(0, len(symbols), LANES)):
+        pick = contexts[start:start + LANES], symbols[start:start + LANES]
+        share, end = shares[pick].astype(np.uint64), ends[pick].astype(np.uint64)
+        state = states[:len(share)]
+        full = state >> (np.uint64(63) - SHIFT) >= share
+        words.append(state[full].astype("<u4"))
+        state[full] >>= WORD
+        turns, rest = np.divmod(state, share)
+        state[:] = (turns << SHIFT) + rest + end - share
+    side = compress(b"".join([*levels, shares.astype("<u2")]))
+    return b"".join([struct.pack("<I", len(side)), side, states.astype("<u8"), *words[::-1]])
+def decode_rans(data: memoryview, shapes: list[tuple[int, int]]) -> np.ndarray:
+    """What encode_rans was given, int16, flat; ValueError for what it cannot have made."""
+    at, sizes = 4 + struct.unpack_from("<I", data)[0], [m + n for m, n in shapes]
+    side = unzstd(data[4:at], sum(sizes) + 2 * CONTEXTS * ALPHABET)
+    levels = np.split(np.frombuffer(side, dtype=np.int8)[:sum(sizes)], np.cumsum(sizes)[:-1])
+    shares = np.frombuffer(side[sum(sizes):], dtype="<u2").reshape(CONTEXTS, ALPHABET).astype(np.uint64)
+    contexts, used = contexts_of(levels, shapes), shares.any(1)
+    if (shares.sum(1)[used] != MASK + 1).any() or not used[contexts].all():
+        raise ValueError("its tables of shares do not add up")
+    symbols, begins = np.zeros((CONTEXTS, 1 << SHARE_BITS), dtype=np.int16), np.cumsum(shares, 1) - shares
+    for context in np.flatnonzero(used):
+        symbols[context] = np.repeat(np.arange(ALPHABET), shares[context].astype(np.int64))
+    states = np.frombuffer(data[at:at + 8 * LANES], dtype="<u8").astype(np.uint64)
+    words, read = np.frombuffer(data[at + 8 * LANES:], dtype="<u4"), 0
+    codes = np.empty(len(contexts), dtype=np.int16)
+    for start in range(0, len(codes), LANES):
+        context = contexts[start:start + LANES]
+        state = states[:len(context)]
+        slot = state & MASK
+        symbol = codes[start:start + LANES] = symbols[context, slot]
+        state[:] = shares[context, symbol] * (state >> SHIFT) + slot - begins[context, symbol]
+        low = np.flatnonzero(state < LOWEST)
+        state[low] = state[low] << WORD | words[read:read + len(low)]
+        read += len(low)
+    if read != len(words) or (states != LOWEST).any():
+        raise ValueError("its codes end elsewhere")
+    return codes - np.int16(INT10)
+def unzstd(data: memoryview, size: int) -> memoryview:
+    """What a zstd frame holds, which must be `size` bytes; ValueError for any other."""
+    if size > MOST_BYTES or zstandard.get_frame_parameters(data).content_size != size:
+        raise ValueError(f"{size} bytes are not what it holds")
+    return memoryview(zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False))
+def join_planes(planes: memoryview, dtype: str) -> np.ndarray:
+    """Numbers of two bytes, of which all low ones come first, then all high ones."""
+    return np.ascontiguousarray(np.frombuffer(planes, dtype=np.uint8).reshape(2, -1).T).view(dtype).ravel()
+def split_planes(numbers: list[np.ndarray], dtype: str) -> bytes:
+    """What join_planes is given: the high bytes are alike, and pack better by themselves."""
+    together = np.concatenate([part.ravel() for part in numbers]).astype(dtype).view(np.uint8)
+    return together[::2].tobytes() + together[1::2].tobytes()
 
-    def estimated_bytes(self, model: GPT) -> float:
-        """About what the packed model needs, without the seconds that packing takes."""
-        parameters = stored_parameters(model)
-        halves = sum(p.size(0) if name in self.limits else p.numel() for name, p in parameters.items())
-        codes = sum(code_cost(parameters[name], limit)[0] for name, limit in self.limits.items())
-        return 1.01 * codes + 1.9 * halves
-
-    def as_tensor(self, device: torch.device) -> Tensor:
-        """The limits, float32 (matrices,): a tensor, so that no compiled graph depends on their values."""
-        return torch.tensor(list(self.limits.values()), dtype=torch.float32, device=device)
-
-    def __str__(self) -> str:
-        int5 = sum(limit == INT5 for limit in self.limits.values())
-        return f"int5:{int5} int6:{len(self.limits) - int5} matrices"
-
-def pack(model: GPT, limits: dict[str, int], manifest: dict, level: int) -> bytes:
-    """The artifact: header, then compressed the manifest, all codes, and the float16s' low and high bytes."""
-    codes, halves = [], []
+# encode(codes, int16 (rows, columns) each, compress) -> bytes; decode(bytes, shapes) -> int16 (all codes,)
+CODECS = dict(rans=(encode_rans, decode_rans), zstd=(
+    lambda matrices, compress: compress(split_planes([codes + np.int16(128) for codes in matrices], "<i2")),
+    lambda data, shapes: join_planes(unzstd(data, 2 * sum(m * n for m, n in shapes)), "<i2") - np.int16(128)))
+def pack(model: GPT, codes: dict[str, Tensor], grid: Grid, manifest: dict, settings: Settings) -> bytes:
+    """The artifact: header; compressed, the manifest and float16s (steps of coded matrices); the codes."""
+    halves, compress = [], zstandard.ZstdCompressor(level=settings.zstd_level).compress
     for name, parameter in stored_parameters(model).items():
-        numbers = parameter.detach().float().cpu()
-        if name in limits:
-            matrix_codes, numbers = quantize(numbers, limits[name])
-            codes.append(matrix_codes.to(torch.int8).numpy().tobytes())
-        if not torch.isfinite(numbers.half()).all():
+        numbers = torch.cat(grid[name]) if name in grid else parameter.detach()
+        halves.append(numbers.half().cpu().numpy())
+        if not np.isfinite(halves[-1]).all():
             raise UserError(f"{name} has values beyond float16: the run has diverged; nothing was written")
-        halves.append(numbers.half().numpy().astype("<f2").tobytes())
-    text = json.dumps({**manifest, "limits": list(limits.values())}, sort_keys=True).encode()
-    joined = b"".join(halves)
-    payload = b"".join([struct.pack("<I", len(text)), text, *codes, joined[::2], joined[1::2]])
-    body = zstandard.ZstdCompressor(level=level).compress(payload)
-    digest = hashlib.sha256(body).digest()[:16]
-    return ARTIFACT_HEADER.pack(ARTIFACT_MAGIC, ARTIFACT_FORMAT, ARTIFACT_CODEC, len(payload), digest) + body
-
-def pack_under_cap(model: GPT, settings: Settings, manifest: dict, code_bytes: int):
-    """The artifact with as many int5 matrices as the cap needs and INT5_MLP allows, and its PrecisionPlan."""
-    plan = PrecisionPlan(model, settings)
-    while True:
-        packed = pack(model, plan.limits, manifest, settings.zstd_level)
-        excess = len(packed) + code_bytes - settings.artifact_max_bytes
-        if excess <= 0 or not plan.shrink(excess):
-            return packed, plan
-
+    text = json.dumps({**manifest, "quant": settings.quant}, sort_keys=True).encode()
+    first = struct.pack("<I", len(text)) + text + split_planes(halves, "<f2")
+    matrices = [matrix.to(torch.int16).cpu().numpy() for matrix in codes.values()]
+    packed, codec = compress(first), list(CODECS).index(settings.codec)
+    body = packed + CODECS[settings.codec][0](matrices, compress)
+    return ARTIFACT_HEADER.pack(ARTIFACT_MAGIC, ARTIFACT_FORMAT, codec, len(first), len(packed),
+                                hashlib.sha256(body).digest()[:16]) + body
+def pack_under_cap(model: GPT, settings: Settings, manifest: dict, budget: int, fit: Fit | None) -> bytes:
+    """The artifact of QUANT=rows; with `fit` the largest of at most `budget` bytes, or the smallest. It tries
+    multipliers until less than 0.04% of the budget is left, or weights have all bits that are of use."""
+    if fit is None:
+        grid = row_grid(model, settings)
+        codes = {name: quantize(model.get_parameter(name).detach(), *steps) for name, steps in grid.items()}
+        return pack(model, codes, grid, manifest, settings)
+    budget, tried = max(budget, 1), {}
+    finest, octaves = fit.octaves(math.inf), fit.octaves(budget)
+    while octaves not in tried and len(tried) < 12:
+        grid = fit.grid(octaves)
+        tried[octaves] = pack(model, fit.codes(grid), grid, manifest, settings)
+        excess = len(tried[octaves]) - 0.9998 * budget
+        if abs(excess) <= 0.0002 * budget:
+            break
+        over, under = ([at for at in tried if (len(tried[at]) > budget) == large] for large in (True, False))
+        if over and under:
+            pair = max(over), min(under)
+            octaves = float(np.interp(-0.9998 * budget, [-len(tried[at]) for at in pair], pair))
+        else:  # a bit for each weight and octave, and less where many are zero
+            octaves += 2 ** len(tried) * (fit.octaves(0.45 * budget) - fit.octaves(budget)) * excess / budget
+            octaves = min(max(octaves, finest), finest + 30)
+    sizes = {len(data): data for data in tried.values()}
+    return sizes[max((size for size in sizes if size <= budget), default=min(sizes))]
 def write_atomically(path: Path, data: bytes) -> None:
     """All of the file or none of it."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
     os.replace(partial, path)
-
-def read_artifact(data: bytes, name: str) -> tuple[dict, memoryview]:
-    """Manifest and numbers of an artifact; UserError if it is not whole, unchanged and of this format."""
+def read_artifact(data: bytes, name: str) -> tuple[dict, dict[str, Tensor]]:
+    """Manifest and weights, float32 by name; UserError if an artifact is not whole, unchanged and of this
+    format, or forged: memory and time are bounded by its size, and nothing in it is executed."""
     if len(data) < ARTIFACT_HEADER.size or not data.startswith(ARTIFACT_MAGIC):
         raise UserError(f"{name}: not an artifact of this script")
-    _, version, codec, size, digest = ARTIFACT_HEADER.unpack_from(data)
-    body = data[ARTIFACT_HEADER.size:]
-    if (version, codec) != (ARTIFACT_FORMAT, ARTIFACT_CODEC):
+    _, version, codec, size, packed, digest = ARTIFACT_HEADER.unpack_from(data)
+    body = memoryview(data)[ARTIFACT_HEADER.size:]
+    if version != ARTIFACT_FORMAT or codec >= len(CODECS):
         raise UserError(f"{name}: format {version} with codec {codec}, which this script does not read")
     if hashlib.sha256(body).digest()[:16] != digest:
         raise UserError(f"{name}: damaged: its checksum does not match")
     try:
-        if size > 1 << 30 or zstandard.get_frame_parameters(body).content_size != size:
-            raise ValueError(f"{size} bytes are not what it holds")
-        payload = memoryview(zstandard.ZstdDecompressor().decompress(body))
-        end = 4 + struct.unpack_from("<I", payload)[0]
-        manifest = json.loads(bytes(payload[4:end]))
+        first, codes = unzstd(body[:packed], size), body[packed:]
+        end = 4 + struct.unpack_from("<I", first)[0]
+        manifest = json.loads(bytes(first[4:end]))
         known = {field.name: field for field in fields_of("model", "evaluation")}
-        manifest["settings"] = {key: parse_value(known[key], as_typed(value))
-                                for key, value in manifest["settings"].items()}
-        if not isinstance(manifest["limits"], list) or not isinstance(manifest["tokenizer"], str):
-            raise TypeError("limits or tokenizer of a wrong type")
-        return manifest, payload[end:]
-    except (struct.error, zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError,
-            RecursionError) as error:
+        settings = {key: parse_value(known[key], as_typed(x)) for key, x in manifest["settings"].items()}
+        if problems := combination_problems(Settings(**settings), trains=False):
+            raise ValueError("; ".join(problems))
+        if manifest["quant"] not in ("fit", "rows") or not isinstance(manifest["tokenizer"], str):
+            raise TypeError("quant or tokenizer is of no known kind")
+        with torch.device("meta"):  # shapes without memory
+            model = GPT(Settings(**settings), Runtime())
+        parameters, coded = stored_parameters(model), coded_parameters(model, manifest["quant"])
+        sizes = [sum(p.shape) if key in coded else p.numel() for key, p in parameters.items()]
+        shapes = [tuple(p.shape) for p in coded.values()]
+        if len(first) - end != 2 * sum(sizes) or sum(m * n for m, n in shapes) > 64 * len(codes) + (1 << 20):
+            raise ValueError("its numbers do not fit the model that its settings describe")
+        halves = torch.from_numpy(join_planes(first[end:], "<f2").astype(np.float32)).split(sizes)
+        flat = torch.from_numpy(list(CODECS.values())[codec][1](codes, shapes).copy())
+        matrices = iter(flat.split([m * n for m, n in shapes]))
+        return {**manifest, "settings": settings}, {
+            key: dequantize(next(matrices).view(p.shape), *half.split(tuple(p.shape))) if key in coded
+            else half.view(p.shape) for (key, p), half in zip(parameters.items(), halves)}
+    except (struct.error, zstandard.ZstdError, ArithmeticError, AttributeError, LookupError, RuntimeError,
+            TypeError, ValueError) as error:
         raise UserError(f"{name}: damaged: {' '.join(str(error).split())}") from None
-
-@torch.no_grad()
-def unpack_into(model: GPT, manifest: dict, numbers: memoryview, name: str) -> None:
-    """Fill the model, whose shapes say how the numbers are cut; UserError if they do not fit to the byte."""
-    parameters, quantized = stored_parameters(model), stored_parameters(model, "mlp", "int6")
-    code_count = sum(p.numel() for p in quantized.values())
-    half_count = sum(p.size(0) if n in quantized else p.numel() for n, p in parameters.items())
-    if len(numbers) != code_count + 2 * half_count or len(manifest["limits"]) != len(quantized):
-        raise UserError(f"{name}: damaged: its numbers do not fit the model that its settings describe")
-    codes = torch.from_numpy(np.frombuffer(numbers[:code_count], dtype=np.int8).copy())
-    planes = np.frombuffer(numbers[code_count:], dtype=np.uint8).reshape(2, half_count)
-    halves = torch.from_numpy(np.ascontiguousarray(planes.T).view("<f2").reshape(-1).astype(np.float16))
-    codes = iter(codes.split([p.numel() for p in quantized.values()]))
-    halves = iter(halves.split([p.size(0) if n in quantized else p.numel() for n, p in parameters.items()]))
-    for n, parameter in parameters.items():
-        half = next(halves)
-        parameter.copy_(dequantize(next(codes).view_as(parameter), half) if n in quantized else
-                        half.view_as(parameter))
 
 # ---- Evaluate ----------------------------------------------------------------------------------------------
 Score = collections.namedtuple("Score", "val_loss val_bpb targets bytes seconds")  # nats, bits a byte
-
 def plan_windows(targets: int, window: int, stride: int) -> np.ndarray:
     """Rows (start of a window, first of its places that is scored, how many are), int64 (rows, 3). Target i,
     the token i + 1, is predicted at token i. The first window scores all its targets, `stride` a row, each
@@ -1106,14 +1135,12 @@ class Evaluator:
         plain = settings.train_seq_len - settings.memory_tokens
         self.passes = dict(plain=(plain, plain),
                            sliding=(settings.eval_seq_len - settings.memory_tokens, settings.eval_stride))
-
     @torch.no_grad()
     def warm_up(self, model: GPT) -> None:
         """Compile the forward passes on synthetic tokens, outside of any clock."""
         for window, stride in self.passes.values():
             self.token_losses(model, *(torch.zeros(self.batch, n, device=self.runtime.device).long()
                                        for n in (window, stride, stride)))
-
     @torch.no_grad()
     def score(self, model: GPT, tokens: np.ndarray, name: str) -> Score:
         """Score all targets of uint16 (tokens,). Each rank takes a run of windows; all get the result."""
@@ -1144,24 +1171,22 @@ class Evaluator:
             raise AssertionError(f"{totals[2]} targets were scored, not {targets}")
         nats, size, count, seconds = *totals.tolist(), time.perf_counter() - started
         return Score(nats / count, bits_per_byte(totals), int(count), int(size), seconds)
-
 def bits_per_byte(totals: Tensor) -> float:
     """The score, from float64 (nats, bytes, targets): the bits for a text over its bytes."""
     return float(totals[0] / math.log(2) / totals[1])
 
 # ---- Train -------------------------------------------------------------------------------------------------
-def training_loss(model: GPT, quantized: dict[str, Tensor], limits: Tensor | None, tokens: Tensor,
+def training_loss(model: GPT, coded: dict[str, Tensor], grid: Grid | None, tokens: Tensor,
                   targets: Tensor) -> tuple[Tensor, Tensor]:
-    """GPT.forward; with `limits`, float32 (len(quantized),), on weights as they will be read back (late QAT).
-    Whether there are limits is part of a graph's signature, so compilation cannot fold QAT away (#1032)."""
-    if limits is None:
+    """GPT.forward; with a grid for the coded weights, on what will be read back of them (late QAT). Whether
+    there is a grid is part of a graph's signature, so compilation cannot fold QAT away (#1032)."""
+    if grid is None:
         return model(tokens, targets)
-    weights = {name: fake_quantize(weight, limits[i]) for i, (name, weight) in enumerate(quantized.items())}
+    weights = {name: fake_quantize(weight, *grid[name]) for name, weight in coded.items()}
     return torch.func.functional_call(model, weights, (tokens, targets))
 
 # Operations a second of dense bfloat16 products with float32 sums, by the GPU's name.
 PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}
-
 def flops_per_token(model: GPT, s: Settings) -> float:
     """Operations to train on a position: 6 for each weight of a product (2 forward, 4 backward) and, for
     causal attention's two products, 6 for each channel and position of a row."""
@@ -1177,11 +1202,9 @@ class Clock:
     def __init__(self, runtime: Runtime):
         self.runtime, self.seconds, self.started, self.events = runtime, 0.0, 0.0, collections.deque()
         self.in_flight = 2 if runtime.device.type == "cuda" else 0  # steps that the host may be ahead
-
     def start(self) -> None:
         self.runtime.synchronize()
         self.started = time.perf_counter()
-
     def read(self) -> float:
         """The seconds so far. Holds a host back that is far ahead of its GPU, or it would time launches."""
         if self.runtime.device.type == "cuda":
@@ -1190,7 +1213,6 @@ class Clock:
             if len(self.events) > self.in_flight:
                 self.events.popleft().synchronize()
         return self.seconds + self.runtime.from_main(time.perf_counter() - self.started)
-
     def pause(self) -> float:
         """Stop counting; the seconds so far."""
         self.runtime.synchronize()
@@ -1201,59 +1223,55 @@ class Trainer:
     """Everything that a training step touches."""
     def __init__(self, model: GPT, settings: Settings, runtime: Runtime, log: Log, data: TrainingRows,
                  code_bytes: int):
-        self.model, self.settings, self.runtime, self.log = model, settings, runtime, log
-        self.data, self.code_bytes = data, code_bytes
-        self.loss = runtime.compile(training_loss, "graph")
+        self.model, self.settings, self.runtime, self.log, self.data = model, settings, runtime, log, data
+        self.code_bytes, self.loss = code_bytes, runtime.compile(training_loss, "graph")
         self.plan, self.clock = BatchPlan(settings, runtime), Clock(runtime)
-        self.average = WeightAverage(settings)
-        self.optimizer = Optimizer(model, settings, runtime)
+        self.average, self.optimizer = WeightAverage(settings), Optimizer(model, settings, runtime)
         self.stored = list(stored_parameters(model).values())
-        self.quantized, self.limits = stored_parameters(model, "mlp", "int6"), None
+        self.coded, self.grid = coded_parameters(model, settings.quant), None
+        self.fit = Fit(self.coded) if settings.quant == "fit" else None
         self.targets_per_step = self.plan.step_rows * (settings.train_seq_len - settings.memory_tokens)
         self.steps, self.qat_steps, self.epoch = 0, 0, 0
-
-    def forward_backward(self, tokens: Tensor, targets: Tensor, limits: Tensor | None) -> Tensor:
+    def forward_backward(self, tokens: Tensor, targets: Tensor, grid: Grid | None) -> Tensor:
         """Add a micro-batch to the gradients; its share of the step's mean loss, on the device."""
         if self.runtime.device.type == "cuda":
             device = self.runtime.device
             tokens, targets = (x.pin_memory().to(device, non_blocking=True) for x in (tokens, targets))
-        objective, loss = self.loss(self.model, self.quantized, limits, tokens, targets)
+        objective, loss = self.loss(self.model, self.coded, grid, tokens, targets)
         (objective / self.targets_per_step).backward()
         return loss / self.targets_per_step
-
     def warm_up(self) -> None:
         """Run every training graph on synthetic tokens, then put weights, optimizer and random state back.
         The loader has no state to put back: a row depends on its position alone."""
-        parameters, random_state = list(self.model.parameters()), torch.get_rng_state()
-        saved = [parameter.detach().clone() for parameter in parameters]
-        s, rows = self.settings, self.plan.rows
+        s, rows, parameters = self.settings, self.plan.rows, list(self.model.parameters())
+        saved, random_state = [parameter.detach().clone() for parameter in parameters], torch.get_rng_state()
         tokens = (torch.arange(rows * s.train_seq_len) % s.vocab_size).view(rows, -1)
-        limits = PrecisionPlan(self.model, s).as_tensor(self.runtime.device)
-        for graph_limits in (None, limits) if s.late_qat_threshold else (None,):
+        for grid in (None, row_grid(self.model, s)) if s.late_qat_threshold else (None,):
             for step in range(s.warmup_steps):
-                self.forward_backward(tokens, tokens.clone(), graph_limits)
+                self.forward_backward(tokens, tokens.clone(), grid)
                 self.optimizer.step(step, 1.0)
         with torch.no_grad():
             torch._foreach_copy_(parameters, saved)
         self.optimizer = Optimizer(self.model, s, self.runtime)
         torch.set_rng_state(random_state)
-
     def step(self, scale: float) -> Tensor:
         """One optimizer step; this rank's share of its mean loss, on the device."""
         s = self.settings
-        if self.limits is None and scale < s.late_qat_threshold:
-            plan = PrecisionPlan(self.model, s)  # by estimate, the widths that the artifact will need
-            plan.shrink(plan.estimated_bytes(self.model) + self.code_bytes - s.artifact_max_bytes)
-            self.limits = plan.as_tensor(self.runtime.device)
-            self.log(f"late_qat:on step:{self.steps} scale:{scale:.4f} {plan}")
-        self.qat_steps += self.limits is not None
-        loss = sum(self.forward_backward(*self.plan.batch(self.data, self.steps, micro_step), self.limits)
+        if self.grid is None and scale < s.late_qat_threshold:
+            self.grid = row_grid(self.model, s)
+            if self.fit is not None:  # by estimate, the steps that the artifact will have
+                self.fit.finish(self.runtime)
+                self.grid = self.fit.grid(self.fit.octaves(s.artifact_max_bytes - self.code_bytes))
+            self.log(f"late_qat:on step:{self.steps} scale:{scale:.4f} quant:{s.quant}")
+        self.qat_steps += self.grid is not None
+        loss = sum(self.forward_backward(*self.plan.batch(self.data, self.steps, micro_step), self.grid)
                    for micro_step in range(self.plan.micro_steps))
+        if self.fit is not None and scale < Fit.START_SCALE:
+            self.fit.observe()
         self.optimizer.step(self.steps, scale)
         self.steps += 1
         self.average.after_step(self.steps, scale, self.stored)
         return loss
-
     def run(self, validate) -> None:
         """Train to the end of the schedule; call `validate(steps, seconds)` where VAL_LOSS_EVERY says so."""
         s, seconds, reserve, reported = self.settings, 0.0, 0.0, 0
@@ -1272,7 +1290,6 @@ class Trainer:
         seconds = self.clock.pause()
         if reported < self.steps:
             self.report(loss, seconds)
-
     def report(self, loss: Tensor, seconds: float) -> None:
         """The field's line for a step, and a new epoch. Waits for the device; UserError for NaN."""
         self.train_loss = float(self.runtime.sum_over_ranks(loss.clone()))
@@ -1308,7 +1325,6 @@ class Run:
         self.val_files = [] if settings.sample else find_shards(folder, "val")
         self.evaluator = Evaluator(settings, runtime, ByteTable(self.tokenizer), log)
         log(f"data:{folder} tokenizer:{path} sha256:{self.tokenizer_digest[:16]}")
-
     def stage(self, name: str, function, *arguments):
         """Call a function, and keep and log how long it took."""
         started = time.perf_counter()
@@ -1317,14 +1333,12 @@ class Run:
         self.results["stages"][name] = time.perf_counter() - started
         self.log(f"stage:{name} {self.results['stages'][name]:.1f}s")
         return value
-
     def score(self, model: GPT, name: str) -> Score:
         """Score a model. The first call opens the validation shards: after packing, or for VAL_LOSS_EVERY."""
         if self.validation is None:
             self.validation = load_validation(self.val_files, self.settings.vocab_size)
             self.log(f"val_loader:shards:{len(self.val_files)} tokens:{len(self.validation)}")
         return self.evaluator.score(model, self.validation, name)
-
     def validate(self, model: GPT, steps: int, seconds: float) -> Score:
         """A plain pass during training or after it, in the field's line."""
         score = self.score(model, "plain")
@@ -1332,9 +1346,8 @@ class Run:
                  f"val_bpb:{score.val_bpb:.4f} train_time:{1000 * seconds:.0f}ms "
                  f"step_avg:{1000 * seconds / steps:.2f}ms")
         return score
-
-    def train(self) -> GPT:
-        """A model trained on the training split, with the weights to export."""
+    def train(self) -> tuple[GPT, Fit | None]:
+        """A model trained on the training split, with the weights to export, and how to fit steps to it."""
         s, runtime, log = self.settings, self.runtime, self.log
         data = TrainingRows(self.train_files, s.train_seq_len, s.seed, s.vocab_size)
         model = build_model(s, runtime)
@@ -1357,59 +1370,54 @@ class Run:
             parameters=parameters, steps=trainer.steps, tokens=tokens, train_seconds=seconds,
             step_avg_ms=1000 * seconds / trainer.steps, train_loss=trainer.train_loss,
             late_qat_steps=trainer.qat_steps, exported=trainer.average.name, flops_per_second=flops)
-        return model
-
-    def write_artifact(self, model: GPT) -> bytes:
+        return model, trainer.fit
+    def write_artifact(self, model: GPT, fit: Fit | None) -> bytes:
         """Pack the model, write it, read it back from disk. One that is over the cap gets another name."""
         s, data = self.settings, None
+        if fit is not None:
+            fit.finish(self.runtime)
         if self.runtime.rank == 0:
             stored = {f.name: getattr(s, f.name) for f in fields_of("model", "evaluation")}
             del stored["eval_batch_seqs"]  # the machine's, not the model's
             manifest = dict(settings=stored, tokenizer=self.tokenizer_digest)
-            packed, plan = pack_under_cap(model, s, manifest, self.code_bytes)
+            packed = pack_under_cap(model, s, manifest, s.artifact_max_bytes - self.code_bytes, fit)
             fits = len(packed) + self.code_bytes <= s.artifact_max_bytes
             path = Path(ARTIFACT_NAME if fits else OVER_CAP_NAME)
             write_atomically(Path("logs", f"{self.log.run_id}.{path.name}"), packed)  # for keeps
             write_atomically(path, packed)
             data = path.read_bytes()
-            self.log(f"artifact:{path} {plan}")
+            self.log(f"artifact:{path} quant:{s.quant} codec:{s.codec}" +
+                     (f" gradient_changes:{fit.samples}" if fit else f" int5_mlp:{s.int5_mlp}"))
         data = self.runtime.from_main(data)
         self.count_bytes(data)
         return data
-
     def count_bytes(self, data: bytes) -> None:
         """Put the submission's size into results and log; UserError if it is over the cap."""
         total, cap = len(data) + self.code_bytes, self.settings.artifact_max_bytes
         self.results.update(bytes_model=len(data), bytes_total=total, under_cap=total <= cap)
-        self.log(f"Serialized model int6+zstd: {len(data)} bytes")
-        self.log(f"Code size: {self.code_bytes} bytes")
-        self.log(f"Total submission size int6+zstd: {total} bytes")
+        self.log(f"Serialized model int6+zstd: {len(data)} bytes\nCode size: {self.code_bytes} bytes\n"
+                 f"Total submission size int6+zstd: {total} bytes")  # the field's words, whatever QUANT is
         if total > cap:
             self.finish()
-            raise UserError(f"{total - cap} bytes over the cap: no score ({OVER_CAP_NAME}); try INT5_MLP=1")
-
+            raise UserError(f"{total - cap} bytes over the cap: no score ({OVER_CAP_NAME}); use QUANT=fit or "
+                            "a smaller model")
     def score_artifact(self, model: GPT) -> None:
         """Score a model that was read from an artifact: plain as a check, then sliding."""
         for label, kind in (("final_int6_roundtrip", "plain"), ("final_int6_sliding_window", "sliding")):
             score = self.stage(label, self.score, model, kind)
             self.results[label] = score._asdict()
             self.log(f"{label} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
-                     f"eval_time:{1000 * score.seconds:.0f}ms targets:{score.targets} bytes:{score.bytes}")
-            self.log(f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
+                     f"eval_time:{1000 * score.seconds:.0f}ms targets:{score.targets} bytes:{score.bytes}\n"
+                     f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
         self.finish()
-
-    def read_model(self, data: bytes, name: str, runtime: Runtime) -> GPT:
-        """The model in an artifact; UserError if it was made with another tokenizer."""
-        manifest, numbers = read_artifact(data, name)
+    def read_model(self, manifest: dict, weights: dict[str, Tensor], runtime: Runtime) -> GPT:
+        """A fresh model with an artifact's weights; UserError if it was made with another tokenizer."""
         if manifest["tokenizer"] != self.tokenizer_digest:
-            raise UserError(f"{name}: its tokenizer had SHA-256 {manifest['tokenizer'][:16]}, this one has "
+            raise UserError(f"the artifact's tokenizer has SHA-256 {manifest['tokenizer'][:16]}, not "
                             f"{self.tokenizer_digest[:16]}; set DATA_PATH or TOKENIZER_PATH")
-        with torch.device("meta"):  # check all sizes before anything is allocated
-            unpack_into(GPT(self.settings, runtime), manifest, numbers, name)
         model = build_model(self.settings, runtime)
-        unpack_into(model, manifest, numbers, name)
+        model.load_state_dict(weights, strict=False)  # MTP heads are not in it
         return model
-
     def finish(self) -> None:
         """Write the results for programs."""
         results = self.results
@@ -1418,67 +1426,59 @@ class Run:
         self.log(f"eval_seconds:{results['eval_seconds']:.1f} peak_memory:{results['peak_memory_bytes']}")
         if self.runtime.rank == 0:
             write_atomically(Path("logs", f"{self.log.run_id}.json"), json.dumps(results, indent=1).encode())
-
 def train_and_score(run: Run) -> None:
     """Train, average, quantize, pack, read back, score."""
-    model = run.train()
-    data = run.stage("packing", run.write_artifact, model)
-    score = run.stage("pre_quantization", run.validate, model,
-                      run.results["steps"], run.results["train_seconds"])
-    run.results["pre_quantization"] = score._asdict()
-    run.score_artifact(run.read_model(data, ARTIFACT_NAME, run.runtime))
-
-def score_existing(run: Run, data: bytes) -> None:
-    """Score an artifact that an earlier run has made."""
+    model, fit = run.train()
+    data = run.stage("packing", run.write_artifact, model, fit)
+    at = run.results["steps"], run.results["train_seconds"]
+    run.results["pre_quantization"] = run.stage("pre_quantization", run.validate, model, *at)._asdict()
+    run.score_artifact(run.read_model(*read_artifact(data, ARTIFACT_NAME), run.runtime))
+def score_existing(run: Run, data: bytes, *content) -> None:
+    """Score an artifact, with the manifest and weights in it, that an earlier run has made."""
     run.count_bytes(data)
-    model = run.read_model(data, run.settings.artifact, run.runtime)
+    model = run.read_model(*content, run.runtime)
     run.stage("warmup_evaluation", run.evaluator.warm_up, model)
     run.score_artifact(model)
-
 @torch.no_grad()
-def continue_text(run: Run, data: bytes) -> None:
+def continue_text(run: Run, *content) -> None:
     """Print SAMPLE and what the model writes after it, not compiled, since the length grows."""
     s = run.settings
-    model = run.read_model(data, s.artifact, dataclasses.replace(run.runtime, compiled="no"))
+    model = run.read_model(*content, dataclasses.replace(run.runtime, compiled="no"))
     generator = torch.Generator().manual_seed(s.seed)
     ids = [BOS, *run.tokenizer.encode(s.sample)]
     for _ in range(s.sample_tokens):
         context = torch.tensor([ids[-(s.train_seq_len - s.memory_tokens):]], device=run.runtime.device)
-        logits = model.logits(context)[0, -1].cpu()
-        shares = torch.softmax(logits / max(s.sample_temperature, 1e-6), -1)
+        shares = torch.softmax(model.logits(context)[0, -1].cpu() / max(s.sample_temperature, 1e-6), -1)
         ids.append(int(torch.multinomial(shares, 1, generator=generator)))
         if ids[-1] == BOS:  # the document has ended
             break
     run.log(run.tokenizer.decode(ids))
-
 def start(environment) -> None:
     """Settings, runtime, log, then what the settings ask for."""
-    if environment.get("RANK", "0") == "0":
-        for warning in mistyped_settings(environment):
-            print(warning, file=sys.stderr)
-    artifact, data, stored = environment.get("ARTIFACT", ""), b"", {}
+    for warning in mistyped_settings(environment) if environment.get("RANK", "0") == "0" else ():
+        print(warning, file=sys.stderr)
+    artifact, content, stored = environment.get("ARTIFACT", ""), (), {}
     if artifact:
         if not Path(artifact).is_file():
             raise UserError(f"ARTIFACT={artifact} is not a file")
         data = Path(artifact).read_bytes()
-        stored = read_artifact(data, artifact)[0]["settings"]
+        content = read_artifact(data, artifact)
+        stored = content[0]["settings"]
     settings, preset_line = settings_from(environment, stored)
     runtime = start_runtime(settings)
     default_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-seed{settings.seed}"
     log = Log(runtime.from_main(settings.run_id or default_id), runtime)
-    for line in (preset_line, *runtime.reasons):
-        log(line)
+    log("\n".join((preset_line, *runtime.reasons)))
     log(f"settings:{json.dumps(dataclasses.asdict(settings))}", console=False)
     run = Run(settings, runtime, log)
     if not artifact:
         train_and_score(run)
     elif settings.sample:
-        continue_text(run, data)
+        continue_text(run, *content)
     else:
-        score_existing(run, data)
+        score_existing(run, data, *content)
     if runtime.world_size > 1:  # rank 0 serves the others' rendezvous, so all leave together
         dist.barrier(group=runtime.control)
-
 def main() -> int:
     """Exit status 0; or 2 after one line that says what to mend."""
     if {"-h", "--help"} & set(sys.argv[1:]):

@@ -14,9 +14,9 @@ import torch
 import train_gpt
 from conftest import VOCAB_SIZE, random_tokens, stir, tiny_model, tiny_settings, write_shard
 from torch import Tensor
-from train_gpt import (IGNORED, BatchPlan, Muon, Optimizer, PrecisionPlan, Runtime, Settings, Trainer,
-                       TrainingRows, UserError, WeightAverage, dequantize, newton_schulz, progress_at,
-                       quantize, scale_at, stored_parameters)
+from train_gpt import (IGNORED, BatchPlan, Fit, Muon, Optimizer, Runtime, Settings, Trainer, TrainingRows,
+                       UserError, WeightAverage, coded_parameters, dequantize, newton_schulz, progress_at,
+                       quantize, row_grid, scale_at, stored_parameters)
 
 
 def quiet(line: str, console: bool = True) -> None:
@@ -362,12 +362,13 @@ def test_without_a_sample_the_last_weights_are_exported(make_trainer, changes):
 
 
 @torch.no_grad()
-def really_quantized(trainer: Trainer, limits: Tensor) -> train_gpt.GPT:
+def really_quantized(trainer: Trainer, grid: train_gpt.Grid) -> train_gpt.GPT:
     """A copy of the trainer's model with weights rounded as an artifact rounds them."""
     model = train_gpt.GPT(trainer.settings, Runtime())
     model.load_state_dict(trainer.model.state_dict())
-    for limit, parameter in zip(limits.tolist(), stored_parameters(model, "mlp", "int6").values()):
-        parameter.copy_(dequantize(*quantize(parameter, int(limit))))
+    for name, steps in grid.items():
+        parameter = model.get_parameter(name)
+        parameter.copy_(dequantize(quantize(parameter, *steps), *steps))
     return model
 
 
@@ -387,20 +388,20 @@ def graphs(monkeypatch):
     torch.compiler.reset()
 
 
-def test_late_qat_fires_in_a_compiled_run_in_one_more_graph(make_trainer, graphs):
-    changes = dict(iterations=20, warmdown_iters=10, late_qat_threshold=0.35, int5_mlp="1",
-                   num_layers=1, mtp_num_heads=0)
+@pytest.mark.parametrize("scheme", [dict(quant="rows", int5_mlp="1"), dict(quant="fit")], ids=["rows", "fit"])
+def test_late_qat_fires_in_a_compiled_run_in_one_more_graph(make_trainer, graphs, scheme):
+    changes = dict(iterations=20, warmdown_iters=10, late_qat_threshold=0.35, num_layers=1, mtp_num_heads=0,
+                   **scheme)
     trainer = make_trainer(runtime=Runtime(compiled="graph"), **changes)
     trainer.warm_up()
     assert graphs.frame_count == 2
     initial = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     stir(trainer.model)
     tokens, targets = trainer.plan.batch(trainer.data, 0, 0)
-    limits = PrecisionPlan(trainer.model, trainer.settings).as_tensor(torch.device("cpu"))
-    assert set(limits.tolist()) == {15.0, 31.0}
-    plain, rounded = (trainer.loss(trainer.model, trainer.quantized, x, tokens, targets)[1]
-                      for x in (None, limits))
-    expected = really_quantized(trainer, limits)(tokens, targets)[1]
+    grid = row_grid(trainer.model, trainer.settings)
+    plain, rounded = (trainer.loss(trainer.model, trainer.coded, x, tokens, targets)[1]
+                      for x in (None, grid))
+    expected = really_quantized(trainer, grid)(tokens, targets)[1]
     assert abs(plain - expected) > 0.01
     torch.testing.assert_close(rounded, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(plain, trainer.model(tokens, targets)[1], rtol=1e-6, atol=0)
@@ -437,13 +438,49 @@ def test_late_qat_changes_the_steps_from_its_threshold_on_and_none_before(make_t
     assert sum(line.startswith("late_qat:on step:17 scale:0.3") for line in lines) == 1
 
 
+def test_late_qat_rounds_to_the_steps_that_the_artifact_will_have(make_trainer):
+    trainer = make_trainer(quant="rows", late_qat_threshold=0.9)
+    expected = row_grid(trainer.model, trainer.settings)
+    trainer.step(0.5)
+    assert all(torch.equal(*pair) for name in expected for pair in zip(trainer.grid[name], expected[name]))
+    assert set(expected) == set(coded_parameters(trainer.model, "rows")) and trainer.fit is None
+    budget = 3000
+    trainer = make_trainer(quant="fit", late_qat_threshold=0.1, artifact_max_bytes=budget)
+    for scale in (0.19, 0.15, 0.12):
+        trainer.step(scale)
+    assert trainer.fit.samples == 2 and trainer.grid is None
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    twin = Fit(trainer.coded)
+    twin.__dict__.update(rows=trainer.fit.rows, columns=trainer.fit.columns)
+    twin.finish(Runtime())
+    expected = twin.grid(twin.octaves(budget))
+    trainer.step(0.05)
+    assert not same([p.detach() for p in trainer.model.parameters()], before)
+    assert all(torch.equal(*pair) for name in expected for pair in zip(trainer.grid[name], expected[name]))
+
+
+def test_the_sensitivity_comes_from_the_changes_of_the_gradients_near_the_end(make_trainer, monkeypatch):
+    trainer, gradients = make_trainer(late_qat_threshold=0.0), []
+    monkeypatch.setattr(trainer.optimizer, "step", lambda *_: (
+        gradients.append({name: p.grad.clone() for name, p in trainer.coded.items()}),
+        trainer.optimizer.gradients.zero_()))
+    for scale in (1.0, 0.5, 0.2, 0.19, 0.1, 0.05):
+        trainer.step(scale)
+    assert trainer.fit.samples == 2
+    for i, name in enumerate(trainer.coded):
+        changes = [b[name] - a[name] for a, b in zip(gradients[3:], gradients[4:])]
+        torch.testing.assert_close(trainer.fit.rows[i], sum((x @ x.T).diagonal() for x in changes))
+        torch.testing.assert_close(trainer.fit.columns[i], sum(x.T @ x for x in changes))
+    assert trainer.fit.rows[0].any()
+
+
 def test_gradients_pass_straight_through_the_rounding(make_trainer):
     trainer = make_trainer()
     stir(trainer.model)
-    limits = PrecisionPlan(trainer.model, trainer.settings).as_tensor(torch.device("cpu"))
+    grid = row_grid(trainer.model, trainer.settings)
     tokens, targets = trainer.plan.batch(trainer.data, 0, 0)
-    trainer.forward_backward(tokens, targets, limits)
-    model = really_quantized(trainer, limits)
+    trainer.forward_backward(tokens, targets, grid)
+    model = really_quantized(trainer, grid)
     (model(tokens, targets)[0] / trainer.targets_per_step).backward()
     expected = [p.grad for p in model.parameters()]
     torch.testing.assert_close([p.grad for p in trainer.model.parameters()], expected, rtol=1e-3, atol=1e-5)
@@ -533,7 +570,7 @@ def test_a_run_after_warm_up_equals_one_without_to_the_bit(make_trainer, thresho
         assert same([p.detach() for p in trainer.model.parameters()], before)
         assert torch.equal(torch.get_rng_state(), random_state)
         assert not trainer.optimizer.gradients.any()
-        assert (trainer.steps, trainer.qat_steps, trainer.average.samples, trainer.limits) == (0, 0, 0, None)
+        assert (trainer.steps, trainer.qat_steps, trainer.average.samples, trainer.grid) == (0, 0, 0, None)
         runs.append(trained(trainer))
     assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
 
@@ -541,8 +578,8 @@ def test_a_run_after_warm_up_equals_one_without_to_the_bit(make_trainer, thresho
 def test_warm_up_runs_every_graph(make_trainer, monkeypatch):
     trainer, seen = make_trainer(warmup_steps=2), []
     loss = trainer.loss
-    trainer.loss = lambda model, quantized, limits, tokens, targets: \
-        (seen.append((limits is None, tokens.shape)), loss(model, quantized, limits, tokens, targets))[1]
+    trainer.loss = lambda model, coded, grid, tokens, targets: \
+        (seen.append((grid is None, tokens.shape)), loss(model, coded, grid, tokens, targets))[1]
     trainer.warm_up()
     shape = trainer.plan.batch(trainer.data, 0, 0)[0].shape
     assert seen == [(True, shape)] * 2 + [(False, shape)] * 2
