@@ -102,8 +102,15 @@ def test_a_variable_wins_over_the_preset(preset):
     assert (changed.model_dim, changed.num_heads, changed.matrix_lr) == (256, 4, 0.5)
     assert changed.swa_enabled is False and changed.int5_mlp == "1"
     same = dataclasses.replace(changed, model_dim=plain.model_dim, num_heads=plain.num_heads,
-                               matrix_lr=plain.matrix_lr, swa_enabled=True, int5_mlp="auto")
+                               matrix_lr=plain.matrix_lr, swa_enabled=True, int5_mlp="auto", quant="fit")
     assert same == plain
+
+
+def test_int5_mlp_asks_for_the_entries_rows():
+    assert [settings(PRESET="record", INT5_MLP=x).quant for x in ("auto", "0", "1")] == ["fit", "rows", "rows"]
+    assert settings(PRESET="record", QUANT="rows").int5_mlp == "auto"
+    with pytest.raises(UserError, match="INT5_MLP is for QUANT=rows"):
+        settings(PRESET="record", QUANT="fit", INT5_MLP="1")
 
 
 def test_an_empty_variable_is_one_that_is_not_set():

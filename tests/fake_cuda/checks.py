@@ -26,7 +26,7 @@ from train_gpt import Evaluator, Runtime, Trainer
 
 # Of the record preset's micro-step, forward and backward; lower them when the code gets better.
 LAUNCHES, TRAFFIC = 350, 100e9
-# INT5_MLP=auto would need to know the weights.
+# QUANT=fit would need to know the gradients.
 SETTINGS = dict(PRESET="record", INT5_MLP="1", WARMUP_STEPS="1")
 
 
@@ -68,6 +68,10 @@ def check_step() -> None:
         assert products.counts["flash_forward", torch.bfloat16] == 2 * 11
         trainer.step(1.0)
         assert (trainer.plan.rows, trainer.plan.micro_steps) == (48, 1)
+        fit = train_gpt.Fit(trainer.coded)
+        fit.observe()
+        fit.observe()
+        assert {x.device.type for x in fit.rows + fit.columns} == {"cuda"} and fit.samples == 1
         assert all(p.grad.device == p.device == trainer.runtime.device for p in trainer.model.parameters())
         make_trainer(rank=7).optimizer.step(1, 1.0)  # this rank has no matrices of some shapes
 

@@ -30,8 +30,8 @@ def measure(qat: bool = False, layers: int = 11, **options) -> h100.Compiler:
         settings = {**checks.SETTINGS, "NUM_LAYERS": str(layers)}
         trainer = checks.make_trainer(compiled="graph", settings=settings)
         tokens = torch.zeros(48, 2048, dtype=torch.long)
-        limits = torch.ones(len(trainer.quantized), device="cuda") if qat else None
-        trainer.forward_backward(tokens, tokens.clone(), limits)
+        grid = checks.train_gpt.row_grid(trainer.model, trainer.settings) if qat else None
+        trainer.forward_backward(tokens, tokens.clone(), grid)
     return compiler
 
 
