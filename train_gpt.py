@@ -895,7 +895,6 @@ class Fit:
         self.weights, self.before, self.samples, self.steps, self.factors = weights, [], 0, {}, {}
         self.rows = [torch.zeros_like(w[:, 0]) for w in weights.values()]
         self.columns = [w.new_zeros(w.size(1), w.size(1)) for w in weights.values()]
-    @torch.no_grad()
     def observe(self) -> None:
         """Take a sample of the gradients, before the ranks sum them."""
         gradients = [w.grad for w in self.weights.values()]
@@ -930,7 +929,6 @@ class Fit:
         """The steps as float16 holds them; none so fine that a code would exceed INT10."""
         return {name: (torch.maximum((rows * 2.0 ** octaves).clamp(max=6e4), finest).half().float(), columns)
                 for name, (rows, columns, finest) in self.steps.items()}
-    @torch.no_grad()
     def codes(self, grid: Grid) -> dict[str, Tensor]:
         return {name: round_with_feedback(weight.detach(), *grid[name], self.factors[name])
                 for name, weight in self.weights.items()}
@@ -1102,9 +1100,11 @@ def read_artifact(data: bytes, name: str) -> tuple[dict, dict[str, Tensor]]:
         shapes = [tuple(p.shape) for p in coded.values()]
         if len(first) - end != 2 * sum(sizes) or sum(m * n for m, n in shapes) > 64 * len(codes) + (1 << 20):
             raise ValueError("its numbers do not fit the model that its settings describe")
-        halves = torch.from_numpy(join_planes(first[end:], "<f2").astype(np.float32)).split(sizes)
-        flat = torch.from_numpy(list(CODECS.values())[codec][1](codes, shapes).copy())
-        matrices = iter(flat.split([m * n for m, n in shapes]))
+        numbers = join_planes(first[end:], "<f2").astype(np.float32)
+        if not np.isfinite(numbers).all():
+            raise ValueError("some of its numbers are not finite")
+        halves, decode = torch.from_numpy(numbers).split(sizes), list(CODECS.values())[codec][1]
+        matrices = iter(torch.from_numpy(decode(codes, shapes).copy()).split([m * n for m, n in shapes]))
         return {**manifest, "settings": settings}, {
             key: dequantize(next(matrices).view(p.shape), *half.split(tuple(p.shape))) if key in coded
             else half.view(p.shape) for (key, p), half in zip(parameters.items(), halves)}

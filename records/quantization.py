@@ -4,8 +4,8 @@
 
 Trains as train_gpt.py would with the same environment and keeps the weights, with what training says of their
 sensitivity, in the file; if the file is there, only compares. Every way quantizes the same weights. Its artifact
-is read back and scored on the validation split in windows of the training length; the loss is what it has more
-than the float weights.
+is read back and scored in float32 on the validation split, in windows of the training length; the loss is what it
+has more than the float weights.
 """
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ class Comparison:
     def __init__(self, kept: dict, tokens: int):
         known = {field.name for field in train_gpt.fields_of()}
         self.settings = train_gpt.Settings(**{k: v for k, v in kept["settings"].items() if k in known})
-        self.settings = dataclasses.replace(self.settings, run_id="", data_path=os.environ.get(
-            "DATA_PATH", self.settings.data_path))
-        self.runtime = dataclasses.replace(train_gpt.start_runtime(self.settings), compiled="no")
+        self.settings = dataclasses.replace(  # in float32: bfloat16 would blur losses of 0.0001
+            self.settings, run_id="", dtype="float32", attention="auto", compile="0",
+            data_path=os.environ.get("DATA_PATH", self.settings.data_path))
+        self.runtime = train_gpt.start_runtime(self.settings)
         folder, tokenizer = train_gpt.find_data(self.settings, self.runtime, print)
         self.model, self.read = (train_gpt.build_model(self.settings, self.runtime) for _ in range(2))
         self.model.load_state_dict(kept["weights"])
@@ -207,7 +208,7 @@ def refinements(comparison: Comparison, budget: float) -> None:
     comparison.add("fit with zstd", comparison.pack_fit(budget, changed()), codec="zstd")
 
 
-def compare(comparison: Comparison) -> dict:
+def compare(comparison: Comparison, short: bool) -> dict:
     """All ways, and the headline figures."""
     c, rows_ = comparison, dict(quant="rows")
     grids = [train_gpt.row_grid(c.model, dataclasses.replace(c.settings, quant="rows", int5_mlp=x)) for x in "01"]
@@ -218,13 +219,14 @@ def compare(comparison: Comparison) -> dict:
     factors = input_factors(c)
     c.add("int6 rows, GPTQ, zstd", c.pack(grids[0], with_feedback(c, grids[0], factors)), codec="zstd", **rows_)
     sigma = []
-    for per_sigma in SIGMAS:
+    for per_sigma in SIGMAS[1::2] if short else SIGMAS:
         grid = {name: ((c.model.get_parameter(name).detach().std(1) / per_sigma).clamp(min=2.0 ** -24).half().float(),
                        columns) for name, (_, columns) in grids[0].items()}
         sigma.append(c.add(f"GPTQ, {per_sigma} steps a sigma", c.pack(grid, with_feedback(c, grid, factors)), **rows_))
     fit = c.fit()
-    curve = [c.add(f"fit, {share:.0%} of int6's bytes", c.pack_fit(share * entry["bytes"], fit)) for share in SHARES]
-    refinements(c, REFINED * entry["bytes"])
+    curve = [c.add(f"fit, {share:.0%} of int6's bytes", c.pack_fit(share * entry["bytes"], fit)) for share in (SHARES[1::2] if short else SHARES)]
+    if not short:
+        refinements(c, REFINED * entry["bytes"])
     at_int6 = curve[-1]["loss_bpb"] / entry["loss_bpb"]
     needed = interpolated([row["loss_bpb"] for row in curve], [row["bytes"] for row in curve], entry["loss_bpb"])
     ratios = {row["way"]: interpolated([each["bytes"] for each in curve], [each["loss_bpb"] for each in curve],
@@ -278,6 +280,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="file of the float model; trained first if it is not there")
     parser.add_argument("--tokens", type=int, default=0, help="of the validation split to score; 0: all")
+    parser.add_argument("--short", action="store_true", help="half of the points, and no refinements taken away")
     parser.add_argument("--json", type=Path, help="write the rows and the headline figures there")
     parser.add_argument("--plot", type=Path, help="write loss against bytes there (needs matplotlib)")
     arguments = parser.parse_args()
@@ -295,7 +298,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"float: {comparison.float}\n\n| {' | '.join(HEADINGS)} |\n{'|---' * len(HEADINGS)}|")
-    figures = compare(comparison)
+    figures = compare(comparison, arguments.short)
     print("\n" + "\n".join(f"{name}:{value:.3f}" for name, value in figures.items() if isinstance(value, float)))
     if arguments.json:
         arguments.json.write_text(json.dumps(dict(

@@ -530,6 +530,16 @@ def test_forged_codes_are_found(place):
                 raise ValueError  # a change that no code's table depends on
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_numbers_that_are_not_finite_are_found(artifact, value):
+    def change(manifest, halves, codes):
+        numbers = train_gpt.join_planes(halves, "<f2").copy()
+        numbers[len(numbers) // 2] = value
+        return manifest, train_gpt.split_planes([numbers], "<f2"), codes
+    with pytest.raises(UserError, match="not finite"):
+        read_whole(forge(artifact, change))
+
+
 def mutations(data: bytes, count: int, seed: int):
     """Random damage of several kinds, signed again, so that it reaches what lies behind the checksum."""
     random = np.random.default_rng(seed)
