@@ -138,3 +138,28 @@ def test_step_time_share_of_the_peak_and_memory_of_the_record_preset(data_folder
               f"{flops / 1e12:.0f} TFLOP/s, mfu {flops / peak:.3f}, {memory / 2**30:.1f} GiB")
     assert math.isfinite(float(loss)) and memory < trainer.runtime.memory_bytes()
     assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]  # all were compiled in the warm-up
+
+
+def test_steps_are_fitted_on_the_gpu_as_on_the_cpu():
+    """The same sensitivity gives the same steps; codes differ in a few ties; the artifact fits the same budget."""
+    settings = tiny_settings(quant="fit", zstd_level=3)
+    sizes, grids = [], []
+    for device in ("cpu", "cuda"):
+        model = train_gpt.GPT(settings, Runtime()).to(device)
+        model.load_state_dict(tiny_model(quant="fit").state_dict())
+        fit, generator = train_gpt.Fit(train_gpt.coded_parameters(model, "fit")), torch.Generator().manual_seed(2)
+        for _ in range(5):
+            for weight in fit.weights.values():
+                weight.grad = torch.randn(weight.shape, generator=generator).to(device)
+            fit.observe()
+        fit.finish(Runtime(device=torch.device(device)))
+        manifest = dict(tokenizer="", settings={
+            f.name: getattr(settings, f.name) for f in train_gpt.fields_of("model", "evaluation")})
+        data = train_gpt.pack_under_cap(model, settings, manifest, 6000, fit)
+        sizes.append(len(data))
+        grids.append(fit.grid(-4.0))
+        train_gpt.read_artifact(data, "a")
+    assert max(sizes) <= 6000 and abs(sizes[0] - sizes[1]) < 120
+    for name, steps in grids[0].items():
+        for found, expected in zip(grids[1][name], steps):
+            assert (found.cpu() == expected).float().mean() > 0.9, name
