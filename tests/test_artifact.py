@@ -665,7 +665,7 @@ def test_a_manifest_longer_than_the_file_is_found():
 # ---- under the cap
 
 
-MEDIUM = dict(model_dim=128, num_layers=6, vocab_size=256, bigram_vocab_size=512, bigram_dim=16)
+MEDIUM = dict(model_dim=96, num_layers=4, vocab_size=256, bigram_vocab_size=512, bigram_dim=16)
 
 
 @pytest.fixture(scope="module")
@@ -719,7 +719,7 @@ def test_more_bytes_are_less_damage(medium):
     assert damage[0] > 3 * damage[1] > 9 * damage[2] > 0
 
 
-@pytest.mark.parametrize("budget", [-5, 0, 100])
+@pytest.mark.parametrize("budget", [-5, 100])
 def test_when_nothing_fits_the_smallest_is_left(medium, budget):
     data = pack_with(medium, budget)
     weights = read_artifact(data, "a")[1]
