@@ -852,7 +852,7 @@ class WeightAverage:
         return f"weights: {self.name} of {self.samples} samples"
 
 # ---- Artifact: codes behind an entropy coder, float16, and all that a reader needs but the tokenizer -------
-INT5, INT6, INT10 = 15, 31, 511  # largest codes; symmetric, so that zero stays zero
+INT5, INT6, INT13 = 15, 31, 4095  # largest codes; symmetric, so that zero stays zero
 ARTIFACT_NAME, OVER_CAP_NAME = "final_model.int6.ptz", "over_the_cap.int6.ptz"
 ARTIFACT_MAGIC, ARTIFACT_FORMAT, MOST_BYTES = b"GOLF", 2, 1 << 28  # the last: what a reader unpacks at once
 ARTIFACT_HEADER = struct.Struct("<4sBBQQ16s")  # magic, format, codec, sizes of part 1 and its frame, SHA-256
@@ -867,7 +867,7 @@ def coded_parameters(model: GPT, quant: str) -> dict[str, nn.Parameter]:
 def quantize(weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The nearest codes, whole numbers in float32 (rows, columns)."""
     step = rows[:, None] * columns
-    return torch.where(step > 0, weight / step, 0.0).round().clamp(-INT10, INT10)
+    return torch.where(step > 0, weight / step, 0.0).round().clamp(-INT13, INT13)
 def dequantize(codes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """What the model computes with, float32 (rows, columns)."""
     return codes.float() * (rows[:, None] * columns)
@@ -916,7 +916,7 @@ class Fit:
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(columns))
             self.factors[name] = torch.linalg.cholesky(inverse, upper=True).float()
             columns = half_octaves(self.factors[name].diagonal())
-            finest = half_octaves((weight.abs() / columns).amax(1) / (0.7 * INT10)).clamp(min=2.0 ** -24)
+            finest = half_octaves((weight.abs() / columns).amax(1) / (0.7 * INT13)).clamp(min=2.0 ** -24)
             self.steps[name] = half_octaves(rows.rsqrt()), columns, finest
     @torch.no_grad()
     def octaves(self, size: float) -> float:
@@ -926,7 +926,7 @@ class Fit:
                           for weight, (rows, columns, _) in zip(self.weights.values(), self.steps.values())])
         return float(logs.nan_to_num(0.0, 0.0, -20.0).mean()) + 3 - min(7.0, 8 * size / len(logs))
     def grid(self, octaves: float) -> Grid:
-        """The steps as float16 holds them; none so fine that a code would exceed INT10."""
+        """The steps as float16 holds them; none so fine that a code would exceed INT13."""
         return {name: (torch.maximum((rows * 2.0 ** octaves).clamp(max=6e4), finest).half().float(), columns)
                 for name, (rows, columns, finest) in self.steps.items()}
     def codes(self, grid: Grid) -> dict[str, Tensor]:
@@ -950,7 +950,7 @@ def round_with_feedback(weight: Tensor, rows: Tensor, columns: Tensor, factor: T
         weight[end:] -= factor[start:end, end:].T @ errors
     return codes.T
 
-LANES, SHARE_BITS, CONTEXTS, ALPHABET = 256, 15, 32, 2 * INT10 + 2  # of the rANS coder
+LANES, SHARE_BITS, CONTEXTS, ALPHABET = 256, 15, 48, 2 * INT13 + 2  # of the rANS coder
 MASK, SHIFT, WORD, LOWEST = (np.uint64(x) for x in ((1 << SHARE_BITS) - 1, SHARE_BITS, 32, 1 << 31))
 def levels_of(codes: np.ndarray) -> np.ndarray:
     """Half octaves of the mean size of a matrix's columns, and of its rows' over the matrix's, int8."""
@@ -959,13 +959,13 @@ def levels_of(codes: np.ndarray) -> np.ndarray:
 def contexts_of(levels: list[np.ndarray], shapes: list[tuple[int, int]]) -> np.ndarray:
     """The table that each code is coded with, uint8: by the size that its row and column let expect."""
     sums = (level[:m, None].astype(np.int16) + level[m:] for level, (m, n) in zip(levels, shapes))
-    return np.concatenate([(x + CONTEXTS // 2).clip(0, CONTEXTS - 1).astype(np.uint8).ravel() for x in sums])
+    return np.concatenate([(x + 16).clip(0, CONTEXTS - 1).astype(np.uint8).ravel() for x in sums])
 def encode_rans(matrices: list[np.ndarray], compress) -> bytes:
     """Codes near their entropy: an asymmetric numeral system (Duda 2013) on LANES states in turn, each code
     with the shares of 2 ** SHARE_BITS that codes have in its context."""
     levels = [levels_of(codes) for codes in matrices]
     contexts = contexts_of(levels, [codes.shape for codes in matrices])
-    symbols = np.concatenate([codes.ravel() for codes in matrices]) + np.int16(INT10)
+    symbols = np.concatenate([codes.ravel() for codes in matrices]) + np.int16(INT13)
     counts = np.bincount(contexts.astype(np.int32) * ALPHABET + symbols, minlength=CONTEXTS * ALPHABET)
     counts = counts.reshape(CONTEXTS, ALPHABET)
     total, whole = counts.sum(1, keepdims=True).clip(min=1), 1 << SHARE_BITS
@@ -1010,7 +1010,7 @@ def decode_rans(data: memoryview, shapes: list[tuple[int, int]]) -> np.ndarray:
         read += len(low)
     if read != len(words) or (states != LOWEST).any():
         raise ValueError("its codes end elsewhere")
-    return codes - np.int16(INT10)
+    return codes - np.int16(INT13)
 def unzstd(data: memoryview, size: int) -> memoryview:
     """What a zstd frame holds, which must be `size` bytes; ValueError for any other."""
     if size > MOST_BYTES or zstandard.get_frame_parameters(data).content_size != size:

@@ -15,7 +15,7 @@ import zstandard
 from conftest import stir, tiny_model, tiny_settings
 
 import train_gpt
-from train_gpt import (ARTIFACT_HEADER, CODECS, GPT, INT5, INT6, INT10, Fit, Runtime, UserError,
+from train_gpt import (ARTIFACT_HEADER, CODECS, GPT, INT5, INT6, INT13, Fit, Runtime, UserError,
                        coded_parameters, dequantize, encode_rans, decode_rans, fake_quantize, pack,
                        pack_under_cap, quantize, read_artifact, round_with_feedback, row_grid, settings_from,
                        stored_parameters, write_atomically)
@@ -223,7 +223,7 @@ def test_fitted_codes_stay_in_their_range_and_lose_nothing_at_the_finest_steps(n
         grid = fit.grid(octaves)
         codes = fit.codes(grid)["matrix"]
         assert torch.isfinite(grid["matrix"][0]).all() and torch.equal(codes, codes.round())
-        assert codes.abs().max() <= INT10
+        assert codes.abs().max() <= INT13
         if octaves == -100.0:
             reach = weight.abs().amax(1, keepdim=True) * 0.02 * (fit.steps["matrix"][1].max() /
                                                                  fit.steps["matrix"][1].min()) + 1e-5
@@ -239,17 +239,17 @@ def code_matrices(kind: str) -> list[np.ndarray]:
     if kind == "zeros":
         return [np.zeros(shape, np.int16) for shape in shapes]
     if kind == "extremes":
-        return [random.choice([-INT10, INT10], shape).astype(np.int16) for shape in shapes]
+        return [random.choice([-INT13, INT13], shape).astype(np.int16) for shape in shapes]
     if kind == "every code":
-        return [np.arange(-INT10, INT10 + 1, dtype=np.int16).reshape(1, -1), np.zeros((9, 9), np.int16)]
+        return [np.arange(-INT13, INT13 + 1, dtype=np.int16).reshape(1, -1), np.zeros((9, 9), np.int16)]
     if kind == "one outlier":
         matrix = np.zeros((100, 300), np.int16)
-        matrix[50, 100] = -INT10
+        matrix[50, 100] = -INT13
         return [matrix]
     if kind == "flat and wide":
-        return [random.integers(-INT10, INT10 + 1, shape).astype(np.int16) for shape in [*shapes, (300, 1000)]]
+        return [random.integers(-INT13, INT13 + 1, shape).astype(np.int16) for shape in [*shapes, (300, 1000)]]
     scales = [np.exp(random.normal(size=(m, 1)) + random.normal(size=n)) for m, n in shapes]
-    return [np.rint(random.normal(size=s.shape) * s).clip(-INT10, INT10).astype(np.int16) for s in scales]
+    return [np.rint(random.normal(size=s.shape) * s).clip(-INT13, INT13).astype(np.int16) for s in scales]
 
 
 KINDS = ["normal", "zeros", "extremes", "every code", "one outlier", "flat and wide"]
@@ -276,7 +276,7 @@ def test_the_coder_needs_less_than_the_entropy_of_each_matrix():
     """Rows and columns of differing scales, as trained ones have them; tables and levels are counted."""
     random = np.random.default_rng(1)
     matrices = [np.rint(random.normal(size=(m, n)) * np.exp(0.4 * random.normal(size=(m, 1))) * 4
-                        * np.exp(0.4 * random.normal(size=n))).clip(-INT10, INT10).astype(np.int16)
+                        * np.exp(0.4 * random.normal(size=n))).clip(-INT13, INT13).astype(np.int16)
                 for m, n in [(512, 512), (256, 512), (1536, 512), (512, 1536)] * 2]
     size = len(encode_rans(matrices, zstandard.ZstdCompressor(level=19).compress))
     assert size < 0.99 * sum(map(entropy_bytes, matrices))
