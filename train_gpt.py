@@ -916,7 +916,7 @@ class Fit:
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(columns))
             self.factors[name] = torch.linalg.cholesky(inverse, upper=True).float()
             columns = half_octaves(self.factors[name].diagonal())
-            finest = half_octaves((weight.abs() / columns).amax(1) / (0.7 * INT13)).clamp(min=2.0 ** -24)
+            finest = half_octaves((weight.abs() / columns).amax(1) / (0.7 * INT13)).clamp(min=2.0 ** -20)
             self.steps[name] = half_octaves(rows.rsqrt()), columns, finest
     @torch.no_grad()
     def octaves(self, size: float) -> float:
