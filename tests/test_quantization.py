@@ -50,7 +50,7 @@ def test_all_ways_are_in_the_table_and_the_file(compared):
 
 def test_a_second_call_compares_the_same_weights(compared, data_folder):
     folder, _, found = compared
-    done = compare(data_folder, folder, "tiny.pt", "--tokens", "2000")
+    done = compare(data_folder, folder, "tiny.pt", "--tokens", "2000", "--short")
     assert done.returncode == 0 and "step:" not in done.stdout
     assert f"val_bpb={found['float']['val_bpb']}" in done.stdout
 
