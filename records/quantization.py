@@ -29,21 +29,24 @@ COVARIANCE_ROWS = 64  # training rows from which plain GPTQ takes the covariance
 SIGMAS = (1.2, 1.7, 2.3, 3.3, 4.6, 6.5)  # steps in a row's standard deviation, for GPTQ with such steps
 SHARES = (0.3, 0.37, 0.45, 0.55, 0.65, 0.72, 0.85, 1.0)  # of the bytes of int6 with zstd, for QUANT=fit
 REFINED = 0.45  # the share at which refinements are taken away
-INT6_ZSTD = "int6 rows, zstd"
+KEPT = ("settings", "weights", "rows", "columns", "tokens")  # of a trained model, in its file
 
 
 def trained(path: Path) -> dict:
     """The float model: what an earlier call has kept at `path`, or a new one with the environment's settings."""
     if path.exists():
-        return torch.load(path, weights_only=True)
-    settings, line = train_gpt.settings_from(os.environ)
-    settings = dataclasses.replace(settings, quant="fit", int5_mlp="auto")
+        try:
+            kept = torch.load(path, weights_only=True)
+            return {key: kept[key] for key in KEPT}
+        except Exception as error:  # a file that is none of ours fails in one of many ways
+            raise UserError(f"{path}: not kept by this program ({type(error).__name__}); name another") from None
+    settings = dataclasses.replace(train_gpt.settings_from(os.environ)[0], quant="fit", int5_mlp="auto")
     runtime = train_gpt.start_runtime(settings)
     log = train_gpt.Log(settings.run_id or f"quantization-{os.getpid()}", runtime)
     run = train_gpt.Run(settings, runtime, log)
     model, fit = run.train()
-    kept = dict(settings=dataclasses.asdict(settings), weights=model.state_dict(), samples=fit.samples,
-                rows=fit.rows, columns=fit.columns, steps=run.results["steps"], tokens=run.results["tokens"])
+    kept = dict(settings=dataclasses.asdict(settings), weights=model.state_dict(), rows=fit.rows,
+                columns=fit.columns, tokens=run.results["tokens"])
     partial = path.with_suffix(".partial")
     torch.save(kept, partial)
     partial.rename(path)
@@ -54,11 +57,11 @@ class Comparison:
     """One float model, the ways to quantize it, and what came of them."""
 
     def __init__(self, kept: dict, tokens: int):
-        known = {field.name for field in train_gpt.fields_of()}
-        self.settings = train_gpt.Settings(**{k: v for k, v in kept["settings"].items() if k in known})
+        settings, known = kept["settings"], {field.name for field in train_gpt.fields_of()}
         self.settings = dataclasses.replace(  # in float32: bfloat16 would blur losses of 0.0001
-            self.settings, run_id="", dtype="float32", attention="auto", compile="0",
-            data_path=os.environ.get("DATA_PATH", self.settings.data_path))
+            train_gpt.Settings(**{key: value for key, value in settings.items() if key in known}), run_id="",
+            dtype="float32", attention="auto", compile="0",
+            data_path=train_gpt.settings_from(os.environ)[0].data_path or settings["data_path"])
         self.runtime = train_gpt.start_runtime(self.settings)
         folder, tokenizer = train_gpt.find_data(self.settings, self.runtime, print)
         self.model, self.read = (train_gpt.build_model(self.settings, self.runtime) for _ in range(2))
@@ -77,7 +80,7 @@ class Comparison:
         """Fitted steps from what training has seen, for the matrices that `quant` codes."""
         fit, every = Fit(train_gpt.coded_parameters(self.model, quant)), train_gpt.coded_parameters(self.model, "fit")
         seen = dict(zip(every, zip(self.kept["rows"], self.kept["columns"])))
-        fit.samples, (fit.rows, fit.columns) = self.kept["samples"], zip(*(seen[name] for name in fit.weights))
+        fit.rows, fit.columns = zip(*(seen[name] for name in fit.weights))
         fit.finish(self.runtime)
         return fit
 
@@ -212,7 +215,7 @@ def compare(comparison: Comparison, short: bool) -> dict:
     """All ways, and the headline figures."""
     c, rows_ = comparison, dict(quant="rows")
     grids = [train_gpt.row_grid(c.model, dataclasses.replace(c.settings, quant="rows", int5_mlp=x)) for x in "01"]
-    entry = c.add(INT6_ZSTD, c.pack(grids[0]), codec="zstd", **rows_)
+    entry = c.add("int6 rows, zstd", c.pack(grids[0]), codec="zstd", **rows_)
     c.add("int6 rows, rANS", c.pack(grids[0]), **rows_)
     c.add("int5 MLP, zstd", c.pack(grids[1]), codec="zstd", **rows_)
     c.add("int6 rows, clip search, zstd", c.pack(clipped_grid(grids[0], c.model)), codec="zstd", **rows_)

@@ -130,14 +130,12 @@ def sensitive() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_feedback_is_the_best_answer_to_the_errors_before(sensitive):
-    """Rounding all but the last columns by brute force: what the feedback leaves them is the least-cost target."""
-    weight, rows, columns = (x.double().float() for x in sensitive)
-    weight, columns = weight[:, :5], columns[:5, :5]
+    """After each rounded column, the targets of the later ones are those of least cost, solved for directly."""
+    weight, columns = sensitive[0][:, :5], sensitive[2][:5, :5]
     inverse = torch.linalg.inv(columns.double())
     factor = torch.linalg.cholesky(inverse, upper=True).float()
     steps = torch.full((96,), 0.5), torch.tensor([1.0, 0.5, 1e-6, 1e-6, 1e-6])  # the last are not rounded
     codes = round_with_feedback(weight, *steps, factor)
-    codes = torch.where(torch.arange(5) < 2, codes, codes)
     free = weight.double().clone()
     error = torch.zeros(96, 5, dtype=torch.float64)
     for j in range(2):
@@ -163,13 +161,13 @@ def test_blocks_of_columns_change_nothing(sensitive):
 
 
 def test_each_refinement_lowers_the_cost_at_equal_entropy(sensitive):
-    """Nearest rounding with equal steps, then row steps, column steps, feedback: each is worth it."""
+    """Nearest rounding with equal steps, then steps for rows, then steps for columns with feedback."""
     weight, rows, columns = sensitive
     fit = fitted(weight, rows, columns)
-    row_step, column_step, finest = fit.steps["matrix"]
+    row_step, column_step, _ = fit.steps["matrix"]
 
     def bits(codes: torch.Tensor) -> float:
-        """Entropy, given the row's and the column's scale, as Gaussian."""
+        """About the entropy of codes whose scale is known."""
         return float(torch.log2(1 + codes.abs()).mean())
 
     def at_equal_bits(make) -> float:
@@ -574,12 +572,14 @@ def mutations(data: bytes, count: int, seed: int):
 def test_fuzz(artifact):
     """GOLF_FUZZ=100000 for a long one. Damage is refused in one line, or what is read has the model's shapes."""
     count, slowest, accepted = int(os.environ.get("GOLF_FUZZ", 700)), 0.0, 0
+    shapes = {name: weight.shape for name, weight in read_whole(artifact).items()}
     for data in mutations(artifact, count, seed=count):
         started = time.process_time()
         try:
             weights = read_whole(data)
             accepted += 1  # other float16s, codes or settings that no shape depends on: as good as any artifact
-            assert set(weights) == set(read_artifact(artifact, "a")[1]) or "settings" in data.decode("latin1")
+            assert {name: weight.shape for name, weight in weights.items()} == shapes
+            assert all(torch.isfinite(weight).all() for weight in weights.values())
         except UserError as error:
             assert "\n" not in str(error)
         slowest = max(slowest, time.process_time() - started)

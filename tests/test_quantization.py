@@ -61,6 +61,13 @@ def test_the_plot_is_a_picture(compared):
     assert picture.size == (960, 600) and picture.getextrema()[0] < 60 and len(picture.getcolors()) > 20
 
 
+def test_a_file_of_another_program_is_named(data_folder, tmp_path):
+    (tmp_path / "other.pt").write_bytes(b"no weights")
+    done = compare(data_folder, tmp_path, "other.pt")
+    assert done.returncode == 2 and "other.pt: not kept by this program" in done.stderr
+    assert "Traceback" not in done.stderr and (tmp_path / "other.pt").read_bytes() == b"no weights"
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["no/such/folder.pt"], "is not a folder"), (["tiny.pt", "--json", "nowhere/a.json"], "is not a folder")])
 def test_bad_paths_are_named_before_anything_is_trained(data_folder, tmp_path, arguments, message):
