@@ -11,6 +11,7 @@ window.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import functools
 import json
@@ -46,6 +47,26 @@ COLUMNS = (("train tokens/s", "train_tokens_per_s", "{:,.0f}"), ("against all", 
            ("sliding tokens/s", "eval_tokens_per_s", "{:,.0f}"), ("against all", "eval_ratio", "{:.2f}"),
            ("warm-up s", "warm_up_s", "{:.1f}"), ("memory MB", "peak_memory_mb", "{:,.0f}"),
            ("last loss", "train_loss", "{:.4f}"))
+
+# Operations a second of dense bfloat16 products with float32 sums, by the GPU's name.
+PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}
+
+
+def flops_per_token(model: train_gpt.GPT, s: train_gpt.Settings) -> float:
+    """Operations to train on a position: 6 for each weight of a product (2 forward, 4 backward) and, for causal
+    attention's two products, 6 for each channel and position of a row."""
+    sizes = collections.Counter()
+    for name, kind in model.roles().items():
+        sizes[kind] += model.get_parameter(name).numel()
+    text = sizes["bigram_projection"] + sizes["mtp_head"] + model.output.numel()  # not for memory tokens
+    blocks = sizes["attention"] + sizes["mlp"] + s.num_layers * s.train_seq_len * s.model_dim
+    return 6.0 * (blocks + text * (1 - s.memory_tokens / s.train_seq_len))
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The GPU's rate by its data sheet, where it is known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for gpu, peak in PEAK_FLOPS.items() if gpu in name), None)
 
 
 # ---- One variant, in its own process
@@ -102,7 +123,7 @@ class Worker:
         self.runtime.synchronize()
         self.graphs = graphs()
         return dict(warm_up_s=time.perf_counter() - started, reasons=self.runtime.reasons,
-                    flops_per_token=train_gpt.flops_per_token(self.model, self.settings))
+                    flops_per_token=flops_per_token(self.model, self.settings), peak=peak_flops(self.runtime.device))
 
     def train(self, steps: int) -> dict:
         """Seconds of each of some training steps, and the loss of the last."""
@@ -232,11 +253,12 @@ def measure(rounds: int, steps: int, batches: int) -> dict:
             flops = start["flops_per_token"] * row["train_tokens_per_s"]
             row.update(train_gflops=flops / 1e9, matmul_share=flops / statistics.median(rates),
                        peak_memory_mb=end["peak_memory_bytes"] / 1e6)
-    best = variants[ALL]
+    best, peak = variants[ALL], processes[ALL].start["peak"]
     speedups = {f"{kind}_speedup": statistics.median(
         a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(found[ALL][kind], found[PLAIN][kind]))
         for kind in ("train", "eval")}
-    return dict(train_tokens_per_s=best["train_tokens_per_s"], **speedups, matmul_share=best["matmul_share"], compile_s=compile_s,
+    return dict(train_tokens_per_s=best["train_tokens_per_s"], **speedups, matmul_share=best["matmul_share"],
+                mfu=1e9 * best["train_gflops"] / peak if peak else None, compile_s=compile_s,
                 compile_cached_s=best["warm_up_s"], peak_memory_bytes=best["peak_memory_bytes"],
                 matmul_gflops=statistics.median(rates) / 1e9, recompilations=best["recompilations"],
                 rounds=rounds, steps=rounds * steps, runtime=processes[ALL].start["reasons"],
@@ -251,7 +273,8 @@ def table(result: dict) -> str:
     lines += ["", *result["runtime"],
               f"matrix products: {result['matmul_gflops']:,.0f} GFLOP/s; torch {result['torch']}",
               f"training: {result['train_speedup']:.2f} times the plain path, "
-              f"{result['matmul_share']:.0%} of the rate of matrix products",
+              f"{result['matmul_share']:.0%} of the rate of matrix products" +
+              (f", {result['mfu']:.3f} of the GPU's peak (MFU)" if result["mfu"] else ""),
               f"sliding evaluation: {result['eval_speedup']:.2f} times the plain path",
               f"warm-up: {result['compile_s']:.1f} s, of which {result['compile_cached_s']:.1f} s remain when the "
               f"compiler's cache is filled; {result['recompilations']} recompilations after it"]

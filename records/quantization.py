@@ -42,9 +42,10 @@ def trained(path: Path) -> dict:
             raise UserError(f"{path}: not kept by this program ({type(error).__name__}); name another") from None
     settings = dataclasses.replace(train_gpt.settings_from(os.environ)[0], quant="fit", int5_mlp="auto")
     runtime = train_gpt.start_runtime(settings)
+    train_gpt.claim_disk(settings.artifact_max_bytes)
     log = train_gpt.Log(settings.run_id or f"quantization-{os.getpid()}", runtime)
     run = train_gpt.Run(settings, runtime, log)
-    model, fit = run.train()
+    model, fit = run.train(b"")
     kept = dict(settings=dataclasses.asdict(settings), weights=model.state_dict(), rows=fit.rows,
                 columns=fit.columns, tokens=run.results["tokens"])
     partial = path.with_suffix(".partial")
@@ -81,7 +82,7 @@ class Comparison:
         fit, every = Fit(train_gpt.coded_parameters(self.model, quant)), train_gpt.coded_parameters(self.model, "fit")
         seen = dict(zip(every, zip(self.kept["rows"], self.kept["columns"])))
         fit.rows, fit.columns = zip(*(seen[name] for name in fit.weights))
-        fit.finish(self.runtime)
+        fit.finish()
         return fit
 
     def add(self, way: str, make, **changes) -> dict:

@@ -19,7 +19,7 @@ import sentencepiece
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "records")]
 
 import train_gpt  # noqa: E402
 

@@ -116,7 +116,7 @@ def cost_of(error: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> f
 def fitted(weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, damping: float = 0.0) -> Fit:
     fit = Fit({"matrix": torch.nn.Parameter(weight)})
     fit.rows, fit.columns, fit.DAMPING = [rows], [columns], damping
-    fit.finish(Runtime())
+    fit.finish()
     return fit
 
 
@@ -203,7 +203,7 @@ def test_steps_are_in_inverse_proportion_to_the_root_of_the_cost(sensitive):
 def test_without_samples_steps_are_equal_and_nothing_is_fed_back():
     model = tiny_model()
     fit = Fit(coded_parameters(model, "fit"))
-    fit.finish(Runtime())
+    fit.finish()
     for rows, columns, _ in fit.steps.values():
         assert len(set(rows.tolist())) == len(set(columns.tolist())) == 1
     grid = fit.grid(fit.octaves(1000))
@@ -308,7 +308,7 @@ def manifest_of(settings) -> dict:
 def packed_model(budget: int = 4000, **changes) -> tuple[GPT, train_gpt.Settings, bytes]:
     settings, model = tiny_settings(zstd_level=3, **changes), tiny_model(zstd_level=3, **changes)
     fit = Fit(coded_parameters(model, "fit"))
-    fit.finish(Runtime())
+    fit.finish()
     data = pack_under_cap(model, settings, manifest_of(settings), budget, fit if settings.quant == "fit" else None)
     return model, settings, data
 
@@ -352,7 +352,7 @@ def test_mtp_heads_are_not_inside():
     with torch.no_grad():
         model.mtp_heads.fill_(12345.0)
     fit = Fit(coded_parameters(model, "fit"))
-    fit.finish(Runtime())
+    fit.finish()
     assert pack_under_cap(model, settings, manifest_of(settings), 4000, fit) == data
 
 
@@ -369,7 +369,7 @@ def test_what_float16_cannot_hold_is_refused(name, value, quant):
     with torch.no_grad():
         model.get_parameter(name).view(-1)[-1] = value
     fit = Fit(coded_parameters(model, "fit"))
-    fit.finish(Runtime())
+    fit.finish()
     with pytest.raises(UserError, match=name):
         pack_under_cap(model, settings, manifest_of(settings), 4000, fit if quant == "fit" else None)
 
@@ -681,7 +681,7 @@ def medium() -> tuple[GPT, Fit]:
             parameter.grad.zero_()
         model(tokens[:, :-1], tokens[:, 1:])[0].backward()
         fit.observe()
-    fit.finish(Runtime())
+    fit.finish()
     return model, fit
 
 

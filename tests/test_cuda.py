@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import random_tokens, tiny_model, tiny_settings
 
+import bench
 import train_gpt
 from train_gpt import ATTENTION, BatchPlan, Runtime, Trainer, TrainingRows, WeightAverage, find_shards
 
@@ -130,8 +131,8 @@ def test_step_time_share_of_the_peak_and_memory_of_the_record_preset(data_folder
     ended.record()
     ended.synchronize()
     seconds, name = started.elapsed_time(ended) / 1e4, torch.cuda.get_device_name()
-    flops = train_gpt.flops_per_token(trainer.model, trainer.settings) * 98304 / seconds
-    peak = next((peak for gpu, peak in train_gpt.PEAK_FLOPS.items() if gpu in name), math.nan)
+    flops = bench.flops_per_token(trainer.model, trainer.settings) * 98304 / seconds
+    peak = bench.peak_flops(trainer.runtime.device) or math.nan
     memory = torch.cuda.max_memory_allocated()
     with capsys.disabled():
         print(f"\n{name}: {1000 * seconds:.1f} ms for 98,304 tokens in {trainer.plan.micro_steps} passes, "
@@ -152,7 +153,7 @@ def test_steps_are_fitted_on_the_gpu_as_on_the_cpu():
             for weight in fit.weights.values():
                 weight.grad = torch.randn(weight.shape, generator=generator).to(device)
             fit.observe()
-        fit.finish(Runtime(device=torch.device(device)))
+        fit.finish()
         manifest = dict(tokenizer="", settings={
             f.name: getattr(settings, f.name) for f in train_gpt.fields_of("model", "evaluation")})
         data = train_gpt.pack_under_cap(model, settings, manifest, 6000, fit)

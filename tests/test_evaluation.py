@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import VOCAB_SIZE, tiny_model, tiny_settings
 
-from train_gpt import (ByteTable, Evaluator, Runtime, Score, find_shards, load_tokenizer, load_validation,
+from train_gpt import (ByteTable, Evaluator, Runtime, Score, UserError, find_shards, load_tokenizer, load_validation,
                        plan_windows)
 
 CASES = np.random.default_rng(0).integers(1, [400, 60, 60], size=(300, 3)).tolist()
@@ -136,7 +136,7 @@ def test_a_long_pass_tells_how_far_it_is(model):
 
 def test_a_target_that_is_not_scored_is_an_error(model, monkeypatch):
     monkeypatch.setattr("train_gpt.plan_windows", lambda *_: np.array([[0, 0, 9]]))
-    with pytest.raises(AssertionError, match="targets"):
+    with pytest.raises(UserError, match="5 of 49 targets"):
         evaluate(model, text(50))
 
 

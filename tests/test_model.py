@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from bench import flops_per_token
 from conftest import BOS, random_tokens, tiny_model, tiny_settings
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from train_gpt import (ATTENTION, GPT, IGNORED, Rotary, Runtime, Settings, SmearGate, flops_per_token,
+from train_gpt import (ATTENTION, GPT, IGNORED, Rotary, Runtime, Settings, SmearGate,
                        stored_parameters)
 
 OFF = dict(smear=dict(smear_enabled=False), bigram=dict(bigram_vocab_size=0), memory=dict(memory_tokens=0),

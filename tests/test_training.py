@@ -452,7 +452,7 @@ def test_late_qat_rounds_to_the_steps_that_the_artifact_will_have(make_trainer):
     before = [p.detach().clone() for p in trainer.model.parameters()]
     twin = Fit(trainer.coded)
     twin.__dict__.update(rows=trainer.fit.rows, columns=trainer.fit.columns)
-    twin.finish(Runtime())
+    twin.finish()
     expected = twin.grid(twin.octaves(budget))
     trainer.step(0.05)
     assert not same([p.detach() for p in trainer.model.parameters()], before)
