@@ -1333,6 +1333,7 @@ class Run:
         log(f"model_params:{parameters} seed:{s.seed} average:{trainer.average.name}")
         log(f"train_loader:shards:{len(data.files)} rows:{data.rows} step_rows:{trainer.plan.step_rows} "
             f"micro_batch:{trainer.plan.rows}x{s.train_seq_len} grad_accum_steps:{trainer.plan.micro_steps}")
+        if s.checkpoint_every and not runtime.rank: claim_disk(72 * parameters)  # of the three largest, about
         self.stage("warmup_training", trainer.warm_up)
         self.stage("warmup_evaluation", self.evaluator.warm_up, model)
         trainer.clock.seconds = self.results["stages"]["opening"]  # reads headers of training data
@@ -1467,12 +1468,9 @@ def start(environment) -> None:
     log("\n".join((preset_line, *runtime.reasons)))
     log(f"settings:{json.dumps(dataclasses.asdict(settings))}", console=False)
     run = Run(settings, runtime, log)
-    if not artifact:
-        train_and_score(run, checkpoint)
-    elif settings.sample:
-        continue_text(run, *content)
-    else:
-        score_existing(run, data, *content)
+    if not artifact: train_and_score(run, checkpoint)
+    elif settings.sample: continue_text(run, *content)
+    else: score_existing(run, data, *content)
     if runtime.world_size > 1: dist.barrier(group=runtime.control)  # rank 0 serves the others: leave together
 def main() -> int:
     """Exit status 0; or 2 after one line that says what to mend."""
