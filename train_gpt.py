@@ -320,12 +320,12 @@ class Log:
             print(line, file=file, flush=True)
 class StopSignals:
     """SIGTERM and Ctrl-C end a run at once, or, if they come while they are held, when they are let go."""
-    number, held = 0, False
+    number, held, since = 0, False, 0.0
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, self.receive)
     def receive(self, number: int, frame) -> None:
-        again, self.number = self.number, number
-        self.hold(self.held and not again)
+        if not self.number: self.number, self.since = number, time.monotonic()
+        self.hold(self.held and time.monotonic() < self.since + 5)  # launchers send it twice at once
     def hold(self, held: bool) -> None:
         self.held = held
         if self.number and not held: raise KeyboardInterrupt
@@ -1387,11 +1387,6 @@ class Run:
         for label, kind in (("final_int6_roundtrip", "plain"), ("final_int6_sliding_window", "sliding")):
             self.results[label] = self.stage(label, self.score, model, kind)._asdict()
         self.finish()
-        for label in ("final_int6_roundtrip", "final_int6_sliding_window"):
-            score = Score(**self.results[label])
-            self.log(f"{label} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
-                     f"eval_time:{1000 * score.seconds:.0f}ms targets:{score.targets} bytes:{score.bytes}\n"
-                     f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
     def read_model(self, manifest: dict, weights: dict[str, Tensor], runtime: Runtime) -> GPT:
         """A fresh model with an artifact's weights; UserError if it was made with another tokenizer."""
         theirs, ours = manifest["tokenizer"], self.tokenizer_digest
@@ -1400,22 +1395,26 @@ class Run:
         model.load_state_dict(weights, strict=False)  # MTP heads are not in it
         return model
     def finish(self) -> None:
-        """Write the results for programs, and what was checked. Evaluation's clock has all passes over the
-        validation text after training; packing, which reads no data, is on neither clock."""
+        """What was checked, the scores, and all results for programs. Evaluation's clock has all passes over
+        the validation text after training; packing, which reads no data, is on neither clock."""
         results, stages = self.results, self.results["stages"]
-        scores = [score for name, score in results.items() if name.startswith("final_")]
+        scores = {name: Score(**score) for name, score in results.items() if name.startswith("final_")}
         results["eval_seconds"] = sum(stages.get(name, 0.0) for name in (
             "pre_quantization", "reading", "final_int6_roundtrip", "final_int6_sliding_window"))
         results["peak_memory_bytes"] = self.runtime.peak_memory_bytes()
         results["compliance"] = dict(
             track="A", validation_opened=self.opened, artifact_sha256=results["artifact_sha256"],
-            targets=[score["targets"] for score in scores], bytes=[score["bytes"] for score in scores],
+            **{key: [getattr(score, key) for score in scores.values()] for key in ("targets", "bytes")},
             **{name: results.get(name) for name in ("train_seconds", "eval_seconds", "resumed_at")},
             train_under_600s=results["train_seconds"] <= 600 if "train_seconds" in results else None,
             eval_under_600s=results["eval_seconds"] <= 600 if scores else None,
             artifact_under_16mb=results["bytes_total"] <= 16_000_000)
         self.log(f"eval_seconds:{results['eval_seconds']:.1f} peak_memory:{results['peak_memory_bytes']}\n"
                  f"compliance:{json.dumps(results['compliance'])}")
+        for label, score in scores.items():
+            self.log(f"{label} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
+                     f"eval_time:{1000 * score.seconds:.0f}ms targets:{score.targets} bytes:{score.bytes}\n"
+                     f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
         if self.runtime.rank == 0:
             write_atomically(Path("logs", f"{self.log.run_id}.json"), json.dumps(results, indent=1).encode())
             for done in Path("logs").glob(f"{glob.escape(self.log.run_id)}.step*.checkpoint*"): done.unlink()
