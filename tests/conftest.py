@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import inspect
 import io
+import os
 import pathlib
 import random
 import statistics
@@ -12,6 +13,9 @@ import struct
 import sys
 import textwrap
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each; torch reads this when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
