@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -211,6 +212,51 @@ def test_other_code_or_data_does_not_go_on(options, left, what, data_folder, tmp
         **{**options, "DATA_PATH": str(folder)}, RESUME="1"))
     assert done.returncode == 2 and re.fullmatch(rf"error: RESUME=1: not the {what} with .*\n", done.stderr)
     assert len(list(left.glob("logs/*.checkpoint"))) == 2
+
+
+def trained_to(trainer: train_gpt.Trainer, steps: int) -> bytes:
+    """Go on to this step, as CHECKPOINT_EVERY would; what is then written."""
+    file = io.BytesIO()
+    for step in range(trainer.steps, steps):
+        trainer.losses.append(trainer.step(1 - step / 13))
+    trainer.check_losses()
+    torch.save(trainer.state(), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("changes", [
+    dict(), dict(ema_enabled=True), dict(quant="rows", int5_mlp="1"), dict(tie_embeddings=False), dict(swa_enabled=False),
+    dict(mtp_num_heads=0, bigram_vocab_size=0, memory_tokens=0), dict(late_qat_threshold=0.0),
+    dict(micro_batch_tokens=24, train_batch_tokens=72)], ids=str)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_a_state_that_was_written_and_read_is_all_that_counts(make_trainer, changes, device):  # noqa: F811
+    """Stopped before and after an average, costs of errors and late QAT have begun."""
+    where = train_gpt.Runtime(device=torch.device(device))
+
+    def fresh() -> train_gpt.Trainer:
+        trainer = make_trainer(runtime=where, **{"late_qat_threshold": 0.2, **changes})
+        trainer.warm_up()
+        return trainer
+    whole = fresh()
+    expected = trained_to(whole, 13)
+    for stop in (1, 6, 11, 12):
+        first, second = fresh(), fresh()
+        second.load(train_gpt.read_checkpoint(trained_to(first, stop), where.device))
+        assert second.steps == stop and second.train_loss == first.train_loss
+        found = trained_to(second, 13)
+        if device == "cpu":
+            assert same(*(train_gpt.read_checkpoint(data, where.device) for data in (found, expected)))
+        else:  # sums on a GPU are in no fixed order
+            assert second.train_loss == pytest.approx(whole.train_loss, abs=1e-3)
+
+
+def same(one, other) -> bool:
+    """Whether two states are the same to the bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def test_without_checkpoints_nothing_is_written_or_gathered(make_trainer):  # noqa: F811
