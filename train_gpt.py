@@ -317,15 +317,16 @@ class Log:
             self(Path(__file__).read_text("utf-8") * (not self.file.tell()) + "=" * 100, console=False)
     def __call__(self, line: str, console: bool = True) -> None:
         for file in (self.file, sys.stdout)[:1 + console] if self.file else ():
-            print(line, file=file, flush=True)
+            with contextlib.suppress(OSError): print(line, file=file, flush=True)  # not why a run should end
 class StopSignals:
     """SIGTERM and Ctrl-C end a run at once, or, if they come while they are held, when they are let go."""
     number, held, since = 0, False, 0.0
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, self.receive)
     def receive(self, number: int, frame) -> None:
-        if not self.number: self.number, self.since = number, time.monotonic()
-        self.hold(self.held and time.monotonic() < self.since + 5)  # launchers send it twice at once
+        first, late = not self.number, time.monotonic() > self.since + 5
+        if first: self.number, self.since = number, time.monotonic()
+        if first or late: self.hold(first and self.held)  # launchers send it twice at once
     def hold(self, held: bool) -> None:
         self.held = held
         if self.number and not held: raise KeyboardInterrupt
@@ -529,8 +530,7 @@ class SquaredReLU(torch.autograd.Function):
     """relu(x) ** 2 (So et al. 2021). The way back needs the result, which the next product keeps, not x."""
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        result = x.relu().square()
-        ctx.save_for_backward(result)
+        ctx.save_for_backward(result := x.relu().square())
         return result
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -615,12 +615,11 @@ class GPT(nn.Module):
         self.skip_scales = vector(self.pushing, s.model_dim, value=1.0) if self.pushing else None
         self.bigram = BigramHash(s) if s.bigram_vocab_size else None
         self.smear = SmearGate(s.model_dim) if s.smear_enabled else None
-        self.memory_tokens = k = s.memory_tokens
+        self.memory_tokens, k, ahead = s.memory_tokens, s.memory_tokens, s.mtp_num_heads
         self.memory = nn.Parameter(0.02 * torch.randn(k, s.model_dim)) if k else None
         self.backout_layer = s.num_layers // 2 if s.backout_layer < 0 else s.backout_layer
         self.backout = vector(value=s.backout_lambda_init) if s.backout_enabled else None
-        self.mtp_heads = nn.Parameter(torch.zeros(s.mtp_num_heads, s.vocab_size, s.model_dim)) \
-            if s.mtp_num_heads else None
+        self.mtp_heads = nn.Parameter(torch.zeros(ahead, s.vocab_size, s.model_dim)) if ahead else None
     def roles(self) -> dict[str, str]:  # the role of every parameter, by its name: a key of the table ROLES
         return {f"{prefix}.{name}".lstrip("."): module.ROLES[name] for prefix, module in self.named_modules()
                 for name, _ in module.named_parameters(recurse=False)}
@@ -1117,7 +1116,7 @@ def training_loss(model: GPT, coded: dict[str, Tensor], grid: Grid | None, token
     weights = {name: fake_quantize(weight, *grid[name]) for name, weight in coded.items()}
     return torch.func.functional_call(model, weights, (tokens, targets))
 class Clock:
-    """Seconds of training and whether to stop, rank 0's on every rank, so that all decay and stop alike."""
+    """Seconds of training, rank 0's, and whether a rank must stop, so that all decay and stop alike."""
     def __init__(self, runtime: Runtime):
         self.runtime, self.events, self.seconds, self.stopped = runtime, collections.deque(), 0.0, 0
         self.in_flight = 2 if runtime.device.type == "cuda" else 0  # steps that the host may be ahead
@@ -1130,9 +1129,12 @@ class Clock:
             self.events.append(torch.cuda.Event())
             self.events[-1].record()
             if len(self.events) > self.in_flight: self.events.popleft().synchronize()
-        passed, self.stopped = self.runtime.from_main((time.perf_counter() - self.started, STOP.number))
+        passed = 0.0 if self.runtime.rank else time.perf_counter() - self.started
+        both = torch.tensor([passed, STOP.number], dtype=torch.float64)
+        if self.runtime.world_size > 1: dist.all_reduce(both, dist.ReduceOp.MAX, group=self.runtime.control)
+        self.stopped = int(both[1])
         STOP.number = STOP.number or self.stopped
-        return self.seconds + passed
+        return self.seconds + float(both[0])
     def pause(self) -> float:  # stop counting; the seconds so far
         self.runtime.synchronize()
         self.seconds += self.runtime.from_main(time.perf_counter() - self.started)
@@ -1180,8 +1182,8 @@ class Trainer:
         return loss / self.targets_per_step
     def warm_up(self) -> None:
         """Run every training graph on synthetic tokens, then put all that it changed back."""
-        s, rows, state = self.settings, self.plan.rows, self.state()
-        tokens = (torch.arange(rows * s.train_seq_len) % s.vocab_size).view(rows, -1)
+        s, state = self.settings, self.state()
+        tokens = (torch.arange(self.plan.rows * s.train_seq_len) % s.vocab_size).view(self.plan.rows, -1)
         for grid in (None, row_grid(self.model, s)) if s.late_qat_threshold else (None,):
             for step in range(s.warmup_steps):
                 self.forward_backward(tokens, tokens.clone(), grid)
@@ -1229,6 +1231,8 @@ class Trainer:
                 saved = self.clock.pause()
                 self.clock.start()  # to write takes training time too
                 save(self.state())
+                progress = progress_at(s, self.steps, seconds := self.clock.read(), self.reserve)
+                if progress == 1.0: self.clock.start()  # what was written last, was written after training
         self.clock.pause()
         STOP.hold(False)
     def check_losses(self) -> None:
@@ -1252,9 +1256,9 @@ def build_model(settings: Settings, runtime: Runtime) -> GPT:
     """A model on the device with the initial weights that SEED gives."""
     torch.manual_seed(settings.seed)
     return GPT(settings, runtime).to(runtime.device)
-def checkpoints_of(run_id: str) -> list[Path]:
+def checkpoints_of(run_id: str, more: str = "") -> list[Path]:
     """Its checkpoints, newest first: 32 bytes of SHA-256, then a state of Trainer and the run's identity."""
-    return sorted(Path("logs").glob(f"{glob.escape(run_id)}.step*.checkpoint"), reverse=True)
+    return sorted(Path("logs").glob(f"{glob.escape(run_id)}.step{'?' * 8}.checkpoint{more}"), reverse=True)
 def find_checkpoint(run_id: str) -> tuple[str, bytes]:
     """The run that RESUME=1 means, and its newest checkpoint that is whole, or nothing if it has none."""
     if not run_id:
@@ -1267,8 +1271,7 @@ def find_checkpoint(run_id: str) -> tuple[str, bytes]:
         print(f"warning: {path} is cut short or damaged; the one before it is used", file=sys.stderr)
     require(not checkpoints_of(run_id), f"RESUME=1: no checkpoint of {run_id} is whole; take a new RUN_ID")
     return run_id, b""
-def read_checkpoint(data: bytes, device: torch.device) -> dict:
-    """The state in a checkpoint's bytes; plain values and tensors, no code."""
+def read_checkpoint(data: bytes, device: torch.device) -> dict:  # plain values and tensors, no code
     return torch.load(io.BytesIO(data), map_location=device, weights_only=True) if data else {}
 class Run:
     """One run of the script: data, log, the time of each stage, and the results so far."""
@@ -1286,14 +1289,13 @@ class Run:
         self.train_files = [] if settings.artifact else find_shards(folder, "train")
         self.val_files = [] if settings.sample else find_shards(folder, "val")
         self.evaluator = Evaluator(settings, runtime, ByteTable(self.tokenizer), log)
-        fixed = fields_of("model", "training", "artifact", "evaluation")
         self.identity = dict(  # what a checkpoint shares with a run that goes on from it
-            settings={field.name: getattr(settings, field.name) for field in fixed},
+            settings={f.name: getattr(settings, f.name) for f in fields_of() if f.metadata["group"] != "run"},
             script=hashlib.sha256(Path(__file__).read_bytes()).hexdigest(), tokenizer=self.tokenizer_digest,
             data=[[path.name, path.stat().st_size] for path in self.train_files])
         log(f"data:{folder} tokenizer:{path} sha256:{self.tokenizer_digest[:16]}")
-    def stage(self, name: str, function, *arguments):  # call a function, and keep and log how long it took
-        started = time.perf_counter()
+    def stage(self, name: str, function, *arguments):  # call a function when all hosts are here, and time it
+        _, started = self.runtime.from_main(None), time.perf_counter()
         value = function(*arguments)
         self.runtime.synchronize()
         self.results["stages"][name] = time.perf_counter() - started
@@ -1303,7 +1305,8 @@ class Run:
         """Score a model. The first call opens the validation shards: after packing, or for VAL_LOSS_EVERY."""
         if self.validation is None:
             self.validation = load_validation(self.val_files, self.settings.vocab_size)
-            self.opened = "after packing" if "artifact_sha256" in self.results else "during training"
+            early = 0 < self.settings.val_loss_every <= self.results.get("steps", 1 << 62)  # or before RESUME
+            self.opened = "during training" if early and not self.settings.artifact else "after packing"
             self.log(f"val_loader:shards:{len(self.val_files)} tokens:{len(self.validation)}")
         return self.evaluator.score(model, self.validation, name)
     def validate(self, model: GPT, steps: int, seconds: float) -> Score:
@@ -1336,7 +1339,7 @@ class Run:
         if s.checkpoint_every and not runtime.rank: claim_disk(72 * parameters)  # of the three largest, about
         self.stage("warmup_training", trainer.warm_up)
         self.stage("warmup_evaluation", self.evaluator.warm_up, model)
-        trainer.clock.seconds = self.results["stages"]["opening"]  # reads headers of training data
+        trainer.clock.seconds = runtime.from_main(self.results["stages"]["opening"])  # reads training data
         state = read_checkpoint(checkpoint, runtime.device)
         changed = [name for name, value in self.identity.items() if state and state[name] != value]
         require(not changed, f"RESUME=1: not the {', '.join(changed)} with which the checkpoint was made")
@@ -1417,7 +1420,7 @@ class Run:
                      f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
         if self.runtime.rank == 0:
             write_atomically(Path("logs", f"{self.log.run_id}.json"), json.dumps(results, indent=1).encode())
-            for done in Path("logs").glob(f"{glob.escape(self.log.run_id)}.step*.checkpoint*"): done.unlink()
+            for done in checkpoints_of(self.log.run_id, "*"): done.unlink()
 def train_and_score(run: Run, checkpoint: bytes) -> None:  # train, average, quantize, pack, read back, score
     model, fit = run.train(checkpoint)
     data = run.stage("packing", run.write_artifact, model, fit)
@@ -1454,7 +1457,7 @@ def start(environment) -> None:
         data = Path(artifact).read_bytes()
         content = read_artifact(data, artifact)
         stored = content[0]["settings"]
-    elif environment.get("RESUME", "0").lower() not in ("", "0", "false"):
+    elif environment.get("RESUME", "").strip().lower() in ("1", "true"):
         run_id, checkpoint = find_checkpoint(environment.get("RUN_ID", ""))
         state = read_checkpoint(checkpoint, torch.device("cpu"))
         stored = {name: value for name, value in state.get("settings", {}).items() if hasattr(Settings, name)}
@@ -1462,7 +1465,7 @@ def start(environment) -> None:
     settings, preset_line = settings_from(environment, stored, resumes=not artifact)
     runtime = start_runtime(settings)
     default_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-seed{settings.seed}"
-    if runtime.rank == 0: claim_disk(settings.artifact_max_bytes)
+    if runtime.rank == 0: claim_disk(min(settings.artifact_max_bytes, MOST_BYTES))
     log = Log(runtime.from_main(settings.run_id or default_id), runtime, settings.resume)
     log("\n".join((preset_line, *runtime.reasons)))
     log(f"settings:{json.dumps(dataclasses.asdict(settings))}", console=False)

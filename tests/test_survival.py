@@ -13,13 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import VOCAB_SIZE, tiny_settings
 from test_end_to_end import SCRIPT, TINY_RUN, Done, environment_with, run, run_here  # noqa: F401, a fixture
-from test_training import make_trainer  # noqa: F401, a fixture
+from test_training import Time, make_trainer  # noqa: F401, a fixture
 
 import train_gpt
 from train_gpt import ARTIFACT_NAME, Evaluator, UserError
@@ -288,6 +289,52 @@ def test_two_ranks_resume_as_two_and_as_one(options, tmp_path_factory):
         assert abs(one[label]["val_bpb"] - whole.results()[label]["val_bpb"]) < 2e-3
 
 
+def test_ranks_agree_on_a_clock_that_began_with_different_openings(make_trainer):  # noqa: F811
+    """Seconds of opening the shards, the loader's, are rank 0's on every rank."""
+    asked = []
+
+    class Asking(train_gpt.Runtime):
+        def from_main(self, value):
+            asked.append(value)
+            return 7.0 if isinstance(value, float) else value
+    seconds = []
+
+    class Stop(Exception):
+        pass
+    run = train_gpt.Run.__new__(train_gpt.Run)
+    trainer = make_trainer(iterations=3)
+    run.settings, run.runtime, run.train_files, run.code_bytes = trainer.settings, Asking(), trainer.data.files, 0
+    run.log, run.results, run.identity = lambda *_, **__: None, dict(stages={}), {}
+    run.evaluator = types.SimpleNamespace(warm_up=lambda model: None)
+
+    def stage(name, function, *arguments):
+        if name == "training":
+            seconds.append(function.__self__.clock.seconds)
+            raise Stop
+        value = function(*arguments)
+        run.results["stages"][name] = 0.123
+        return value
+    run.stage = stage
+    with pytest.raises(Stop):
+        run.train(b"")
+    assert seconds == [7.0] and 0.123 in asked
+
+
+def test_a_signal_to_one_rank_stops_all(monkeypatch):
+    """Rank 0's seconds and the largest signal, by one sum of maxima; a rank adds no seconds of its own."""
+    sent = []
+
+    def all_reduce(tensor, operation, group):
+        sent.append(tensor.clone())
+        tensor.copy_(torch.maximum(tensor, torch.tensor([5.0, float(signal.SIGTERM)], dtype=torch.float64)))
+    monkeypatch.setattr(train_gpt.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(train_gpt.STOP, "number", 0)
+    clock = train_gpt.Clock(train_gpt.Runtime(rank=1, world_size=2))
+    clock.started = time.perf_counter() - 1000
+    assert clock.read() == 5.0 and clock.stopped == train_gpt.STOP.number == signal.SIGTERM
+    assert sent[0].tolist() == [0.0, 0.0]
+
+
 def test_a_rank_that_dies_takes_the_others_down(options, tmp_path):
     process = begin(tmp_path, ranks=2, **{**options, "ITERATIONS": "100000"})
     wait_for_step(process, tmp_path, 5)
@@ -342,6 +389,35 @@ def test_a_signal_ends_a_run_without_checkpoints_at_once(options, tmp_path):
     assert not list(tmp_path.glob("logs/*.checkpoint")) and "final_" not in done.out
 
 
+@pytest.mark.parametrize("line", ["preset:", "", "model_params:", "late_qat_steps:", "artifact:", "stage:reading"])
+def test_two_signals_at_once_are_one_line_at_any_moment(options, tmp_path, line):
+    """As some launchers send them; in the middle of anything but training."""
+    process = begin(tmp_path, **{**options, "CHECKPOINT_EVERY": "0", "ITERATIONS": "20"})
+    for text in process.stdout if line else ():
+        if text.startswith(line):
+            break
+    time.sleep(0.01 if line else 2.5)
+    os.kill(process.pid, signal.SIGTERM)
+    done = end(process, signal.SIGINT, tmp_path)
+    assert done.status in (130, 143, -2, -15, 0) and "Traceback" not in done.err  # a shell calls -2 130
+    if done.status not in (0, -15):  # it came too late, or before Python was there
+        assert re.fullmatch(r"error: stopped by SIG(TERM|INT); .*\n", done.err) and "final_" not in done.out
+
+
+def test_a_signal_is_held_while_a_step_is_done(monkeypatch):
+    stop, now = train_gpt.StopSignals(), [100.0]
+    monkeypatch.setattr(train_gpt.time, "monotonic", lambda: now[0])
+    stop.hold(True)
+    stop.receive(signal.SIGTERM, None)
+    stop.receive(signal.SIGINT, None)  # at once: a launcher
+    assert stop.number == signal.SIGTERM
+    now[0] += 6
+    with pytest.raises(KeyboardInterrupt):  # later: a person
+        stop.receive(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop.hold(False)
+
+
 # ---- no room, no folder, no package
 
 
@@ -390,6 +466,31 @@ def test_a_disk_that_fills_up_does_not_end_the_training(options, whole, run_here
     torch.set_num_threads(threads)
     assert scores(done) == scores(whole)
     assert re.search(r"^warning: it\.step\d+\.checkpoint was not written: No space left on device$", done.out, re.M)
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "logs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    log = train_gpt.Log("x", train_gpt.Runtime())
+    log.file = open("/dev/full", "w", buffering=1)
+    log("step:1")
+    assert capsys.readouterr().out == "step:1\n"
+
+
+def test_no_cap_claims_no_disk(options, run_here, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(train_gpt, "train_and_score", lambda run, checkpoint: None)
+    assert run_here(**{**options, "ARTIFACT_MAX_BYTES": str(10 ** 20)}).status == 0
+
+
+def test_checkpoints_are_those_of_one_run(tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = [f"{run}.step0000000{step}.checkpoint" for run in ("a", "a.step1", "a[b]") for step in (3, 5, 4)]
+    for name in names:
+        (tmp_path / "logs" / name).touch()
+    for at, run_id in enumerate(("a", "a.step1", "a[b]")):
+        found = [path.name for path in train_gpt.checkpoints_of(run_id)]
+        assert found == [names[3 * at + i] for i in (1, 2, 0)]
 
 
 def test_a_file_that_could_not_be_written_leaves_none(tmp_path, monkeypatch):
@@ -481,6 +582,37 @@ def test_the_summary_says_what_was_checked(whole):
     assert stages["training"] + stages["opening"] >= results["train_seconds"] > stages["opening"] > 0
     assert block["eval_seconds"] == results["eval_seconds"] == pytest.approx(sum(stages[name] for name in (
         "pre_quantization", "reading", "final_int6_roundtrip", "final_int6_sliding_window")))
+
+
+def test_writing_last_is_not_training_and_writing_before_is(make_trainer, monkeypatch):  # noqa: F811
+    """A schedule in seconds counts the writes, ends in time all the same, and begins no step it cannot end."""
+    clock = Time(monkeypatch)
+    for every, limit in ((2.0, 20.0), (100.0, 20.0), (0.5, 11.3)):
+        trainer, written = make_trainer(iterations=1000, max_wallclock_seconds=limit, checkpoint_every=every), []
+
+        def step(scale: float, trainer=trainer) -> torch.Tensor:
+            clock.now += 0.5
+            trainer.steps += 1
+            return torch.zeros(())
+
+        def save(state: dict) -> None:
+            written.append((state["trainer"]["steps"], state["clock"]["seconds"]))
+            clock.now += 1.5
+        trainer.step = step
+        trainer.run(None, save)
+        assert limit - 3 < trainer.clock.seconds <= limit, trainer.clock.seconds
+        before = len(written) - (written[-1][0] == trainer.steps)
+        assert trainer.clock.seconds >= 0.5 * trainer.steps + 1.5 * before - 1e-9
+        assert written[-1][0] == trainer.steps
+
+
+def test_a_resumed_run_knows_that_validation_was_opened(options, tmp_path):
+    changes = {**options, "VAL_LOSS_EVERY": "20", "ITERATIONS": "60"}
+    process = begin(tmp_path, **changes)
+    wait_for_step(process, tmp_path, 60)
+    end(process, signal.SIGKILL, tmp_path)
+    results = run(tmp_path, **changes, RESUME="1").results()
+    assert results["resumed_at"] == [60] and results["compliance"]["validation_opened"] == "during training"
 
 
 def test_passes_during_training_are_said_and_on_no_clock_of_training(options, run_here):  # noqa: F811
