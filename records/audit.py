@@ -15,9 +15,9 @@ that is written to fool this auditor can reach round the hook and return any fig
 by decompression holds, in which a second process turns a short file back into validation text, and that only
 where the text is not to be had: carry the folder that `--keep` leaves to a machine that never had it; `python
 audit.py --worker decode` in it writes decoded.txt. (The demo corpus is the documentation of installed
-packages, which any process can read: with it, that proof shows little about a script with bad intent.) So read
-the script too. How the weights came to be is not audited: training on validation text, choosing among runs,
-and times that a log states leave no trace in an artifact. Only fixed models (track A) can be audited.
+packages, which any process can read: with it, that proof shows little about a script with bad intent.) So
+read the script too. How the weights came to be is not audited: training on validation text, choosing among
+runs, and times that a log states leave no trace in an artifact. Only fixed models (track A) can be audited.
 """
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ BOS, SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 1, 20240520, 1, 256
 TOTAL = 1 << 32  # of the coder's frequencies
 LABELS = dict(roundtrip="final_int6_roundtrip", sliding="final_int6_sliding_window")  # the log's last lines
 BATCH = 8  # windows of a forward pass, wherever what is computed shall be what is scored
-MACHINE = {"run_id", "resume", "checkpoint_every", "artifact", "sample", "sample_tokens", "sample_temperature",
-           "data_path", "tokenizer_path", "device", "attention", "compile", "micro_batch_tokens",
-           "eval_batch_seqs", "train_log_every"}  # settings in which seeds of one configuration may differ
+MACHINE = {"run_id", "resume", "checkpoint_every", "artifact", "sample", "sample_tokens",
+           "sample_temperature", "data_path", "tokenizer_path", "device", "attention", "compile",
+           "micro_batch_tokens", "eval_batch_seqs", "train_log_every"}  # settings in which seeds of one configuration may differ
 CHECKS = ("size", "alone", "bytes", "targets", "causality", "normalization", "score", "decompression", "log",
           "submission")
 Check = collections.namedtuple("Check", "name passed figure")  # passed: True, False, or None: not checked
@@ -480,7 +480,8 @@ def run_worker(name: str) -> int:
     """One worker in its folder: job.json in, result.json out. The job names folders that the script shall not
     read, so it is gone before the script is there."""
     job, stopped = json.loads(Path("job.json").read_text()), []
-    Path("job.json").unlink()
+    if job["forbidden"]:
+        Path("job.json").unlink()
     tempfile.tempdir = os.environ["TMPDIR"] = os.getcwd()  # torch asks for one
     install_guard(job["forbidden"], stopped)
     try:
@@ -893,8 +894,8 @@ class Audit:
 
     def check_causality(self) -> Check:
         def judge(result: dict):
-            figure = f"{result['places']} places with other text behind them, {result['compared']:,} numbers " \
-                f"up to them, largest difference {result['difference']:.3g}"
+            figure = f"{result['places']} places with other text behind them, {result['compared']:,} " \
+                f"numbers up to them, largest difference {result['difference']:.3g}"
             figure += f", after changes behind tokens {result['wrong'][:5]}" if result["wrong"] else ""
             figure += "" if result["moved"] else "; later losses did not change either"
             return not result["wrong"] and result["moved"], figure
@@ -927,8 +928,8 @@ class Audit:
         if claimed is None:
             return Check("score", None, f"{figure}; no claim")
         if abs(found - claimed) <= margin and margin > self.options.margin:
-            return Check("score", None, f"claimed {claimed:.6f}, {figure}, which is not within {self.options.margin}"
-                         ": give it more --minutes, or accept less with --margin")
+            return Check("score", None, f"claimed {claimed:.6f}, {figure}: not known to "
+                         f"{self.options.margin}, so give it more --minutes, or accept less with --margin")
         return Check("score", abs(found - claimed) <= margin, f"claimed {claimed:.6f}, {figure}")
 
     def check_decompression(self) -> Check:
@@ -954,7 +955,7 @@ class Audit:
         close = abs(rate - stated) <= allowed
         which = "the" if same else "ANOTHER"
         return Check("decompression", same and close, f"{len(stretch) - 1:,} tokens, {count:,} bytes of "
-                     f"{which} text from {size:,}: {rate:.4f} bpb, scored {stated:.4f}, allowed ± {allowed:.4f}")
+                     f"{which} text from {size:,}: {rate:.4f} bpb, scored {stated:.4f} ± {allowed:.4f}")
 
 
 # ---- What to audit
@@ -1023,7 +1024,8 @@ def audit_record(folder: Path, script: Path, audited: set[Path]) -> list[Check]:
     code, checks = script.read_bytes(), []
     for seed, log in logs.items():
         if log.path not in audited:
-            checks += [guarded(f"log of seed {seed}", check_log, f"log of seed {seed}", log, code, None, None, True),
+            name = f"log of seed {seed}"
+            checks += [guarded(name, check_log, name, log, code, None, None, True),
                        Check(f"score of seed {seed}", None, "its artifact is not in the folder")]
     return checks + [guarded("submission", check_submission, folder, code, logs)]
 

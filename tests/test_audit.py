@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -92,12 +93,12 @@ class Record:
         verdicts = re.findall(r"^(.+?) +(PASS|FAIL|-)  ", done.stdout, re.M)
         return done.returncode, dict(verdicts), done.stdout + done.stderr
 
-    def failed(self, *checks: str) -> set[str]:
-        """The checks that fail, of those named."""
+    def failed(self, *checks: str, more: int = 0) -> set[str]:
+        """What fails when these checks are asked for; `more` rows than checks are there."""
         status, verdicts, text = self.audit("--only", ",".join(checks))
         failed = {name for name, verdict in verdicts.items() if verdict == "FAIL"}
         assert status == (1 if failed else 0) and "-" not in verdicts.values(), text
-        assert len(verdicts) == len(checks), text
+        assert len(verdicts) == len(checks) + more, text
         return failed
 
 
@@ -311,6 +312,79 @@ def test_the_log_of_a_resumed_run_goes_on_from_its_checkpoint(told, honest, tmp_
     assert found.passed is (told == [20]), found.figure
 
 
+def second_seed(record: Record) -> None:
+    """Another seed's log: the first one's, with a better score, as consistent as one can type it."""
+    log = record.read("train_seed1337.log").replace('"seed": 1337', '"seed": 2')
+    (record.folder / "train_seed2.log").write_text(log, encoding="utf-8")
+    stated = json.loads(record.read("submission.json"))
+    stated.update(seeds=[1337, 2], seed_results={seed: stated["seed_results"]["1337"] for seed in ("1337", "2")})
+    (record.folder / "submission.json").write_text(json.dumps(stated))
+    (record.folder / "README.md").write_text(record.read("README.md") + " and seed 2\n")
+
+
+def test_a_seed_without_its_artifact_is_not_proven(record):
+    second_seed(record)
+    assert record.failed("log", "submission", more=2) == {"score of seed 2", "submission"}  # and one artifact for two
+
+
+def test_a_second_log_of_a_seed_is_refused(record):
+    shutil.copy(record.folder / "train_seed1337.log", record.folder / "train_seed1337_rerun.log")
+    status, verdicts, text = record.audit("--only", "size,submission")
+    assert (status, verdicts) == (2, {}) and "train_seed1337_rerun.log" in text
+
+
+def test_seeds_may_differ_in_what_is_the_machines(record):
+    second_seed(record)
+    text = record.read("train_seed2.log")
+
+    def checked(text: str) -> audit.Check:
+        (record.folder / "train_seed2.log").write_text(text, encoding="utf-8")
+        logs = {seed: audit.Log(record.folder / f"train_seed{seed}.log") for seed in (1337, 2)}
+        return audit.check_submission(record.folder, record.read("train_gpt.py").encode(), logs)
+    text = text.replace(re.search(r"sha256:(\w{64}) quant", text)[1], "0" * 64)  # of an artifact of its own
+    found = checked(text.replace('"checkpoint_every": 0.0', '"checkpoint_every": 60.0'))
+    assert found.passed, found.figure
+    found = checked(text.replace('"muon_wd": 0.04', '"muon_wd": 0.05').replace('"qk_gain_init": 1.5', '"qk_gain_init": 2'))
+    assert not found.passed and "configurations differ in muon_wd, qk_gain_init" in found.figure
+
+
+@pytest.mark.parametrize("change", [lambda text: re.sub(r"^compliance:.*\n", "", text, flags=re.M), lambda text: re.sub(
+    r'"eval_seconds": [\d.]+', '"eval_seconds": 700.0', text.replace('"eval_under_600s": true', '"eval_under_600s": false')
+    ).replace("\neval_seconds:", "\neval_seconds:700.0 was:")])
+def test_a_record_states_its_times_and_they_are_under_600_seconds(change, honest, tmp_path):
+    (tmp_path / "a.log").write_text(change(honest.read("train_seed1337.log")), encoding="utf-8")
+    files = honest.read("train_gpt.py").encode(), (honest.folder / ARTIFACT).read_bytes()
+    found = [audit.check_log("log", audit.Log(tmp_path / "a.log"), *files, None, required) for required in (True, False)]
+    assert [check.passed for check in found] == [False, True], found
+
+
+def test_a_score_that_is_known_too_little_is_not_proven(record):
+    """On a sample: the claim lies inside of the interval, which is wider than what was asked for."""
+    options = types.SimpleNamespace(margin=0.003, seed=0)
+    log = audit.Log(record.folder / "train_seed1337.log")
+    own = types.SimpleNamespace(
+        log=log, options=options, claimed=lambda: 2.0, tokens=None,
+        bits_and_bytes=lambda scored, tokens: (np.array([100.0, 220.0, 180.0]), np.array([50.0, 100.0, 100.0])))
+    found = audit.Audit.check_score(own, dict(windows=1000))
+    assert found.passed is None and "not known to 0.003" in found.figure
+    options.margin = 10.0
+    assert audit.Audit.check_score(own, dict(windows=1000)).passed
+    own.claimed = lambda: 1.0
+    assert not audit.Audit.check_score(own, dict(windows=1000)).passed
+
+
+def test_a_track_that_learns_while_it_scores_is_not_for_this_auditor(record):
+    record.edit("train_seed1337.log", ('"track": "A"', '"track": "B"'))
+    status, verdicts, text = record.audit("--only", "size")
+    assert (status, verdicts) == (2, {}) and "track B" in text
+
+
+def test_samples_are_drawn_anew_and_can_be_drawn_again(record):
+    seeds = [re.search(r"--seed (\d+)", record.audit("--only", "size", *arguments)[2])[1]
+             for arguments in ((), (), ("--seed", "5"))]
+    assert seeds[0] != seeds[1] and seeds[2] == "5"
+
+
 def test_a_record_without_its_log_fails(record):
     (record.folder / "train_seed1337.log").unlink()
     assert record.failed("size", "log", "submission") == {"log", "submission"}
@@ -350,23 +424,6 @@ def test_a_submission_that_disagrees_is_caught(name, value, record):
     assert checked().passed is False
 
 
-def test_seeds_of_other_settings_are_no_record(record):
-    logs = [record.folder / f"train_seed{seed}.log" for seed in (1337, 2)]
-    text = record.read("train_seed1337.log")
-    for muon_wd, passes in (("0.04", True), ("0.05", False)):
-        logs[1].write_text(text.replace('"seed": 1337', '"seed": 2').replace(
-            '"muon_wd": 0.04', f'"muon_wd": {muon_wd}'), encoding="utf-8")
-        stated = json.loads(record.read("submission.json"))
-        result = stated["seed_results"]["1337"]
-        stated.update(seeds=[1337, 2], seed_results={"1337": result, "2": result})
-        (record.folder / "submission.json").write_text(json.dumps(stated))
-        readme = record.folder / "README.md"
-        readme.write_text(readme.read_text() + " and seed 2\n")
-        found = audit.check_submission(record.folder, record.read("train_gpt.py").encode(),
-                                       {1337: audit.Log(logs[0]), 2: audit.Log(logs[1])})
-        assert found.passed is passes, found.figure
-
-
 # ---- a script that reaches further than it may
 
 REACHES = {
@@ -375,6 +432,9 @@ REACHES = {
     "a program": 'subprocess.run(["true"])',
     "the data": "list(Path('DATA').iterdir())",
     "a place for the decoder": "open('LEFT', 'w').write('validation text')",
+    "the data, under another name": "os.link(next(Path('DATA').glob('*_val_*')), 'mine.bin')",
+    "a file of its own, moved out": "Path('mine').touch(); os.rename('mine', 'LEFT')",
+    "the other workers": "list(Path('..').glob('*/data/*'))",
     "the network, quietly": "import socket\ntry: socket.getaddrinfo('localhost', 80)\nexcept OSError: pass",
 }
 
