@@ -51,9 +51,10 @@ BOS, SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 1, 20240520, 1, 256
 TOTAL = 1 << 32  # of the coder's frequencies
 LABELS = dict(roundtrip="final_int6_roundtrip", sliding="final_int6_sliding_window")  # the log's last lines
 BATCH = 8  # windows of a forward pass, wherever what is computed shall be what is scored
+# Settings in which the seeds of one configuration may differ.
 MACHINE = {"run_id", "resume", "checkpoint_every", "artifact", "sample", "sample_tokens",
            "sample_temperature", "data_path", "tokenizer_path", "device", "attention", "compile",
-           "micro_batch_tokens", "eval_batch_seqs", "train_log_every"}  # settings in which seeds of one configuration may differ
+           "micro_batch_tokens", "eval_batch_seqs", "train_log_every"}
 CHECKS = ("size", "alone", "bytes", "targets", "causality", "normalization", "score", "decompression", "log",
           "submission")
 Check = collections.namedtuple("Check", "name passed figure")  # passed: True, False, or None: not checked
