@@ -339,7 +339,7 @@ def claim_disk(size: float) -> None:
             with tempfile.TemporaryFile(dir=folder) as probe:
                 getattr(os, "posix_fallocate", lambda *_: None)(probe.fileno(), 0, int(size))
         except OSError as error:
-            raise UserError(f"{folder}: no room for {size:.0f} bytes: {error.strerror}") from None
+            raise UserError(f"cannot write {size:.0f} bytes into {folder}: {error.strerror}") from None
 
 # ---- Data: shards of uint16 tokens, and the order in which training sees them ------------------------------
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256

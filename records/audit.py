@@ -689,9 +689,9 @@ def compare_seed(tally: Tally, seed: int, stated: dict, log: Log | None) -> None
 
 
 def rounding(number) -> float:
-    """What rounding to the decimals that are stated, four at least, may take off a number."""
+    """What rounding to the decimals that are stated, four to the log's eight, may take off a number."""
     decimals = -number.as_tuple().exponent if isinstance(number, Decimal) else 0
-    return 0.51 * 10.0 ** -max(decimals, 4) if decimals else 0.0
+    return 0.51 * 10.0 ** -min(max(decimals, 4), 8) if decimals else 0.0
 
 
 def check_submission(folder: Path, script: bytes, logs: dict[int, Log]) -> Check:

@@ -333,6 +333,18 @@ def test_a_second_log_of_a_seed_is_refused(record):
     assert (status, verdicts) == (2, {}) and "train_seed1337_rerun.log" in text
 
 
+def test_a_submission_may_state_all_digits(record):
+    """Those of logs/<RUN_ID>.json, where a log has eight decimals."""
+    stated = json.loads(record.read("submission.json"))
+    for numbers in (stated, stated["seed_results"]["1337"]):
+        numbers["val_bpb"] += 4.321e-9
+    (record.folder / "submission.json").write_text(json.dumps(stated))
+    assert record.failed("size", "submission") == set()
+    stated["seed_results"]["1337"]["val_bpb"] += 2e-8
+    (record.folder / "submission.json").write_text(json.dumps(stated))
+    assert record.failed("size", "submission") == {"submission"}
+
+
 def test_seeds_may_differ_in_what_is_the_machines(record):
     second_seed(record)
     text = record.read("train_seed2.log")
