@@ -4,7 +4,8 @@
     ARTIFACT=final_model.int6.ptz python train_gpt.py       # score an artifact without training
 
 Every setting is an environment variable (see --help): `BACKOUT_ENABLED=0 python train_gpt.py` is an ablation.
-It reads as it runs. Numbers such as #339 are openai/parameter-golf's pull requests with a technique."""
+It reads as it runs: Settings, Runtime, Data, Score (bytes behind the tokens), Layers, GPT, Optimizers,
+Artifact, Evaluate, Train, Main. Numbers such as #339 are pull requests of openai/parameter-golf."""
 from __future__ import annotations
 import collections, contextlib, dataclasses, datetime, difflib, functools, glob, hashlib, importlib, io
 import json, math, os, resource, signal, struct, subprocess, sys, tempfile, time, traceback
@@ -776,11 +777,10 @@ class WeightAverage:
     moves it by 1/n, or (1-d)/(1-d^n): at first 1, so that initial weights are never part of it."""
     def __init__(self, s: Settings):
         self.name = "ema" if s.ema_enabled else "swa" if s.swa_enabled else "none"
-        self.every, self.start_scale, self.decay = s.swa_every, s.swa_start_scale, 1.0
+        swa, decay = (s.swa_every, s.swa_start_scale, 1.0), s.ema_decay ** s.ema_every
+        ema = (s.ema_every, s.ema_start_scale, decay)
+        self.every, self.start_scale, self.decay = ema if s.ema_enabled else swa
         self.samples, self.weights = 0, []
-        if s.ema_enabled:
-            self.every, self.start_scale = s.ema_every, s.ema_start_scale
-            self.decay = s.ema_decay ** s.ema_every
     def after_step(self, step: int, scale: float, parameters: list[nn.Parameter]) -> None:
         """Take a sample if `step` steps are done and it is time for one."""
         if self.name == "none" or scale >= self.start_scale or step % self.every: return
@@ -1475,7 +1475,7 @@ def start(environment) -> None:
     else: score_existing(run, data, *content)
     if runtime.world_size > 1: dist.barrier(group=runtime.control)  # rank 0 serves the others: leave together
 def main() -> int:
-    """Exit status 0; or 2 after one line that says what to mend."""
+    """Exit status 0; 2 after one line that says what to mend; 128 + the signal that ended it; 1 for a bug."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text())
         return 0

@@ -546,7 +546,7 @@ def mutations(data: bytes, count: int, seed: int):
     words = [b"0", b"-1", b"1e999", b"NaN", b"null", b"[]", b"{}", b'""', b"true", b"99999999999", b"\xff"]
     for _ in range(count):
         pieces = [bytearray(first[4:end]), bytearray(first[end:]), bytearray(codes)]
-        frame_size, header, claim = None, 4, None
+        frame_size, claim = None, None
         for _ in range(int(random.integers(1, 4))):
             piece = pieces[int(random.integers(3))]
             at = int(random.integers(len(piece) + 1))

@@ -150,7 +150,7 @@ def test_steps_are_fitted_on_the_gpu_as_on_the_cpu():
         model.load_state_dict(tiny_model(quant="fit").state_dict())
         fit, generator = train_gpt.Fit(train_gpt.coded_parameters(model, "fit")), torch.Generator().manual_seed(2)
         for _ in range(5):
-            for weight in fit.weights.values():
+            for weight in fit.parameters:
                 weight.grad = torch.randn(weight.shape, generator=generator).to(device)
             fit.observe()
         fit.finish()

@@ -16,7 +16,7 @@ from conftest import VOCAB_SIZE, random_tokens, stir, tiny_model, tiny_settings,
 from torch import Tensor
 from train_gpt import (IGNORED, BatchPlan, Fit, Muon, Optimizer, Runtime, Settings, Trainer, TrainingRows,
                        UserError, WeightAverage, coded_parameters, dequantize, newton_schulz, progress_at,
-                       quantize, row_grid, scale_at, stored_parameters)
+                       quantize, row_grid, scale_at)
 
 
 def quiet(line: str, console: bool = True) -> None:
