@@ -1,6 +1,7 @@
 """Runs that are killed, stopped or out of disk: what survives, what is said, and that nothing false is final."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -54,10 +55,16 @@ def ranks_of(process: subprocess.Popen) -> list[int]:
     return sorted(int(pid) for pid, parent in map(str.split, table.splitlines()) if int(parent) == process.pid)
 
 
+def send(number: int, pids: list[int]) -> None:
+    """A signal to processes, of which some may have ended because others did."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def end(process: subprocess.Popen, number: int, folder: Path) -> Done:
-    """Send all of a run's processes a signal; what it said."""
-    for pid in [process.pid, *ranks_of(process)]:
-        os.kill(pid, number)
+    """Send all of a run's processes a signal, at once; what it said."""
+    send(number, [*(ranks_of(process) if "-m" in process.args else ()), process.pid])
     out, err = process.communicate(timeout=60)
     return Done(folder, process.returncode, out, err)
 
@@ -270,20 +277,18 @@ def test_without_checkpoints_nothing_is_written_or_gathered(make_trainer):  # no
 
 
 def test_two_ranks_resume_as_two_and_as_one(options, tmp_path_factory):
-    changes = {**options, "ITERATIONS": "60", "WARMDOWN_ITERS": "50"}
+    changes = {**options, "ITERATIONS": "90", "WARMDOWN_ITERS": "85"}
     whole = run(tmp_path_factory.mktemp("whole"), ranks=2, **{**changes, "CHECKPOINT_EVERY": "0"})
     folder = tmp_path_factory.mktemp("two")
     process = begin(folder, ranks=2, **changes)
-    wait_for_step(process, folder, 30)
-    os.kill(process.pid, signal.SIGTERM)  # torchrun passes it on
-    for rank in ranks_of(process):  # and the ranks get it twice, as from some schedulers
-        os.kill(rank, signal.SIGTERM)
+    wait_for_step(process, folder, 10)
+    send(signal.SIGTERM, [process.pid, *ranks_of(process)])  # torchrun passes it on: twice, as from schedulers
     assert "stopped by SIGTERM" in process.communicate(timeout=60)[1]
     alone = Path(shutil.copytree(folder, tmp_path_factory.mktemp("one") / "copy"))
     two = run(folder, ranks=2, **changes, RESUME="1")
-    assert scores(two) == scores(whole) and two.results()["resumed_at"][0] >= 30
+    assert scores(two) == scores(whole) and two.results()["resumed_at"][0] >= 10
     one = run(alone, **changes, RESUME="1").results()
-    assert one["world_size"] == 1 and one["steps"] == 60
+    assert one["world_size"] == 1 and one["steps"] == 90
     for label in ("pre_quantization", "final_int6_roundtrip", "final_int6_sliding_window"):
         assert abs(one[label]["val_bpb"] - whole.results()[label]["val_bpb"]) < 2e-3
 
