@@ -23,7 +23,7 @@ import sentencepiece
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "records")]
+sys.path[:0] = [str(ROOT), str(ROOT / "records"), str(ROOT / "data")]
 
 import train_gpt  # noqa: E402
 
