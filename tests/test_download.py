@@ -1,0 +1,361 @@
+"""data/download.py against a local stand-in of the hub, so that huggingface_hub's own code runs."""
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+
+pytest.importorskip("huggingface_hub")
+
+import download  # noqa: E402
+from conftest import ROOT, VOCAB_SIZE, write_shard  # noqa: E402
+
+REPOSITORY, COMMIT = "owner/export", "a" * 40
+FOLDER = "datasets/datasets/fineweb10B_sp384"
+ARGUMENTS = ["--repo", REPOSITORY, "--variant", "sp384", "--train-shards", "2"]
+WHOLE = ["fineweb_384_bpe.model", "fineweb_384_bpe.vocab", "fineweb_train_000000.bin",
+         "fineweb_train_000001.bin", "fineweb_val_000000.bin", "manifest.json"]
+
+
+class StandIn(http.server.ThreadingHTTPServer):
+    """What download.py asks of the hub: commit, files' sizes and digests, files. `requests` notes what was
+    asked, as (method, path, range). `faults` maps a part of a path to the (status, headers) of its next
+    answers, `after` to what is called first; `served` maps a path to what is sent instead, `torn` to the
+    number of bytes after which its next answer breaks off."""
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes]):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files, self.requests = files, []
+        self.faults, self.after, self.served, self.torn = {}, {}, {}, {}
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def fetched(self) -> list[str]:
+        """The names of the files that were sent."""
+        return [path.rsplit("/", 1)[-1] for method, path, _ in self.requests
+                if method == "GET" and "resolve" in path]
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def send(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def answer(self) -> None:
+        server, body = self.server, self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        server.requests.append((self.command, self.path, self.headers.get("Range")))
+        for part, action in server.after.items():
+            if part in self.path and self.command == "GET":
+                action()
+        for part, faults in server.faults.items():
+            if part in self.path and faults:
+                status, headers = faults.pop(0)
+                return self.send(status, b"{}", headers)
+        if self.path.startswith(f"/api/datasets/{REPOSITORY}/paths-info/{COMMIT}"):
+            return self.send(200, json.dumps(self.paths_info(body)).encode())
+        if self.path.startswith(f"/api/datasets/{REPOSITORY}/revision/main"):
+            return self.send(200, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode())
+        found = re.fullmatch(rf"/datasets/{REPOSITORY}/resolve/{COMMIT}/(.*)", self.path)
+        if found and found[1] in server.files:
+            return self.send_file(found[1])
+        known = f"/{REPOSITORY}/" in self.path
+        code = "EntryNotFound" if found else "RevisionNotFound" if known else "RepoNotFound"
+        self.send(404 if known else 401, b"{}", {"X-Error-Code": code})
+
+    def paths_info(self, body: bytes) -> list[dict]:
+        files = self.server.files
+        return [{"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40,
+                 "lfs": {"oid": hashlib.sha256(files[path]).hexdigest(), "size": len(files[path]),
+                         "pointerSize": 130}}
+                for path in parse_qs(body.decode())["paths"] if path in files]
+
+    def send_file(self, path: str) -> None:
+        served = self.server.served.get(path)
+        body = served.pop(0) if served else self.server.files[path]
+        etag = hashlib.sha256(self.server.files[path]).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        whole = len(body)
+        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if start:
+            body = body[int(start[1]):]
+            headers["Content-Range"] = f"bytes {start[1]}-{whole - 1}/{whole}"
+        if self.command == "GET" and path in self.server.torn:
+            headers["Content-Length"], body = str(whole), body[:self.server.torn.pop(path)]
+            self.close_connection = True
+        self.send(206 if start else 200, body, headers)
+
+    do_GET = do_HEAD = do_POST = answer
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> dict[str, bytes]:
+    """The files of a repository with three training shards and one of validation, sp384."""
+    scratch = tmp_path_factory.mktemp("export") / "shard"
+    stats = {"files_train": 3, "files_val": 1, "tokens_train": 6700, "tokens_val": 900}
+    tokens = {"train_000000": 3000, "train_000001": 3000, "train_000002": 700, "val_000000": 900}
+    files = {f"{FOLDER}/fineweb_{name}.bin": write_shard(scratch, [1] + [5 + seed] * (count - 1)).read_bytes()
+             for seed, (name, count) in enumerate(tokens.items())}
+    files["datasets/tokenizers/fineweb_384_bpe.model"] = (data_folder / "tokenizer.model").read_bytes()
+    files["datasets/tokenizers/fineweb_384_bpe.vocab"] = b"<pad>\t0\n"
+    tokenizer = {"name": "sp_bpe_384", "model_path": "tokenizers/fineweb_384_bpe.model",
+                 "vocab_path": "tokenizers/fineweb_384_bpe.vocab"}
+    files["datasets/manifest.json"] = json.dumps({
+        "shard_size": 3000, "tokenizers": [tokenizer, {"name": "pure_byte", "path": "tokenizers/x.json"}],
+        "datasets": [{"name": "fineweb10B_sp384", "tokenizer_name": "sp_bpe_384", "vocab_size": VOCAB_SIZE,
+                      "stats": stats},
+                     {"name": "fineweb10B_byte260", "tokenizer_name": "pure_byte", "stats": stats}]}).encode()
+    return files
+
+
+@pytest.fixture
+def hub(export: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A stand-in that huggingface_hub takes for the hub; waits take no time and are noted in `waits`."""
+    server = StandIn(dict(export))
+    server.waits = []
+    monkeypatch.setattr(download.time, "sleep", server.waits.append)
+    for name, value in dict(HF_ENDPOINT=server.url, HF_HOME=str(tmp_path / "home")).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def run(out: Path, *more: str) -> int:
+    return download.main([*ARGUMENTS, "--out", str(out), *more])
+
+
+def error_line(capsys: pytest.CaptureFixture) -> str:
+    """The last line on standard error, which must be the only error there and no traceback."""
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("error:") for line in lines) == 1 and lines[-1].startswith("error:")
+    return lines[-1]
+
+
+def names(out: Path) -> list[str]:
+    return sorted(path.name for path in out.rglob("*") if path.is_file())
+
+
+def test_the_files_arrive_as_they_are_and_nothing_else_is_left(hub, export, tmp_path, capsys):
+    assert run(tmp_path / "out") == 0
+    assert names(tmp_path / "out") == WHOLE
+    for path, content in export.items():
+        if "manifest" not in path and "000002" not in path:
+            assert (tmp_path / "out" / path.removeprefix("datasets/")).read_bytes() == content
+    said = capsys.readouterr().out
+    assert "val 900 tokens (shards: 1), train 6,000 tokens (shards: 2)" in said
+    assert "VOCAB_SIZE=384 torchrun --standalone --nproc_per_node=8 train_gpt.py" in said.splitlines()[-1]
+
+
+def test_a_second_run_fetches_no_file(hub, tmp_path):
+    run(tmp_path)
+    hub.requests.clear()
+    assert run(tmp_path) == 0
+    assert hub.fetched() == ["manifest.json"]
+
+
+def test_more_shards_later_fetch_just_those(hub, tmp_path):
+    run(tmp_path, "--train-shards", "0")
+    assert not list(tmp_path.rglob("*_train_*"))
+    hub.requests.clear()
+    assert run(tmp_path, "--train-shards", "1") == 0
+    assert hub.fetched() == ["manifest.json", "fineweb_train_000000.bin"]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_file_that_is_cut_or_another_is_fetched_again(hub, export, tmp_path, noted):
+    run(tmp_path)
+    folder = tmp_path / "datasets/fineweb10B_sp384"
+    cut = folder / "fineweb_train_000001.bin"
+    if noted:
+        cut.write_bytes(cut.read_bytes()[:-2])
+    else:  # of the same size and header, from another export
+        cut.write_bytes(cut.read_bytes()[:-2] + b"\7\7")
+        (folder / "manifest.json").unlink()
+    hub.requests.clear()
+    assert run(tmp_path) == 0
+    assert hub.fetched() == ["manifest.json", cut.name]
+    assert cut.read_bytes() == export[f"{FOLDER}/{cut.name}"]
+
+
+@pytest.mark.parametrize("harm", [lambda content: content[:-2], lambda content: b"\0" * 8 + content[8:],
+                                  lambda content: content[:-2] + b"\7\7"])
+def test_a_file_that_comes_damaged_is_fetched_once_more(hub, export, tmp_path, harm):
+    path = f"{FOLDER}/fineweb_val_000000.bin"
+    hub.served[path] = [harm(export[path])] * 2  # for HEAD and GET
+    assert run(tmp_path) == 0
+    assert hub.fetched().count("fineweb_val_000000.bin") == 2
+    assert (tmp_path / path.removeprefix("datasets/")).read_bytes() == export[path]
+
+
+@pytest.mark.parametrize("content, reason", [
+    (lambda good: good[:8] + (899).to_bytes(4, "little") + good[12:], "899 tokens in its header"),
+    (lambda good: good[:8] + (450).to_bytes(4, "little") + good[12:1024 + 900], "manifest says 900")])
+def test_a_shard_that_lies_on_the_hub_is_refused(hub, export, tmp_path, capsys, content, reason):
+    path = f"{FOLDER}/fineweb_val_000000.bin"
+    hub.files[path] = content(export[path])
+    assert run(tmp_path) == 2
+    line = error_line(capsys)
+    assert "damaged twice" in line and reason in line
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_limited_rate_is_waited_for_as_long_as_the_hub_asks(hub, tmp_path, capsys):
+    hub.faults = {"revision/main": [(503, {})], "train_000000": [(429, {"Retry-After": "7"})],
+                  "val_000000": [(429, {"RateLimit": '"api";r=0;t=11'})]}
+    assert run(tmp_path) == 0
+    assert hub.waits == [1, 11, 7]
+    assert "limits the rate (HTTP 429): waiting 7 s" in capsys.readouterr().err
+
+
+def test_a_rate_limited_for_ever_ends_in_one_line_and_what_is_whole_stays(hub, tmp_path, capsys):
+    hub.faults = {"train_000001": [(429, {})] * 99}
+    assert run(tmp_path) == 2
+    assert "limits the rate (HTTP 429)" in error_line(capsys)
+    assert 100 < sum(hub.waits) <= download.PATIENCE
+    assert names(tmp_path) == [name for name in WHOLE if "train_000001" not in name]
+
+
+def test_a_wait_that_is_too_long_is_not_begun(hub, tmp_path, capsys):
+    hub.faults = {"val_000000": [(429, {"Retry-After": "3600"})]}
+    assert run(tmp_path) == 2
+    assert "3600 s" in error_line(capsys) and hub.waits == []
+
+
+@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_an_interrupted_download_goes_on_with_what_is_missing(hub, tmp_path, sent, status):
+    asked, answer = threading.Event(), threading.Event()
+    hub.after["train_000000"] = lambda: (asked.set(), answer.wait(20))
+    command = [sys.executable, ROOT / "data/download.py", *ARGUMENTS, "--out", tmp_path / "out"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert asked.wait(20)
+    process.send_signal(sent)
+    said = process.communicate()[1]
+    answer.set()
+    assert process.returncode == status and "Traceback" not in said
+    staging = tmp_path / "out/datasets/.download-sp384"
+    assert staging.exists() == (sent == signal.SIGKILL)
+    hub.after.clear()
+    hub.requests.clear()
+    assert run(tmp_path / "out") == 0
+    assert hub.fetched() == ["manifest.json", "fineweb_train_000000.bin", "fineweb_train_000001.bin"]
+    assert names(tmp_path / "out") == WHOLE
+
+
+def test_a_connection_that_breaks_off_is_taken_up_at_that_byte(hub, export, tmp_path, monkeypatch):
+    path = f"{FOLDER}/fineweb_train_000000.bin"
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    hub.torn[path] = 5000
+    assert run(tmp_path) == 0
+    asked = [part for method, place, part in hub.requests if path in place and method == "GET"]
+    assert asked == [None, "bytes=5000-"]
+    assert (tmp_path / path.removeprefix("datasets/")).read_bytes() == export[path]
+
+
+def test_a_second_download_of_a_variant_waits_its_turn(hub, tmp_path, capsys):
+    with download.staging_folder(tmp_path / "datasets/.download-sp384"):
+        assert run(tmp_path) == 2
+    assert "in use" in error_line(capsys)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--variant", "sp999"], "--variant sp999 is not in the hub's manifest, which lists byte260, sp384"),
+    (["--variant", "byte260"], "no SentencePiece model"),
+    (["--variant", "../x"], "--variant a name such as sp1024"),
+    (["--train-shards", "4"], "fineweb10B_sp384 has 3 training shards"),
+    (["--train-shards", "-1"], "--train-shards must be 0 or more"),
+    (["--repo", "other/name"], "no dataset repository other/name"),
+    (["--repo", "a/b/c"], "--repo a/b/c: not the name of a repository"),
+    (["--revision", "v9"], "no revision v9")])
+def test_what_the_hub_does_not_have_is_said_in_one_line(hub, tmp_path, capsys, arguments, said):
+    assert run(tmp_path, *arguments) == 2
+    assert said in error_line(capsys) and hub.waits == []
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("manifest, said", [
+    (b"<html>", "no JSON object"), (b"[]", "no JSON object"), (b"{}", "which lists none"),
+    (b'{"datasets": [7, {"name": "fineweb10B_sp384", "stats": null}]}', "does not say how many shards")])
+def test_a_manifest_that_says_nothing_is_refused(hub, tmp_path, capsys, manifest, said):
+    hub.files["datasets/manifest.json"] = manifest
+    assert run(tmp_path) == 2
+    assert said in error_line(capsys)
+
+
+def test_a_file_that_the_manifest_lists_and_the_hub_lacks_is_named(hub, tmp_path, capsys):
+    del hub.files[f"{FOLDER}/fineweb_train_000001.bin"]
+    assert run(tmp_path) == 2
+    assert "has no datasets/datasets/fineweb10B_sp384/fineweb_train_000001.bin" in error_line(capsys)
+
+
+def test_the_tokenizers_size_is_the_variants_where_the_manifest_states_none(hub, tmp_path):
+    manifest = hub.files["datasets/manifest.json"]
+    hub.files["datasets/manifest.json"] = manifest.replace(b'"vocab_size"', b'"size"')
+    assert run(tmp_path) == 0
+    noted = json.loads((tmp_path / "datasets/fineweb10B_sp384/manifest.json").read_text())
+    assert noted["vocabulary_size"] == 384
+
+
+def test_a_tokenizer_of_another_size_is_refused(hub, tmp_path, capsys):
+    manifest = hub.files["datasets/manifest.json"]
+    hub.files["datasets/manifest.json"] = manifest.replace(b'"vocab_size": 384', b'"vocab_size": 1024')
+    assert run(tmp_path) == 2
+    assert "has 384 pieces, but fineweb10B_sp384 needs 1,024" in error_line(capsys)
+
+
+def test_a_full_disk_is_said_before_anything_is_fetched(hub, tmp_path, capsys, monkeypatch):
+    usage = download.shutil.disk_usage(tmp_path)._replace(free=download.SPARE_BYTES + 1000)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    assert run(tmp_path) == 2
+    assert "make room" in error_line(capsys) and hub.fetched() == ["manifest.json"]
+
+
+def test_no_network_is_one_line_at_once(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert run(tmp_path) == 2
+    assert "cannot reach the hub at http://127.0.0.1:9" in error_line(capsys) and hub.waits == []
+
+
+def test_bytes_counted_for_xet_storage_move_the_bar_once():
+    progress = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting")
+    with download.tqdm(total=100, file=open(os.devnull, "w")) as bar:
+        kind = download.report_to(bar)
+        with progress.XetDownloadProgressReporter(reconstruction_desc="x", total=100, log_level=30,
+                                                  tqdm_class=kind) as reporter:
+            report = type("Report", (), dict(
+                total_bytes=100, total_bytes_completed=60, total_bytes_completion_rate=1.0,
+                total_transfer_bytes_completed=40, total_transfer_bytes_completion_rate=1.0))
+            reporter.update_progress(report)
+        assert bar.n == 60
+
+
+def test_the_bar_ends_at_the_sum_of_the_files_though_one_came_twice(hub, export, tmp_path, capsys):
+    path = f"{FOLDER}/fineweb_val_000000.bin"
+    hub.served[path] = [export[path][:-2]] * 2
+    assert run(tmp_path) == 0
+    done, total = re.findall(r"([\d.]+k)/([\d.]+k)", capsys.readouterr().err)[-1]
+    assert done == total
