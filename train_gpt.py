@@ -412,7 +412,7 @@ def find_data(settings: Settings, runtime: Runtime, log: Log) -> tuple[Path, Pat
     folder = Path(settings.data_path or FINEWEB)
     require(folder.is_dir() or not settings.data_path, f"DATA_PATH={folder} is not a folder")
     if not folder.is_dir():
-        builders = [root / "data/demo_corpus.py" for root in (Path(__file__).resolve().parent, Path.cwd())]
+        builders = [root / "data/demo_corpus.py" for root in (Path(), Path(__file__).resolve().parent)]
         builder = next(filter(Path.is_file, builders), None)
         require(builder, f"no data: set DATA_PATH; neither {FINEWEB} nor data/demo_corpus.py exists")
         folder = builder.parent / "demo"
