@@ -290,11 +290,22 @@ def test_the_readme_table_has_every_setting_and_its_default(readme):
         assert (value or "empty") in cells or (value == "" and "" in cells), (field.name, cells)
 
 
-def test_the_readme_uses_known_names(readme):
+@pytest.mark.parametrize("path", [README, *sorted((ROOT / "records").rglob("*.md"))],
+                         ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_of_a_document_use_known_names(path):
     known = {*NAMES, *FOREIGN}
-    for block in re.findall(r"^```[^\n]*\n(.*?)^```", readme, re.M | re.S):
+    for block in re.findall(r"^```[^\n]*\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S):
         for name in re.findall(r"(?<![\w$-])([A-Z][A-Z0-9_]+)=", block):
             assert name in known, name
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere(readme):
+    assert len(readme.splitlines()) < 300
+    headings = {re.sub(r"[^\w -]", "", line.strip("# ").lower()).replace(" ", "-")
+                for line in re.findall(r"^#+ .*", readme, re.M)}
+    for link in re.findall(r"\]\(([^)]+)\)", readme):
+        if not link.startswith("https://"):
+            assert link[1:] in headings if link.startswith("#") else (ROOT / link).exists(), link
 
 
 # ---- the file
