@@ -153,7 +153,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="pieces [%(default)s]")
     parser.add_argument("--force", action="store_true", help="build even if the corpus is already there")
     options = parser.parse_args(arguments)
-    return run(lambda: build(options.output, options.vocab_size, options.force, cores()))
+
+    def command() -> None:
+        build(options.output, options.vocab_size, options.force, cores())
+    return run(command)
 
 
 if __name__ == "__main__":

@@ -170,12 +170,19 @@ class Input:
         read."""
         for path in self.paths:
             if os.path.isdir(path):
-                for folder, folders, names in os.walk(path, onerror=fail):
+                met = set()
+                for folder, folders, names in os.walk(path, onerror=fail, followlinks=True):
+                    if (real := os.path.realpath(folder)) in met:  # links may lead in a circle
+                        folders.clear()
+                        continue
+                    met.add(real)
                     folders[:] = sorted(name for name in folders if not name.startswith("."))
                     found = [os.path.join(folder, name) for name in sorted(names)]
                     usable = [file for file in found if READABLE.search(file) and os.path.isfile(file)]
                     counts.files_skipped += len(found) - len(usable)
                     yield from ((file, os.path.relpath(file, path)) for file in usable)
+            elif path == "-" and sys.stdin is None:
+                raise DataError("-: standard input is closed: give it something to read, or name files")
             elif path != "-" and not os.path.exists(path):
                 raise DataError(f"{path}: no such file or folder")
             elif path != "-" and not READABLE.search(path):

@@ -7,7 +7,8 @@ manifest lists the variants. The validation split comes whole, of the training s
 into data/datasets/fineweb10B_<variant>/ and data/tokenizers/. All files are of one commit of the repository.
 Each is checked (size, SHA-256, header, tokens) before it takes its name, so after an interruption the same
 command goes on with the first file that is missing; parts are not kept, as huggingface_hub 2.4.0 cannot go on
-with them. manifest.json beside the shards notes the commit and the digests, for data/check.py.
+with them. Training shards beyond those asked for, where there are any, are checked and mended like the
+others. manifest.json beside the shards notes the commit and the digests, for data/check.py.
 """
 
 from __future__ import annotations
@@ -16,23 +17,22 @@ import argparse
 import json
 import os
 import re
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import sentencepiece
 from tqdm import tqdm
 
-from shards import DataError, count_tokens, digest, write_atomically
+from processes import run
+from shards import (TRAINER, DataError, command_to_train, count_tokens, digest, open_tokenizer,
+                    write_atomically)
 
-ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "willdepueoai/parameter-golf"
 EXPORT = "datasets"  # the export's folder in the repository
 PREFIX = "fineweb10B_"  # of a variant's name in the manifest
@@ -78,11 +78,11 @@ class Export:
 
 @dataclass(frozen=True)
 class Target:
-    """A file of the hub and where it goes. Bytes and SHA-256 are the hub's, the tokens the manifest's."""
+    """A file of the hub and where it goes. Bytes and SHA-256 are the hub's."""
 
     remote: str
     path: Path
-    tokens: int | None = None
+    count: int | None = None  # of a shard's tokens, of a tokenizer's pieces, as far as it is known
     bytes: int = 0
     sha256: str | None = None
 
@@ -270,30 +270,43 @@ class Hub:
 
 
 # ---- Files here
-def verify(target: Target, path: Path, known: str | None = None) -> str:
-    """The SHA-256 of a file (`known`: as noted when it came); Damaged if it is not what the target says."""
+def count_pieces(path: Path) -> int:
+    """The pieces of a tokenizer; DataError if the file is none."""
+    return open_tokenizer(path).vocab_size()
+
+
+COUNTED = {".bin": (count_tokens, "tokens"), ".model": (count_pieces, "pieces")}
+
+
+def verify(target: Target, path: Path, report: Callable[[int], object] = lambda size: None) -> str:
+    """The SHA-256 of a file, whose bytes `report` is told of; Damaged if it is not what the target says."""
     size = path.stat().st_size
     if size != target.bytes:
         raise Damaged(f"{path.name} has {size:,} bytes, but the hub says {target.bytes:,}")
-    if path.suffix == ".bin":
+    if path.suffix in COUNTED:
+        count, unit = COUNTED[path.suffix]
         try:
-            tokens = count_tokens(path)
+            there = count(path)
         except DataError as error:
             raise Damaged(str(error)) from error
-        if target.tokens not in (None, tokens):
-            raise Damaged(f"{path.name} has {tokens:,} tokens, but the hub's manifest says {target.tokens:,}")
-    found = known or digest(path)
+        if target.count not in (None, there):
+            raise Damaged(f"{path.name} has {there:,} {unit}, but {target.count:,} are due")
+    found = digest(path, report)
     if target.sha256 not in (None, found):
         raise Damaged(f"{path.name} has another SHA-256 than the hub says")
     return found
 
 
-def digest_here(target: Target, known: str | None) -> str | None:
-    """The SHA-256 of the file that is here already, if it is as the hub has it."""
-    try:
-        return verify(target, target.path, known)
-    except (Damaged, FileNotFoundError):
-        return None
+def digests_here(targets: list[Target]) -> dict[Target, str]:
+    """The SHA-256 of each file that is here already as the hub has it. All bytes are read: damage that leaves
+    the size as it was shows in no other way."""
+    here, found = [target for target in targets if target.path.is_file()], {}
+    total = sum(target.path.stat().st_size for target in here)
+    with tqdm(desc="checking", total=total, unit="B", unit_scale=True, disable=not here, leave=False) as bar:
+        for target in here:
+            with suppress(Damaged):
+                found[target] = verify(target, target.path, bar.update)
+    return found
 
 
 def bring(hub: Hub, target: Target, staging: Path, bar: tqdm) -> str:
@@ -316,34 +329,11 @@ def bring(hub: Hub, target: Target, staging: Path, bar: tqdm) -> str:
     return found
 
 
-def count_pieces(target: Target, export: Export) -> int:
-    """The pieces of the tokenizer that came; DataError if it is none, or not of the variant's size."""
-    try:
-        pieces = len(sentencepiece.SentencePieceProcessor(model_file=str(target.path)))
-    except (RuntimeError, OSError) as error:
-        raise DataError(f"{target.path}: not a SentencePiece model: check --repo and --revision") from error
-    if export.pieces not in (None, pieces):
-        raise DataError(f"{target.path} has {pieces:,} pieces, but {export.name} needs {export.pieces:,}: "
-                        "check --repo and --revision")
-    return pieces
-
-
 class Notes:
     """manifest.json beside the shards: of which commit they are, and their digests."""
 
     def __init__(self, folder: Path, facts: dict[str, object]):
         self.path, self.facts, self.files = folder / "manifest.json", facts, {}
-        try:
-            noted = json.loads(self.path.read_text(encoding="utf-8"))["files"]
-            for name, file in noted.items():
-                if (folder / name).stat().st_size == file["bytes"]:
-                    self.add(folder / name, str(file["sha256"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # none yet, or not as this command writes it: the files are read again
-
-    def known(self, path: Path) -> str | None:
-        """The digest noted for a file."""
-        return self.files[path.name]["sha256"] if path.name in self.files else None
 
     def add(self, path: Path, sha256: str) -> None:
         """Note the digest of a file that is here; of the tokenizer's model, where it is too."""
@@ -380,15 +370,23 @@ def staging_folder(path: Path) -> Iterator[Path]:
 
 # ---- The command
 def list_targets(export: Export, out: Path, train_shards: int) -> list[Target]:
-    """The tokenizer, the whole validation split, the first training shards. DataError if there are fewer."""
+    """The tokenizer, the whole validation split, the first training shards and those that are here beyond
+    them. DataError if there are fewer."""
     there = export.shards["train"]
     if train_shards > there:
         raise DataError(f"--train-shards {train_shards}: {export.name} has {there} training shards")
-    targets = [Target(f"{EXPORT}/tokenizers/{name}", out / "tokenizers" / name) for name in export.tokenizer]
-    for split, count in (("val", export.shards["val"]), ("train", train_shards)):
-        for index in range(count):
+    targets = [Target(f"{EXPORT}/tokenizers/{name}", out / "tokenizers" / name, export.pieces)
+               for name in export.tokenizer]
+    wanted = {"val": export.shards["val"], "train": train_shards}
+    for split, total in export.shards.items():
+        for index in range(total):
             name = f"datasets/{export.name}/fineweb_{split}_{index:06d}.bin"
-            targets.append(Target(f"{EXPORT}/{name}", out / name, export.tokens_of(split, index)))
+            if index < wanted[split] or (out / name).exists():
+                targets.append(Target(f"{EXPORT}/{name}", out / name, export.tokens_of(split, index)))
+    folder = out / "datasets" / export.name
+    shards = {path for split in SPLITS for path in folder.glob(f"*_{split}_*.bin")}
+    if foreign := shards - {target.path for target in targets}:
+        raise DataError(f"{min(foreign)} is not of this revision, but training would use it: move it")
     return targets
 
 
@@ -421,40 +419,31 @@ def download(hub: Hub, variant: str, train_shards: int, out: Path) -> None:
             target.path.parent.mkdir(parents=True, exist_ok=True)
         notes = Notes(folder, {"name": export.name, "repository": hub.repository, "revision": hub.commit,
                                "vocabulary_size": export.pieces})
-        here = {target: digest_here(target, notes.known(target.path)) for target in targets}
-        missing = [target for target in targets if not here[target]]
+        here = digests_here(targets)
+        missing = [target for target in targets if target not in here]
         to_come = sum(target.bytes for target in missing) / 1e9
         print(f"{export.name} of {hub.repository} at {hub.commit[:12]}: {len(targets) - len(missing)} of "
               f"{len(targets)} files are here, {to_come:.2f} GB to come")
         require_space(missing, out)
         for target, sha256 in here.items():
-            if sha256:
-                notes.add(target.path, sha256)
+            notes.add(target.path, sha256)
         notes.write()
         bring_all(hub, missing, staging, notes)
-    summarize(folder, targets[0].path, count_pieces(targets[0], export), train_shards)
+    summarize(folder, targets[0].path, train_shards)
 
 
-def summarize(folder: Path, tokenizer: Path, pieces: int, asked: int) -> None:
+def summarize(folder: Path, tokenizer: Path, asked: int) -> None:
     """Say what the folder holds, and what to run next."""
+    pieces = count_pieces(tokenizer)
     shards = {split: sorted(folder.glob(f"*_{split}_*.bin")) for split in SPLITS}
     held = ", ".join(f"{split} {sum(map(count_tokens, paths)):,} tokens (shards: {len(paths)})"
                      for split, paths in shards.items())
     print(f"{folder}: {held}; {tokenizer}: {pieces:,} pieces")
     if (more := len(shards["train"]) - asked) > 0:
         print(f"note: {more} training shards more than asked for are here, and training uses all of them")
-    command = "torchrun --standalone --nproc_per_node=8 train_gpt.py"
-    if (folder.parents[1].resolve(), folder.name) != (ROOT / "data", PREFIX + DEFAULT_VARIANT):
-        settings = {"DATA_PATH": shown(folder), "TOKENIZER_PATH": shown(tokenizer), "VOCAB_SIZE": pieces}
-        command = " ".join([*(f"{name}={shlex.quote(str(x))}" for name, x in settings.items()), command])
+    command = command_to_train(folder, tokenizer, pieces, "torchrun --standalone --nproc_per_node=8")
     print(f"next: {command}" if shards["train"] else
           f"there are no training shards; next, to score a model: ARTIFACT=final_model.int6.ptz {command}")
-
-
-def shown(path: Path) -> str:
-    """A path as one gives it in the repository's root."""
-    path = path.resolve()
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -464,26 +453,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--variant", default=DEFAULT_VARIANT, help="tokenizer of the shards [%(default)s]")
     parser.add_argument("--train-shards", type=int, default=80, metavar="N",
                         help="the first N training shards, 0 for none [%(default)s]")
-    parser.add_argument("--out", type=Path, default=ROOT / "data", metavar="FOLDER",
+    parser.add_argument("--out", type=Path, default=TRAINER.parent / "data", metavar="FOLDER",
                         help="where datasets/ and tokenizers/ are [data/ of the repository]")
     parser.add_argument("--repo", default=REPOSITORY, help="dataset repository [%(default)s]")
     parser.add_argument("--revision", default="main", help="branch, tag or commit [%(default)s]")
     options = parser.parse_args(arguments)
-    try:
+
+    def command() -> None:
         if options.train_shards < 0 or not re.fullmatch(r"\w+", options.variant):
             raise DataError("--train-shards must be 0 or more, and --variant a name such as sp1024")
         download(Hub(options.repo, options.revision), options.variant, options.train_shards, options.out)
-    except ImportError as error:
-        missing = error.name or error
-        print(f"error: {missing} is not installed: pip install -r data/requirements.txt", file=sys.stderr)
-        return 2
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: what is whole is kept, and the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+    return run(command)
 
 
 if __name__ == "__main__":

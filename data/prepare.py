@@ -3,25 +3,26 @@
     python data/prepare.py --name mytext --vocab-size 4096 PATH...
 
 PATH is a .txt, .md or .jsonl file, one of these with .gz or .zst, a folder (all such files in it and
-below, but not in hidden folders), or `-` for standard input. It writes, under data/ or `--out`,
-tokenizers/mytext_4096_bpe.model and in datasets/mytext_sp4096 the shards mytext_train_000000.bin,
+below, links followed, but not in hidden folders), or `-` for standard input. It writes, under data/ or
+`--out`, tokenizers/mytext_4096_bpe.model and in datasets/mytext_sp4096 the shards mytext_train_000000.bin,
 mytext_val_000000.bin and so on, with manifest.json; the last line it prints is the command that trains on
 them. What happens to the text:
 
 - A document is a file; a line of a .jsonl; with `--separator` what is between two separators. It is kept to
   the byte, but for a byte order mark at a file's beginning, for U+2581, which SentencePiece keeps for the
   space and which becomes "_", and for its length: over 64 KB it is cut behind a paragraph, else a line,
-  else a word.
+  else a word. The pieces are documents of their own, and can be on both sides of the split.
 - Documents of nothing but white space and exact duplicates go. The rest are put in the order of their
   SHA-256, a shuffle that neither names nor order of the files can change. The first 3% of the bytes are
   held out.
 - The tokenizer is byte-pair encoding that gives every text back unchanged, trained on the training side
   only, on its first 100 MB. Every document is encoded, decoded and compared.
 
-Memory does not grow with the input: documents are sorted on disk (which takes twice the text's size beside
-the output), encoded in chunks and written as they come. The output depends on the documents, the options
-and the version of SentencePiece alone, and appears all at once: a build that is stopped leaves nothing, one
-that is killed leaves a hidden folder that the next one removes.
+Memory does not grow with the input: documents are sorted on disk (which takes about the text's size there,
+beside the output, and the shards come on top), encoded in chunks and written as they come. The output
+depends on the documents, the options and the version of SentencePiece alone, and appears all at once: a build
+that is stopped leaves nothing, one that is killed leaves a hidden folder that the next one completes or
+removes.
 """
 from __future__ import annotations
 
@@ -35,7 +36,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import sys
 import time
@@ -50,8 +50,8 @@ from tqdm import tqdm
 
 import shards
 from documents import Counts, Documents, Input, arrange, normal_form
-from processes import Workers, cores, own_workspace, run, uninterrupted
-from shards import BOS_ID, DataError
+from processes import Workers, clear, cores, own_workspace, run, uninterrupted
+from shards import BOS_ID, MOST_PIECES, DataError, command_to_train, open_tokenizer
 
 CHUNK = 1 << 20  # bytes of documents that a process encodes at a time
 HELD_OUT = 0.03  # of the bytes
@@ -60,7 +60,7 @@ MOST_HELD_OUT = 0.1  # but a small text does not give more than this for it
 TOKENIZER_SAMPLE = 100_000_000  # bytes
 TOKENS_PER_SHARD = 100_000_000
 # At least the special pieces, 256 bytes, the characters and some merges; at most what a uint16 can count.
-VOCABULARY_SIZES = range(512, 65_536 + 1)
+VOCABULARY_SIZES = range(512, MOST_PIECES + 1)
 FORMAT = 1  # of the manifest
 TOKENIZER_OPTIONS = dict(
     model_type="bpe", hard_vocab_limit=True, pad_id=0, bos_id=BOS_ID, eos_id=2, unk_id=3,
@@ -123,23 +123,34 @@ def sample_lines(documents: Documents) -> Iterator[bytes]:
         yield from filter(None, text.split(b"\n"))
 
 
+def noting(items: Iterable, raised: list[BaseException]) -> Iterator:
+    """The items; what is raised meanwhile is noted, too, as SentencePiece makes a RuntimeError of it."""
+    try:
+        yield from items
+    except (Exception, KeyboardInterrupt) as error:
+        raised.append(error)
+        raise
+
+
 def train_tokenizer(vocabulary_size: int, description: str, documents: Documents) -> bytes:
     """Train a byte-pair tokenizer and return SentencePiece's serialized model; DataError, with what is
     possible, if the text does not allow for so many pieces."""
     lines = longest = 0
     for line in sample_lines(documents):
         lines, longest = lines + 1, max(longest, len(line))
-    model = io.BytesIO()
+    model, raised = io.BytesIO(), []
     bar = tqdm(sample_lines(documents), desc=description, total=lines, unit=" lines")
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(bar),
+            sentence_iterator=noting(bar, raised),
             model_writer=model,
             vocab_size=vocabulary_size,
             max_sentence_length=max(longest, 10),  # it would drop longer ones; 10 is the least
             **TOKENIZER_OPTIONS,
         )
     except (RuntimeError, OSError) as error:
+        if raised:
+            raise raised[0] from None
         reason = explained(str(error))
         raise DataError(f"cannot train a tokenizer of {vocabulary_size} pieces: {reason}") from error
     return model.getvalue()
@@ -156,29 +167,7 @@ def explained(reason: str) -> str:
     return reason
 
 
-def open_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
-    """Open a tokenizer for train_gpt.py, which counts bytes by its pieces; DataError if it does not fit."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise DataError(f"{path}: not a SentencePiece model ({' '.join(str(error).split())})") from error
-    size = tokenizer.vocab_size()
-    needs = {f"BOS with id {BOS_ID}": tokenizer.bos_id() == BOS_ID,
-             "a piece ▁ of its own": tokenizer.piece_to_id("▁") != tokenizer.unk_id(),
-             "a piece for each byte": sum(map(tokenizer.is_byte, range(size))) == 256,
-             "65,536 pieces or less": size < VOCABULARY_SIZES.stop}
-    missing = [need for need, met in needs.items() if not met]
-    if missing:
-        raise DataError(f"{path}: it needs {' and '.join(missing)}: leave --tokenizer out to train one")
-    return tokenizer
-
-
-@functools.lru_cache(maxsize=1)
-def loaded(model: Path) -> sentencepiece.SentencePieceProcessor:
-    """The tokenizer, loaded once in each process."""
-    return sentencepiece.SentencePieceProcessor(model_file=str(model))
+loaded = functools.lru_cache(maxsize=1)(open_tokenizer)  # once in each process
 
 
 def encode(model: Path, texts: list[bytes]) -> np.ndarray:
@@ -331,20 +320,33 @@ def refuse_to_replace_others(plan: Plan, replace: bool) -> None:
                             "or choose another name")
 
 
+def put_tokenizer(place: Path, model: bytes, undo: contextlib.ExitStack) -> None:
+    """Write a tokenizer, unless it is there, with what undoes that."""
+    before = place.read_bytes() if place.exists() else None
+    if before != model:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shards.write_atomically(place, model)
+        if before is None:
+            undo.callback(place.unlink)
+        else:
+            undo.callback(shards.write_atomically, place, before)
+
+
 def publish(plan: Plan, workspace: Path) -> None:
-    """Put what is finished in its place. At no moment there are shards beside a tokenizer that is not
-    theirs."""
-    model = workspace / "tokenizer.model"
-    there = not plan.tokenizer_inside and plan.tokenizer.exists()
-    keep = plan.tokenizer_inside or there and shards.digest(plan.tokenizer) == shards.digest(model)
-    if not keep:
-        plan.tokenizer.parent.mkdir(parents=True, exist_ok=True)
-        plan.tokenizer.unlink(missing_ok=True)
-    if plan.folder.exists():
-        os.rename(plan.folder, workspace / "replaced")
-    os.rename(workspace / "finished", plan.folder)
-    if not keep:
-        shards.write_atomically(plan.tokenizer, model.read_bytes())
+    """Put what is finished in its place; if that fails all is as it was. If it was killed on its way the
+    next process goes on with it. At no moment there are shards beside a tokenizer that is not theirs."""
+    replaced = workspace / "replaced"
+    with contextlib.ExitStack() as undo:
+        (workspace / "begun").touch()
+        undo.callback((workspace / "begun").unlink)
+        if plan.folder.exists():
+            os.rename(plan.folder, replaced)
+        if replaced.exists():
+            undo.callback(os.rename, replaced, plan.folder)
+        if not plan.tokenizer_inside:
+            put_tokenizer(plan.tokenizer, (workspace / "tokenizer.model").read_bytes(), undo)
+        os.rename(workspace / "finished", plan.folder)
+        undo.pop_all()
 
 
 def build(plan: Plan, texts: Iterable[str], force: bool = False, replace: bool = False) -> None:
@@ -360,8 +362,11 @@ def build(plan: Plan, texts: Iterable[str], force: bool = False, replace: bool =
     if not force and is_complete(plan):  # also where nothing can be written
         print(f"{plan.folder} is already built (--force builds it again)")
         return
-    refuse_to_replace_others(plan, force or replace)
     with own_workspace(plan.folder) as workspace:
+        if (workspace / "begun").exists() and (workspace / "finished").exists():
+            with uninterrupted():
+                publish(plan, workspace)
+        clear(workspace)
         if not force and is_complete(plan):
             print(f"{plan.folder} has just been built by another process")
             return
@@ -385,6 +390,8 @@ def summary(manifest: dict) -> str:
                      f"{side['tokens']:,} tokens, {side['bytes'] / side['tokens']:.3f} bytes per token")
     if val["bytes"] < MINIMUM_HELD_OUT:
         lines.append(f"note: {val['bytes'] / 1e3:.0f} KB for validation are few: scores will be noisy")
+    if manifest["cuts"]:
+        lines.append("note: pieces of a document that was cut can be on both sides of the split")
     return "\n".join(lines)
 
 
@@ -414,7 +421,11 @@ def plan_of(options: argparse.Namespace, source: Input) -> Plan:
     if not 0 < options.held_out <= 0.5 or options.jobs < 1:
         raise DataError("--held-out is over 0 and at most 0.5, and --jobs at least 1")
     if options.tokenizer:
-        size = open_tokenizer(options.tokenizer).vocab_size()
+        given = open_tokenizer(options.tokenizer)
+        if missing := shards.lacks(given):
+            raise DataError(f"{options.tokenizer}: it needs {' and '.join(missing)}: leave --tokenizer out "
+                            "to train one")
+        size = given.vocab_size()
         if options.vocab_size not in (None, size):
             raise DataError(f"{options.tokenizer} has {size} pieces, not {options.vocab_size}: "
                             "leave --vocab-size out")
@@ -429,16 +440,14 @@ def plan_of(options: argparse.Namespace, source: Input) -> Plan:
 def prepare(options: argparse.Namespace) -> None:
     """Build the data set that the options ask for and say how to train on it."""
     escapes = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
-    separator = re.sub(r"\\[nrt\\]", lambda found: escapes[found[0]], options.separator)
-    source = Input(options.paths, separator.encode(), options.text_field, options.format)
+    try:
+        separator = re.sub(r"\\[nrt\\]", lambda found: escapes[found[0]], options.separator).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"--separator {options.separator!r}: not UTF-8") from error
+    source = Input(options.paths, separator, options.text_field, options.format)
     plan = plan_of(options, source)
     build(plan, source.texts(plan.counts, f"{plan.name}: reading"), options.force, replace=options.force)
-    here = Path.cwd()
-    folder, tokenizer = (path.relative_to(here) if path.is_relative_to(here) else path
-                         for path in (plan.folder, plan.tokenizer))
-    print(f"to train on it: DATA_PATH={shlex.quote(str(folder))} "
-          f"TOKENIZER_PATH={shlex.quote(str(tokenizer))} VOCAB_SIZE={plan.vocabulary_size} "
-          "python train_gpt.py")
+    print(f"to train on it: {command_to_train(plan.folder, plan.tokenizer, plan.vocabulary_size)}")
 
 
 def main(arguments: list[str] | None = None) -> int:

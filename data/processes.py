@@ -1,5 +1,5 @@
-"""Processes for data/prepare.py: workers, stopping by a signal, and a folder that belongs to one process
-alone."""
+"""Processes of the commands in this folder: workers, stopping by a signal, and a folder that belongs to one
+process alone."""
 from __future__ import annotations
 
 import collections
@@ -122,32 +122,43 @@ def lock(workspace: Path) -> int:
             os.close(held)
 
 
+def clear(workspace: Path) -> None:
+    """Remove all that is in it but its lock."""
+    for path in set(workspace.iterdir()) - {workspace / "lock"}:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @contextlib.contextmanager
 def own_workspace(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, of this process alone, removed at the end."""
+    """A folder beside `folder`, of this process alone, removed at the end. It holds what a process that was
+    killed has left there."""
     workspace = folder.with_name(f".{folder.name}-partial")
     held = lock(workspace)
     try:
-        for path in set(workspace.iterdir()) - {workspace / "lock"}:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield workspace
     finally:
         with uninterrupted():
-            shutil.rmtree(workspace, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the next one that has it removes the rest
+                clear(workspace)
+                os.unlink(workspace / "lock")  # last: no other process may enter before
+                os.rmdir(workspace)
             os.close(held)
 
 
-def run(command: Callable[[], None]) -> int:
-    """Call a command; return its exit status, after one line if it failed or was stopped by a signal."""
+def run(command: Callable[[], int | None]) -> int:
+    """Call a command; return its exit status, which is 0 if it returns none, after one line if it failed or
+    was stopped by a signal."""
     before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
-        command()
-        return 0
+        return command() or 0
     except DataError as error:
         tqdm.write(f"error: {error}", file=sys.stderr)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         tqdm.write(f"error: {where}{error.strerror or error}", file=sys.stderr)
+    except ImportError as error:
+        tqdm.write(f"error: {error.name or error} is not installed: pip install -r data/requirements.txt",
+                   file=sys.stderr)
     except KeyboardInterrupt as stopped:
         tqdm.write("interrupted: nothing half done is left", file=sys.stderr)
         return 128 + (stopped.args or STOPPING)[0]

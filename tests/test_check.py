@@ -13,7 +13,8 @@ import sentencepiece
 
 import check
 from conftest import BOS, VOCAB_SIZE, documents, write_shard
-from shards import digest, read_shard
+from prepare import TOKENIZER_OPTIONS
+from shards import DataError, digest, read_shard
 
 TRAIN, VAL = "x_train_000000.bin", "x_val_000000.bin"
 
@@ -54,13 +55,10 @@ def failed(rows: dict[str, tuple[str, str]]) -> list[str]:
 def tokenizer(path: Path, texts: list[str] | None = None, **options) -> Path:
     """A tokenizer of VOCAB_SIZE pieces trained on texts, else conftest's, with these options changed."""
     model = io.BytesIO()
-    given = dict(model_type="bpe", vocab_size=VOCAB_SIZE, character_coverage=0.9995, byte_fallback=True,
-                 normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-                 user_defined_symbols=["\n"], pad_id=0, bos_id=BOS, eos_id=2, unk_id=3, num_threads=1,
-                 minloglevel=2, max_sentence_length=1 << 20)
     lines = [line for text in texts or documents() for line in text.splitlines() if line]
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model,
-                                             **{**given, **options})
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model,
+        **{**TOKENIZER_OPTIONS, "vocab_size": VOCAB_SIZE, "max_sentence_length": 1 << 20, **options})
     path.write_bytes(model.getvalue())
     return path
 
@@ -141,7 +139,7 @@ def spaceless(folder: Path) -> None:
     (lambda folder: write_manifest(folder, val={"documents": 1}), "counts", "but manifest.json says 1"),
     (lambda folder: write_manifest(folder, vocabulary_size=512), "tokenizer", "384 pieces, but"),
     (lambda folder: write_manifest(folder, tokenizer={"sha256": "0"}), "manifest", "model has another SHA"),
-    (spaceless, "tokenizer", "no piece ▁ of its own"),
+    (spaceless, "tokenizer", "it needs a piece ▁ of its own"),
     (lambda folder: (folder / "tokenizer.model").write_bytes(b"no model"), "tokenizer", "not a Sentence")])
 def test_what_is_wrong_fails_with_its_reason(folder, capsys, harm, name, said):
     harm(folder)
@@ -203,16 +201,20 @@ def test_another_tokenizer_of_the_same_size_is_suspected(folder, capsys):
     assert "did another tokenizer make these shards?" in rows["lossless"][1]
 
 
-def test_a_tokenizer_that_normalizes_fails(folder, capsys):
-    other = tokenizer(folder / "other.model", normalization_rule_name="nmt_nfkc")
-    status, rows, _ = run(folder, capsys, "--tokenizer", str(other))
-    assert status == 1 and "it normalizes" in rows["tokenizer"][1]
+@pytest.mark.parametrize("added, word", [([], "PASS"), (["\ufb01"], "FAIL")])
+def test_a_tokenizer_that_normalizes_fails_only_where_it_changes_the_text(folder, capsys, added, word):
+    write_split(folder, VAL, [*documents()[::10], *added], tokenizer(folder / "one.model"))
+    write_manifest(folder)
+    other = tokenizer(folder / "other.model", normalization_rule_name="nfkc")
+    _, rows, _ = run(folder, capsys, "--tokenizer", str(other))
+    assert (rows["tokenizer"][0], rows["lossless"][0]) == ("PASS", word)
+    assert "it normalizes" in rows["tokenizer"][1]
 
 
 def test_a_tokenizer_without_bytes_fails(folder, capsys):
     other = tokenizer(folder / "other.model", byte_fallback=False)
     _, rows, _ = run(folder, capsys, "--tokenizer", str(other))
-    assert "0 byte pieces, not 256" in rows["tokenizer"][1]
+    assert "it needs a piece for each byte" in rows["tokenizer"][1]
 
 
 def test_a_space_that_decoding_drops_before_a_document_counts_nothing(folder, capsys):
@@ -240,6 +242,21 @@ def test_fineweb_is_found_with_its_tokenizer_and_what_differs_is_only_said(folde
     assert status == 0
     assert (rows["tokenizer"][0], rows["overlap"][0], rows["bytes"][0]) == ("PASS", "-", "PASS")
     assert "it normalizes" in rows["tokenizer"][1] and "5 of 5 validation documents" in rows["overlap"][1]
+
+
+def test_the_published_export_may_come_without_training_shards(folder, capsys):
+    published = folder.rename(folder.parent / "fineweb10B_sp384")
+    (published / TRAIN).unlink()
+    write_manifest(published)
+    status, rows, errors = run(published, capsys)
+    assert (status, errors, rows["overlap"]) == (0, "", ("-", "there is no train split"))
+    assert "there is no train split" in rows["shards"][1]
+    assert [rows[name][0] for name in ("shards", "manifest", "tokenizer", "ids", "bytes")] == ["PASS"] * 5
+
+
+def test_a_folder_at_the_root_is_looked_at_like_any(tmp_path):
+    with pytest.raises(DataError, match="no tokenizer at /fineweb10B_sp7/tokenizer.model or /tokenizers/"):
+        check.find_tokenizer(Path("/fineweb10B_sp7"), None, {})
 
 
 @pytest.mark.parametrize("val, passed", [

@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("huggingface_hub")
 
+import check  # noqa: E402
 import download  # noqa: E402
 from conftest import ROOT, VOCAB_SIZE, write_shard  # noqa: E402
 
@@ -160,46 +161,55 @@ def names(out: Path) -> list[str]:
     return sorted(path.name for path in out.rglob("*") if path.is_file())
 
 
-def test_the_files_arrive_as_they_are_and_nothing_else_is_left(hub, export, tmp_path, capsys):
+def test_the_files_arrive_as_they_are_and_nothing_else_is_left(hub, export, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     assert run(tmp_path / "out") == 0
     assert names(tmp_path / "out") == WHOLE
     for path, content in export.items():
         if "manifest" not in path and "000002" not in path:
             assert (tmp_path / "out" / path.removeprefix("datasets/")).read_bytes() == content
     said = capsys.readouterr().out
+    assert check.main([str(tmp_path / "out/datasets/fineweb10B_sp384")]) == 0
     assert "val 900 tokens (shards: 1), train 6,000 tokens (shards: 2)" in said
-    assert "VOCAB_SIZE=384 torchrun --standalone --nproc_per_node=8 train_gpt.py" in said.splitlines()[-1]
+    assert said.endswith(" VOCAB_SIZE=384 torchrun --standalone --nproc_per_node=8 train_gpt.py\n")
 
 
-def test_a_second_run_fetches_no_file(hub, tmp_path):
+def test_a_second_run_reads_all_and_fetches_no_file(hub, tmp_path, capsys):
     run(tmp_path)
     hub.requests.clear()
+    capsys.readouterr()
     assert run(tmp_path) == 0
     assert hub.fetched() == ["manifest.json"]
+    assert "checking" in capsys.readouterr().err
 
 
 def test_more_shards_later_fetch_just_those(hub, tmp_path):
     run(tmp_path, "--train-shards", "0")
+    assert check.main([str(tmp_path / "datasets/fineweb10B_sp384")]) == 0
     assert not list(tmp_path.rglob("*_train_*"))
     hub.requests.clear()
     assert run(tmp_path, "--train-shards", "1") == 0
     assert hub.fetched() == ["manifest.json", "fineweb_train_000000.bin"]
 
 
-@pytest.mark.parametrize("noted", [True, False])
-def test_a_file_that_is_cut_or_another_is_fetched_again(hub, export, tmp_path, noted):
+@pytest.mark.parametrize("end, asked", [(b"", "2"), (b"\7\7", "2"), (b"\7\7", "1")])  # "1": more are here
+def test_a_file_that_is_cut_or_another_is_fetched_again(hub, export, tmp_path, end, asked):
     run(tmp_path)
-    folder = tmp_path / "datasets/fineweb10B_sp384"
-    cut = folder / "fineweb_train_000001.bin"
-    if noted:
-        cut.write_bytes(cut.read_bytes()[:-2])
-    else:  # of the same size and header, from another export
-        cut.write_bytes(cut.read_bytes()[:-2] + b"\7\7")
-        (folder / "manifest.json").unlink()
+    cut = tmp_path / "datasets/fineweb10B_sp384/fineweb_train_000001.bin"
+    cut.write_bytes(cut.read_bytes()[:-2] + end)
     hub.requests.clear()
-    assert run(tmp_path) == 0
+    assert run(tmp_path, "--train-shards", asked) == 0
     assert hub.fetched() == ["manifest.json", cut.name]
     assert cut.read_bytes() == export[f"{FOLDER}/{cut.name}"]
+
+
+def test_a_shard_that_the_revision_does_not_have_is_named(hub, tmp_path, capsys):
+    run(tmp_path)
+    folder = tmp_path / "datasets/fineweb10B_sp384"
+    stray = (folder / "fineweb_train_000000.bin").rename(folder / "fineweb_train_000003.bin")
+    capsys.readouterr()
+    assert run(tmp_path) == 2
+    assert f"{stray} is not of this revision" in error_line(capsys) and stray.exists()
 
 
 @pytest.mark.parametrize("harm", [lambda content: content[:-2], lambda content: b"\0" * 8 + content[8:],
@@ -214,7 +224,7 @@ def test_a_file_that_comes_damaged_is_fetched_once_more(hub, export, tmp_path, h
 
 @pytest.mark.parametrize("content, reason", [
     (lambda good: good[:8] + (899).to_bytes(4, "little") + good[12:], "899 tokens in its header"),
-    (lambda good: good[:8] + (450).to_bytes(4, "little") + good[12:1024 + 900], "manifest says 900")])
+    (lambda good: good[:8] + (450).to_bytes(4, "little") + good[12:1024 + 900], "but 900 are due")])
 def test_a_shard_that_lies_on_the_hub_is_refused(hub, export, tmp_path, capsys, content, reason):
     path = f"{FOLDER}/fineweb_val_000000.bin"
     hub.files[path] = content(export[path])
@@ -320,11 +330,12 @@ def test_the_tokenizers_size_is_the_variants_where_the_manifest_states_none(hub,
     assert noted["vocabulary_size"] == 384
 
 
-def test_a_tokenizer_of_another_size_is_refused(hub, tmp_path, capsys):
+def test_a_tokenizer_of_another_size_is_refused_before_a_shard_comes(hub, tmp_path, capsys):
     manifest = hub.files["datasets/manifest.json"]
     hub.files["datasets/manifest.json"] = manifest.replace(b'"vocab_size": 384', b'"vocab_size": 1024')
     assert run(tmp_path) == 2
-    assert "has 384 pieces, but fineweb10B_sp384 needs 1,024" in error_line(capsys)
+    assert "has 384 pieces, but 1,024 are due" in error_line(capsys)
+    assert not any(name.endswith(".bin") for name in hub.fetched())
 
 
 def test_a_full_disk_is_said_before_anything_is_fetched(hub, tmp_path, capsys, monkeypatch):
@@ -332,6 +343,12 @@ def test_a_full_disk_is_said_before_anything_is_fetched(hub, tmp_path, capsys, m
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
     assert run(tmp_path) == 2
     assert "make room" in error_line(capsys) and hub.fetched() == ["manifest.json"]
+
+
+def test_a_library_that_is_missing_is_one_line(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert run(tmp_path) == 2
+    assert "huggingface_hub is not installed: pip install -r data/requirements.txt" in error_line(capsys)
 
 
 def test_no_network_is_one_line_at_once(hub, tmp_path, capsys, monkeypatch):

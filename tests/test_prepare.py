@@ -9,12 +9,14 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import check
 import documents as reading
 import numpy as np
 import prepare
@@ -154,6 +156,10 @@ def test_headers_and_manifest_say_what_is_there(built, texts):
     assert found["files"] == files
     assert found["versions"]["sentencepiece"] == sentencepiece.__version__
     assert str(built) not in json.dumps(found)
+
+
+def test_check_passes_what_was_made(built):
+    assert check.main([str(dataset(built))]) == 0
 
 
 def test_train_gpt_counts_the_bytes_of_the_validation_text_exactly(built):
@@ -425,7 +431,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(name, content, message, tmp_pa
     (["--name", "a/b"], "--name 'a/b'"), (["--name", "x_val"], "--name 'x_val'"), (["--name", "*"], "--name"),
     (["--vocab-size", "511"], "the vocabulary size must be 512 to 65,536, not 511"),
     (["--vocab-size", "0"], "the vocabulary size must be 512 to 65,536, not 0"),
+    (["--vocab-size", "65537"], "the vocabulary size must be 512 to 65,536, not 65537"),
     (["--held-out", "0"], "--held-out is over 0"), (["--jobs", "0"], "--jobs at least 1"),
+    (["--separator", "\udcff"], r"--separator '\udcff': not UTF-8"),  # as Python gives a byte that is none
     (["--tokenizer", "absent.model"], "absent.model: no such file")], ids=str)
 def test_bad_options_are_one_line(arguments, message, folder, tmp_path, capsys):
     assert run(tmp_path, folder, *arguments) == 2
@@ -439,9 +447,29 @@ def test_a_line_of_a_jsonl_has_a_limit(tmp_path, monkeypatch, capsys):
     assert "in.jsonl, line 2: longer than 1 MB" in one_line(capsys)
 
 
-def test_an_unreadable_folder_is_not_passed_over(tmp_path):
+def test_an_unreadable_folder_is_not_passed_over(tmp_path, monkeypatch):
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError):
-        reading.fail(PermissionError(13, "Permission denied", "sub"))
+        list(reading.Input([str(tmp_path)]).files(Counts()))
+
+
+def test_links_to_folders_are_followed_and_a_circle_ends(tmp_path):
+    for name in ("here/a.txt", "elsewhere/b.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "here")
+    found = reading.Input([str(tmp_path / "here")]).files(Counts())
+    assert [name for _, name in found] == ["a.txt", "link/b.txt"]
+
+
+def test_closed_standard_input_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run(tmp_path, "-") == 2
+    assert "standard input is closed" in one_line(capsys) and left(tmp_path) == []
 
 
 # ---- All or nothing
@@ -453,9 +481,15 @@ def test_the_summary_ends_with_the_command_that_trains(folder, tmp_path, monkeyp
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == (
         "to train on it: DATA_PATH='o u t/datasets/t_sp512' "
-        "TOKENIZER_PATH='o u t/tokenizers/t_512_bpe.model' VOCAB_SIZE=512 python train_gpt.py")
+        f"TOKENIZER_PATH='o u t/tokenizers/t_512_bpe.model' VOCAB_SIZE=512 python {ROOT}/train_gpt.py")
     for fact in (" documents, 0.", " bytes per token", " KB for validation are few", " files read"):
         assert fact in printed
+
+
+def test_the_summary_says_what_cuts_mean_for_the_split(built):
+    note = "pieces of a document that was cut can be on both sides of the split"
+    assert note in prepare.summary({**manifest(built), "cuts": 1})
+    assert note not in prepare.summary(manifest(built))
 
 
 def test_what_is_there_is_built_again_only_for_a_reason(texts, tmp_path, capsys):
@@ -517,19 +551,77 @@ def test_a_build_that_is_stopped_leaves_what_was_there(place, stage, error, stat
     assert (left(built), outputs(built)) == before
 
 
-def test_no_shards_lie_beside_a_tokenizer_of_other_shards(texts, tmp_path, monkeypatch, capsys):
-    def fail(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
+OTHER = ["--force", "--held-out", "0.5"]  # makes another tokenizer of the same text
+MOVES = [(os, "rename", "t_sp512"), (shards, "write_atomically", "t_512_bpe.model"),
+         (os, "rename", "finished")]  # function and first argument, as a build puts itself in place
 
-    out, source = tmp_path / "out", write_jsonl(tmp_path / "in.jsonl", texts)
-    assert run(out, source) == 0
-    write_jsonl(source, texts[:-5])
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_atomically", fail)
-        assert run(out, source, "--force") == 2
-    assert list((out / "tokenizers").iterdir()) == []
-    assert run(out, source) == 0
-    assert shards.digest(out / "tokenizers" / "t_512_bpe.model") == manifest(out)["tokenizer"]["sha256"]
+
+@pytest.mark.parametrize("place, function, name", MOVES)
+def test_a_failure_when_it_is_put_in_place_leaves_what_was_there(place, function, name, built, folder,
+                                                                 tmp_path, monkeypatch):
+    real, failed = getattr(place, function), []
+
+    def fail(path: Path, *more: object) -> None:
+        if path.name == name and not failed:
+            failed.append(name)
+            raise OSError(28, "No space left on device")
+        real(path, *more)
+
+    monkeypatch.setattr(place, function, fail)
+    before = left(built), outputs(built)
+    assert run(built, folder, *OTHER) == 2 and failed
+    assert (left(built), outputs(built)) == before
+    failed.clear()
+    new = name != "t_sp512"  # nothing to move
+    assert run(tmp_path, folder) == (2 if new else 0) and bool(failed) == new
+    assert len(left(tmp_path)) == (0 if new else 4)
+
+
+@pytest.mark.parametrize("place, function, name", MOVES[1:])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_killed_when_it_is_put_in_place_the_next_one_completes(place, function, name, first, built,
+                                                                       folder, tmp_path, capsys):
+    if not first:
+        shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    script = (f"import os, sys, prepare, {place.__name__} as place\nreal = place.{function}\n"
+              f"place.{function} = lambda path, *more: os._exit(9) if path.name == {name!r} else "
+              "real(path, *more)\nprepare.main(sys.argv[1:])")
+    command = [sys.executable, "-c", script, *COMMAND[2:], "--out", tmp_path, "--jobs", "1", folder, *OTHER]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "data")}
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 9
+    assert not dataset(tmp_path).exists()
+    assert run(tmp_path, folder, *OTHER[1:]) == 0 and "just been built" in capsys.readouterr().out
+    assert check.main([str(dataset(tmp_path))]) == 0 and len(left(tmp_path)) == 4
+
+
+def test_no_other_process_enters_a_workspace_before_it_is_empty(tmp_path, monkeypatch):
+    workspace, real, there = tmp_path / ".t-partial", os.unlink, []
+
+    def note(path: object, **options: object) -> None:
+        there.extend(os.listdir(workspace) if Path(path).name == "lock" else [])
+        real(path, **options)
+
+    (workspace / "left").mkdir(parents=True)
+    with processes.own_workspace(tmp_path / "t"):
+        (workspace / "finished").mkdir()
+        (workspace / "documents").touch()
+        monkeypatch.setattr(os, "unlink", note)
+    assert there == ["lock"] and not workspace.exists()
+
+
+def test_a_signal_while_the_tokenizer_is_trained_is_one_line(folder, tmp_path, monkeypatch, capsys):
+    real, calls = prepare.sample_lines, []
+
+    def raise_later(found: Documents):
+        calls.append(found)
+        for number, line in enumerate(real(found)):
+            if len(calls) == 2 and number == 50:  # SentencePiece reads them
+                signal.raise_signal(signal.SIGTERM)
+            yield line
+
+    monkeypatch.setattr(prepare, "sample_lines", raise_later)
+    assert run(tmp_path, folder) == 128 + signal.SIGTERM
+    assert one_line(capsys) == "interrupted: nothing half done is left" and left(tmp_path) == []
 
 
 def test_signals_wait_for_what_must_not_be_half_done():
