@@ -65,6 +65,13 @@ class BadInput(Exception):
     """What cannot be audited: one line says what is wrong, where, and what to do."""
 
 
+class Parser(argparse.ArgumentParser):
+    """One line for wrong options, as for everything else that is wrong."""
+
+    def error(self, message: str):
+        raise BadInput(f"{message}; --help lists the options")
+
+
 def say(line: str) -> None:
     """A line of progress."""
     print(line, file=sys.stderr, flush=True)
@@ -1053,11 +1060,16 @@ def audit(options: argparse.Namespace) -> list[Check]:
             for check in checks]
 
 
-def main() -> int:
-    if sys.argv[1:2] == ["--worker"]:
-        return run_worker(sys.argv[2])
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def print_table(checks: list[Check]) -> None:
+    """A line for each check, with PASS, FAIL or -."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"{check.name:{width}}  {'-' if check.passed is None else 'PASS' if check.passed else 'FAIL'}  "
+              + ("not checked: " if check.passed is None else "") + check.figure)
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="a record folder, or an artifact")
     for name, what in dict(
             script="the script, else the train_gpt.py beside it, above its logs/, or of this repository",
@@ -1074,8 +1086,14 @@ def main() -> int:
                         help="bits per byte: a score that is known less well than this is not proven")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(CHECKS),
                         metavar="CHECK,...", help=f"only these of {', '.join(CHECKS)}")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--worker"]:
+        return run_worker(sys.argv[2])
     try:
+        options = parse()
         if unknown := set(options.only) - set(CHECKS):
             raise BadInput(f"--only {','.join(sorted(unknown))}: the checks are {', '.join(CHECKS)}")
         if options.json and not options.json.resolve().parent.is_dir():
@@ -1087,10 +1105,7 @@ def main() -> int:
     except (BadInput, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    width = max(len(check.name) for check in checks)
-    for check in checks:
-        print(f"{check.name:{width}}  {'-' if check.passed is None else 'PASS' if check.passed else 'FAIL'}  "
-              + ("not checked: " if check.passed is None else "") + check.figure)
+    print_table(checks)
     if options.json:
         options.json.write_text(json.dumps([check._asdict() for check in checks], indent=1) + "\n")
     return int(any(check.passed is False for check in checks))

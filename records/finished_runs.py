@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -18,6 +17,9 @@ FINEWEB_BYTES = 151_080_000  # of the challenge's validation text, to 0.5%
 NEEDED = ("seed", "settings", "runtime", "versions", "bytes_code", "bytes_model", "artifact_sha256", "steps",
           "step_avg_ms", "train_seconds", "eval_seconds", "exported", "late_qat_steps", "pre_quantization",
           *LABELS.values(), "compliance")
+# Of a run's figures that its log states: how far rounding in the log may move them. Others are to the digit.
+ROUNDED = dict(val_bpb=0.51e-8, val_loss=0.51e-8, roundtrip_val_bpb=0.51e-8, roundtrip_val_loss=0.51e-8,
+               pre_quant_val_bpb=0.51e-4, step_avg_ms=0.0051)
 # A setting that switches a technique on, what to call it, and where it comes from.
 TECHNIQUES = (("backout_enabled", "backout", "#339"), ("memory_tokens", "{} memory tokens", "#352"),
               ("smear_enabled", "SmearGate", "#162, shut at BOS since #1851"),
@@ -29,17 +31,21 @@ AVERAGES = {"swa": [("SWA", "#339")], "ema": [("EMA", "#352")]}
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a training run left: results (the JSON at `path`), log, the script in the log, artifact."""
+    """What a training run left: results (the JSON at `path`), log, artifact."""
 
     path: Path
     results: dict
     log: Log
-    source: bytes
     artifact: Path
 
     @property
     def seed(self) -> int:
         return self.results["seed"]
+
+    @property
+    def source(self) -> bytes:
+        """The script that ran."""
+        return self.log.source.encode()
 
     def figures(self) -> dict:
         """The run's entry in seed_results: bits per byte, nats a token, bytes, milliseconds, seconds."""
@@ -90,10 +96,30 @@ def open_run(path: Path, results: dict) -> Run:
     for file in (log, artifact):
         if not file.is_file():
             raise BadInput(f"{file} is missing: a run's log and artifact belong beside its {path.name}")
-    source = re.match(rb"(.*?)^={100}\n", log.read_bytes(), re.M | re.S)
-    if not source:
+    run = Run(path, results, Log(log), artifact)
+    if not run.log.parts:
         raise BadInput(f"{log} does not begin with the script's source and a line of 100 '='")
-    return Run(path, results, Log(log), source[1], artifact)
+    return run
+
+
+def compliance_line(log: Log) -> dict:
+    """What the line compliance:{...} states, nothing where there is none."""
+    return dict(json.loads(log.last(r"compliance:(.*)", "{}")))
+
+
+def logged_figures(log: Log) -> dict:
+    """Run.figures() by the log alone; None for what it does not state."""
+    plain, sliding = (log.score(label) or {} for label in LABELS.values())
+    steps = [line for part in log.steps() for line in part] or [(None,) * 4]
+    size = log.numbers(r"Serialized model int6\+zstd: (\d+) bytes") or (None,)
+    before = log.numbers(r"step:\d+/\d+ val_loss:\S+ val_bpb:(\S+) .*") or (None,)
+    stated = compliance_line(log)
+    return dict(
+        val_bpb=sliding.get("val_bpb"), val_loss=sliding.get("val_loss"), artifact_bytes=size[0],
+        steps=steps[-1][0], step_avg_ms=steps[-1][3], train_seconds=stated.get("train_seconds"),
+        eval_time_s=stated.get("eval_seconds"), roundtrip_val_bpb=plain.get("val_bpb"),
+        roundtrip_val_loss=plain.get("val_loss"), pre_quant_val_bpb=before[0],
+        artifact_sha256=log.last(r"artifact:\S+ .*?sha256:([0-9a-f]{64})\b.*"))
 
 
 def compare_results(run: Run) -> Check:
@@ -101,26 +127,23 @@ def compare_results(run: Run) -> Check:
     tally, found, log = Tally(), run.results, run.log
     tally.expect(found["settings"] == log.settings, "the settings differ")
     tally.expect({"torch", "python"} <= set(found["versions"]), "the versions are not stated")
-    tally.expect(found["compliance"] == json.loads(log.last(r"compliance:(.*)", "null")),
-                 "the compliance lines differ")
+    tally.expect(found["compliance"] == compliance_line(log), "the compliance lines differ")
     tally.expect(set(found["runtime"]) <= set(log.lines.splitlines()), "device, dtype or compiler differ")
     for label in LABELS.values():
         score = log.score(label) or {}
-        for name, tolerance in dict(val_loss=0.51e-8, val_bpb=0.51e-8, targets=0, bytes=0).items():
-            tally.equal(f"{label} {name}", found[label][name], score.get(name), tolerance)
-    steps = [line for part in log.steps() for line in part] or [(None,) * 4]
-    plain = log.numbers(r"step:\d+/\d+ val_loss:(\S+) val_bpb:(\S+) .*") or (None, None)
+        for name in ("targets", "bytes"):
+            tally.equal(f"{label} {name}", found[label][name], score.get(name))
+    ours, logged = run.figures(), logged_figures(log)
+    tally.expect(ours.pop("artifact_sha256") == logged["artifact_sha256"], "the artifact's sha256 differs")
+    for name, stated in ours.items():
+        tally.equal(name, stated, logged[name], ROUNDED.get(name, 0.0))
     late = log.numbers(r"late_qat_steps:(\d+) .*") or (None,)
-    for name, stated, other, tolerance in (
-            ("seed", run.seed, log.settings.get("seed"), 0), ("steps", found["steps"], steps[-1][0], 0),
-            ("step_avg_ms", found["step_avg_ms"], steps[-1][3], 0.0051),
-            ("late_qat_steps", found["late_qat_steps"], late[0], 0),
-            ("val_bpb before quantization", found["pre_quantization"]["val_bpb"], plain[1], 0.51e-4),
-            ("train_seconds", found["train_seconds"], found["compliance"]["train_seconds"], 0),
-            ("eval_seconds", found["eval_seconds"], found["compliance"]["eval_seconds"], 0),
-            ("bytes_model", found["bytes_model"], run.artifact.stat().st_size, 0),
-            ("bytes_code", found["bytes_code"], len(run.source), 0)):
-        tally.equal(name, stated, other, tolerance)
+    for name, stated, other in (
+            ("seed", run.seed, log.settings.get("seed")),
+            ("late_qat_steps", found["late_qat_steps"], late[0]),
+            ("bytes_model", found["bytes_model"], run.artifact.stat().st_size),
+            ("bytes_code", found["bytes_code"], len(run.source))):
+        tally.equal(name, stated, other)
     tally.expect(found["artifact_sha256"] == digest(run.artifact), "the artifact's sha256 is another")
     return tally.check("results")
 
@@ -160,6 +183,11 @@ def hardware(log: Log) -> str:
         return f"{world}×{name}"
     processes = f" in each of {world} processes" * (world != "1")
     return f"{device.upper()}, {threads.removeprefix('threads:')} threads{processes}"
+
+
+def machines(logs: list[Log]) -> str:
+    """The devices of all logs, each once."""
+    return "; ".join(sorted({hardware(log) for log in logs}))
 
 
 def foreign_to_challenge(log: Log) -> list[str]:

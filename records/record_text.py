@@ -11,8 +11,8 @@ import types
 from typing import NamedTuple
 
 import audit
-from audit import CAP, MACHINE, BadInput
-from finished_runs import CHALLENGE, Run, foreign_to_challenge, hardware
+from audit import CAP, MACHINE, BadInput, Log
+from finished_runs import CHALLENGE, Run, compliance_line, foreign_to_challenge, machines
 
 NATS, P_VALUE = 0.005, 0.01  # by which, in nats a token, and how surely a record beats the last
 COLUMNS = (("val_bpb", "val_bpb", ".4f"), ("val_loss", "val_loss, nats", ".4f"),
@@ -69,21 +69,21 @@ def submission_of(options: argparse.Namespace, runs: list[Run]) -> dict:
         **mean, val_bpb_std=deviation(columns["val_bpb"]),
         bytes_total=code + max(columns["artifact_bytes"]), bytes_code=code,
         seeds=[run.seed for run in runs], seed_results=results,
-        hardware="; ".join(sorted({hardware(run.log) for run in runs})),
+        hardware=machines([run.log for run in runs]),
         pytorch_version=first.results["versions"]["torch"], technique_summary=summary,
-        compliance=compliance_of(runs), **(dict(beats=claim._asdict()) if claim else {}))
+        compliance=compliance_of([run.log for run in runs]), **(dict(beats=claim._asdict()) if claim else {}))
 
 
-def compliance_of(runs: list[Run]) -> dict:
+def compliance_of(logs: list[Log]) -> dict:
     """The rules of the field, each true or false, by what the logs state."""
-    stated = [run.results["compliance"] for run in runs]
-    flags = {name: all(each[name] is True for each in stated)
+    stated = [compliance_line(log) for log in logs]
+    flags = {name: all(each.get(name) is True for each in stated)
              for name in ("train_under_600s", "eval_under_600s", "artifact_under_16mb")}
-    return dict(flags, three_seeds=len(runs) >= 3,
+    return dict(flags, three_seeds=len(logs) >= 3,
                 validation_after_packing=all(
                     each.get("validation_opened") == "after packing" for each in stated),
                 no_ttt=all(each.get("track") == "A" for each in stated),
-                challenge_hardware_and_text=not any(foreign_to_challenge(run.log) for run in runs))
+                challenge_hardware_and_text=not any(map(foreign_to_challenge, logs)))
 
 
 def requirements_of(versions: dict) -> str:

@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import Iterator, NamedTuple
 
 import audit
-from audit import CAP, FIELDS, LABELS, ROOT, BadInput, Check, Log, Tally
-from finished_runs import CHALLENGE, Run, foreign_to_challenge, read_run, refuse_mixtures
+from audit import CAP, FIELDS, LABELS, ROOT, BadInput, Check, Log, Parser, Tally, print_table
+from finished_runs import (
+    CHALLENGE, ROUNDED, Run, foreign_to_challenge, logged_figures, machines, read_run, refuse_mixtures)
 from record_text import (
-    claim_text, compare_with, names_of, readme_of, requirements_of, submission_of, table)
+    claim_text, compare_with, compliance_of, names_of, readme_of, requirements_of, submission_of, table)
 from shards import digest, write_atomically  # of data/, where finished_runs looks
 
 RECORDS = ROOT / "records"
@@ -75,7 +76,7 @@ def locate_data(options: argparse.Namespace, log: Log) -> Data:
 @contextlib.contextmanager
 def workspace(records: Path) -> Iterator[Path]:
     """A folder that takes its final name by renaming it, and is removed if it does not."""
-    folder = Path(tempfile.mkdtemp(prefix=".submit-", suffix=".partial", dir=records))
+    folder = Path(tempfile.mkdtemp(prefix=".record-", suffix=".partial", dir=records))
     folder.chmod(0o755)
     try:
         yield folder
@@ -121,10 +122,15 @@ def target_of(options: argparse.Namespace) -> Path:
         raise BadInput(f"--beats {options.beats} must be bits per byte above 0")
     slug = "".join(word[0].upper() + word[1:] for word in words)
     target = RECORDS / f"track_{options.track}" / f"{options.date}_{slug}"
-    for path in (target, target.with_name(f"{target.name}.refused")):
+    for path in (target, put_aside(target)):
         if path.exists():
             raise BadInput(f"{path} exists already: remove it, or choose another --name or --date")
     return target
+
+
+def put_aside(target: Path) -> Path:
+    """The name of a folder that the auditor refuses."""
+    return target.with_name(f"{target.name}.refused")
 
 
 def fill(folder: Path, runs: list[Run], submission: dict, readme: str) -> None:
@@ -140,7 +146,7 @@ def fill(folder: Path, runs: list[Run], submission: dict, readme: str) -> None:
 
 def submit(options: argparse.Namespace) -> int:
     """Make the record folder of these runs, have it audited, and give it its name."""
-    target, _ = target_of(options), split_readme(RECORDS)
+    target, _, _ = target_of(options), split_readme(RECORDS), leaderboard(RECORDS)  # both fail early
     runs = sorted(map(read_run, options.results), key=lambda run: run.seed)
     refuse_mixtures(runs)
     for run in runs:
@@ -148,19 +154,24 @@ def submit(options: argparse.Namespace) -> int:
             raise BadInput(f"{run.path} is none for track {CHALLENGE}: {reasons[0]}; choose another --track")
     data, submission = locate_data(options, runs[0].log), submission_of(options, runs)
     readme = readme_of(submission, runs, data.sentence(runs[0].log))
-    with workspace(RECORDS) as folder:
-        fill(folder, runs, submission, readme)
-        status = run_auditor(folder, data, options.minutes)
-        if status == 2:
-            return 2
-        made = target if status == 0 else target.with_name(f"{target.name}.refused")
-        made.parent.mkdir(exist_ok=True)
-        folder.rename(made)
-    if status:
-        print(f"error: the audit failed (its table says where; a score not known well enough takes more "
-              f"--minutes): the folder is put aside as {made}", file=sys.stderr)
-        return 1
-    update_leaderboard(RECORDS)
+    made = target
+    try:
+        with workspace(RECORDS) as folder:
+            fill(folder, runs, submission, readme)
+            status = run_auditor(folder, data, options.minutes)
+            if status == 2:
+                return 2
+            made = put_aside(target) if status else target
+            made.parent.mkdir(exist_ok=True)
+            folder.rename(made)
+        if status:
+            print(f"error: the audit failed (its table says where; a score not known well enough takes more "
+                  f"--minutes): the folder is put aside as {made}", file=sys.stderr)
+            return 1
+        update_leaderboard(RECORDS)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{made} is there; --leaderboard makes the tables" if made.exists() else
+                                "no folder was made") from None
     print(f"{made}: val_bpb {submission['val_bpb']:.6f}, {submission['bytes_total']:,} bytes")
     print(claim_text(submission))
     return 0
@@ -173,23 +184,38 @@ def check_files(folder: Path) -> list[Check]:
               ("train_seed<N>.log", "train_seed*.log"), ("an artifact", "*.ptz")]
     missing = [Check(name, False, f"missing from {folder}") for name, pattern in needed
                if not list(folder.glob(pattern))]
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        seeds = json.loads((folder / "submission.json").read_text(encoding="utf-8"))["seeds"]
-        missing += [Check(f"train_seed{seed}.log", False, f"missing from {folder}, a seed of submission.json")
-                    for seed in seeds if not (folder / f"train_seed{seed}.log").is_file()]
     return missing or [Check("files", True, f"{len(list(folder.iterdir()))}, with all that a record needs")]
 
 
 def check_fields(stated: dict) -> Check:
-    """The fields that the records of this field have."""
+    """The fields that the records of this field have; only those of FIELDS must be there."""
     absent = [name for name in SURVEYED if name not in stated]
-    needed = [name for name in absent if name in FIELDS]
-    figure = f"no {', '.join(needed or absent)}" if absent else f"all {len(SURVEYED)}"
-    return Check("fields", False if needed else None if absent else True, figure)
+    figure = f"no {', '.join(absent)}" if absent else f"all {len(SURVEYED)}"
+    return Check("fields", not set(absent) & set(FIELDS), figure)
+
+
+def check_seeds(stated: dict, logs: list[Log]) -> Check:
+    """What seed_results and the means say beside what the auditor compares, against the logs, as far as both
+    state it; to the decimals that are stated."""
+    tally, found = Tally(), {
+        log.settings["seed"]: logged_figures(log) for log in logs if "seed" in log.settings}
+    results = {int(seed): each for seed, each in stated["seed_results"].items()}
+    before = "pre_quant_val_bpb"
+    pairs = [(f"{name} of seed {seed}", name, results[seed][name], found[seed][name])
+             for seed in set(found) & set(results) for name in {*found[seed]} & {*results[seed]}]
+    if found and all(each[before] for each in found.values()):
+        pairs += [(before, before, stated.get(before), statistics.mean(x[before] for x in found.values()))]
+    for what, name, value, logged in pairs:
+        if isinstance(logged, str):
+            tally.expect(value == logged, f"{what} is not the log's")
+        elif None not in (value, logged):
+            decimals = len(str(value).partition(".")[2])
+            tally.equal(what, value, logged, max(ROUNDED.get(name, 0.0), 0.51 * 10.0 ** -decimals))
+    return tally.check("seeds") if tally.made else Check("seeds", None, "the logs do not state them")
 
 
 def check_statistics(stated: dict, logs: list[Log]) -> Check:
-    """What follows from seed_results and the logs: mean loss, deviation, the claim, flags, the track."""
+    """What follows from seed_results and the logs: mean loss, deviation, the claim, flags, machine, track."""
     tally, results = Tally(), list(stated["seed_results"].values())
     bpbs, losses = ([float(each[name]) for each in results] for name in ("val_bpb", "val_loss"))
     if "val_loss" in stated:
@@ -204,10 +230,13 @@ def check_statistics(stated: dict, logs: list[Log]) -> Check:
         tally.expect(stated["beats"]["holds"] is claim.holds, "the claim's holds is wrong")
         if claim.p_value is not None:
             tally.equal("p of the claim", stated["beats"]["p_value"], claim.p_value, 1e-3 * claim.p_value)
-    flags = stated.get("compliance") or {}
-    for name, holds in (("three_seeds", len(results) >= 3),
-                        ("artifact_under_16mb", stated["bytes_total"] <= CAP)):
-        tally.expect(flags.get(name, holds) is holds, f"compliance {name} is wrong")
+    flags, derived = stated.get("compliance") or {}, compliance_of(logs)
+    if not all(log.last(r"compliance:(.*)") for log in logs):
+        derived = dict(three_seeds=len(results) >= 3, artifact_under_16mb=stated["bytes_total"] <= CAP)
+    for name in set(flags) & set(derived):
+        tally.expect(flags[name] is derived[name], f"compliance {name} is wrong")
+    if "hardware" in stated and all(log.last(r"device:(.*)") for log in logs):
+        tally.expect(stated["hardware"] == machines(logs), f"hardware is {machines(logs)} in the logs")
     for reason in {reason for log in logs for reason in foreign_to_challenge(log)}:
         tally.expect(stated.get("track") != CHALLENGE, f"track {CHALLENGE}, but {reason}")
     return tally.check("statistics")
@@ -221,13 +250,13 @@ def check(options: argparse.Namespace) -> int:
     checks, logs = check_files(folder), [Log(path) for path in sorted(folder.glob("train_seed*.log"))]
     with contextlib.suppress(OSError, ValueError, TypeError):  # else the auditor says what is wrong with it
         stated = dict(json.loads((folder / "submission.json").read_text(encoding="utf-8")))
-        checks += [check_fields(stated), audit.guarded("statistics", check_statistics, stated, logs)]
+        checks += [check_fields(stated), audit.guarded("seeds", check_seeds, stated, logs),
+                   audit.guarded("statistics", check_statistics, stated, logs),
+                   Check("pytorch_version", None, f"{stated.get('pytorch_version')}: no log names it")]
     script, can_run = folder / "train_gpt.py", list(folder.glob("*.ptz")) and logs
     if script.is_file() and not can_run:
         checks += audit.audit_record(folder, script, set())
-    width = max(len(each.name) for each in checks)
-    for name, passed, figure in checks:
-        print(f"{name:{width}}  {'-' if passed is None else 'PASS' if passed else 'FAIL'}  {figure}")
+    print_table(checks)
     failed = any(each.passed is False for each in checks)
     if not (script.is_file() and can_run):
         return 1
@@ -236,18 +265,30 @@ def check(options: argparse.Namespace) -> int:
 
 # ---- The leaderboard
 def leaderboard(records: Path) -> str:
-    """The tables of all record folders, a track each, the challenge's first."""
-    tracks: dict[str, list[tuple[float, list[str]]]] = {}
-    for path in sorted(records.glob("track_*/*/submission.json")):
-        if not path.parent.name.endswith(".refused"):
-            tracks.setdefault(path.parts[-3].removeprefix("track_"), []).append(standing(path))
+    """The tables of all record folders, a track each, the challenge's first; below each its ablations."""
+    tracks: dict[str, tuple[list, list[str]]] = {}
+    for path in sorted(records.glob("track_*/*/*.json")):
+        if path.name not in ("submission.json", "ablation.json") or path.parent.name.endswith(".refused"):
+            continue
+        ranked, ablations = tracks.setdefault(path.parts[-3].removeprefix("track_"), ([], []))
+        ranked.append(standing(path)) if path.name == "submission.json" else ablations.append(link(path))
     lines = [] if tracks else ["No record yet.", ""]
     for track in sorted(tracks, key=lambda name: (name != CHALLENGE, name)):
-        ranked = sorted(tracks[track])
-        lines += [f"### Track {track}", "", *table(
-            ["", "val_bpb", "record", "author", "date", "seeds", "bytes", "hardware", "p"],
-            [[str(rank), *row] for rank, (_, row) in enumerate(ranked, 1)])]
+        ranked, ablations = tracks[track]
+        rows = [[str(rank), *row] for rank, (_, row) in enumerate(sorted(ranked), 1)]
+        head = ["", "val_bpb", "record", "author", "date", "seeds", "bytes", "hardware", "p"]
+        lines += [f"### Track {track}", "", *(table(head, rows) if rows else ["No record yet.", ""]),
+                  *(f"- ablation: {each}" for each in ablations), *[""] * bool(ablations)]
     return "\n".join(lines)
+
+
+def link(path: Path) -> str:
+    """The name in an ablation.json, with a link to its folder."""
+    try:
+        name = str(json.loads(path.read_text(encoding="utf-8"))["name"])
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} cannot be linked: {audit.described(error)}") from None
+    return f"[{name}]({'/'.join(path.parts[-3:-1])}/)"
 
 
 def standing(path: Path) -> tuple[float, list[str]]:
@@ -283,13 +324,6 @@ def update_leaderboard(records: Path) -> None:
 
 
 # ---- The command
-class Parser(argparse.ArgumentParser):
-    """One line for wrong options, as for everything else that is wrong."""
-
-    def error(self, message: str):
-        raise BadInput(f"{message}; --help lists the options")
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path, help="logs/<RUN_ID>.json of each seed")
@@ -324,8 +358,8 @@ def main(arguments: list[str] | None = None) -> int:
             update_leaderboard(RECORDS)
             return 0
         return check(options) if options.check else submit(options)
-    except KeyboardInterrupt:
-        print("error: stopped; no folder was made", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"error: stopped; {stop or 'no folder was made'}", file=sys.stderr)
         return 130
     except (BadInput, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

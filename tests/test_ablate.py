@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,13 +20,14 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 from test_end_to_end import TINY_RUN, environment_with
+from test_submit import running
 
 import ablate
 import train_gpt
 
 # A script that has train_gpt.py's settings, without torch, and writes at once what a run writes.
 HEADER = """from __future__ import annotations
-import dataclasses, difflib, functools, json, math, os, sys, time, types
+import dataclasses, difflib, functools, json, math, os, subprocess, sys, time, types
 from pathlib import Path
 torch = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
 FINEWEB, FINEWEB_TOKENIZER = Path("data/fineweb"), Path("data/fineweb.model")
@@ -36,7 +39,12 @@ def main():
     log = open(f"logs/{s.run_id}.txt", "x", buffering=1)
     print(Path(__file__).read_text() + "=" * 100, file=log)
     if s.num_layers == 13 and "STANDIN_MENDED" not in os.environ:
-        sys.exit("error: train_loss is nan at step 7")
+        sys.exit(f"error: train_loss is nan at step 7 in {os.getcwd()}")
+    if s.num_layers == 14:
+        print("at work", flush=True)
+        os.kill(os.getpid(), 9)
+    if s.seed > 1 and "STANDIN_SECONDS" in os.environ:
+        Path("child").write_text(str(subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 60"]).pid))
     print("data:/data tokenizer:/data/tokenizer.model sha256:0123456789abcdef", file=log)
     Path("pid").write_text(str(os.getpid()))
     for step in (1, s.iterations // 2, s.iterations):
@@ -155,18 +163,28 @@ def test_a_grid_that_passes_through_the_base_leaves_that_point_to_the_base(stand
 
 
 @pytest.mark.parametrize("change, steps", [
-    ("TRAIN_BATCH_TOKENS=4096", 200), ("PRESET=record", 1), ("QUANT=rows", 400)])
+    ("TRAIN_BATCH_TOKENS=4096", 19200), ("PRESET=record", 100), ("QUANT=rows", 38400)])
 def test_equal_tokens_scales_the_steps_to_the_batch(standin, tmp_path, change, steps):
-    ablation = ablate.Ablation(standin, "ITERATIONS=400", "tokens", tmp_path / "new")
+    ablation = ablate.Ablation(standin, "ITERATIONS=38400", "tokens", tmp_path / "new")
     [_, changed] = ablation.configurations([change], grid=False)
     assert changed.settings["iterations"] == steps and changed.settings["max_wallclock_seconds"] == 0
 
 
-def test_equal_seconds_leaves_steps_alone_and_keeps_the_clock(standin, tmp_path):
-    ablation = ablate.Ablation(standin, "MAX_WALLCLOCK_SECONDS=60", "seconds", tmp_path / "new")
-    [base, changed] = ablation.configurations(["TRAIN_BATCH_TOKENS=4096"], grid=False)
-    assert changed.settings["max_wallclock_seconds"] == 60
-    assert changed.settings["iterations"] == base.settings["iterations"]
+@pytest.mark.parametrize("base, change, seconds, steps", [
+    ("MAX_WALLCLOCK_SECONDS=60", "TRAIN_BATCH_TOKENS=4096", 60, 20000), ("", "PRESET=record", 150, 9000)])
+def test_equal_seconds_leaves_steps_alone_and_keeps_the_clock(
+        standin, tmp_path, base, change, seconds, steps):
+    ablation = ablate.Ablation(standin, base, "seconds", tmp_path / "new")
+    [_, changed] = ablation.configurations([change], grid=False)
+    assert (changed.settings["max_wallclock_seconds"], changed.settings["iterations"]) == (seconds, steps)
+
+
+def test_without_iterations_runs_have_equal_seconds(standin, tmp_path):
+    """The command of the docstring's first line."""
+    done = call(tmp_path, "--script", standin, "--seeds", "1", "BACKOUT_ENABLED=0", "MEMORY_TOKENS=0,32",
+                "SWA_ENABLED=0 EMA_ENABLED=1")
+    assert done.status == 0 and "--equal seconds: runs end by MAX_WALLCLOCK_SECONDS=150\n" in done.err
+    assert len(done.report()["runs"]) == 5 and done.report()["equal"] == "seconds"
 
 
 def test_data_named_relative_to_here_is_found_from_a_runs_folder(standin, tmp_path, monkeypatch):
@@ -179,8 +197,12 @@ def test_data_named_relative_to_here_is_found_from_a_runs_folder(standin, tmp_pa
     assert ablation.base.variables["TOKENIZER_PATH"] == str(tmp_path / "data/fineweb.model")
     Path("mine/tokenizer.model").touch()
     [_, changed] = ablation.configurations(["DATA_PATH=mine"], grid=False)
-    assert changed.variables["DATA_PATH"] == str(tmp_path / "mine")
+    assert changed.variables["DATA_PATH"] == changed.changes["DATA_PATH"] == str(tmp_path / "mine")
     assert "TOKENIZER_PATH" not in changed.variables
+    shutil.rmtree("data/fineweb")  # then a run takes the demo corpus
+    base = "ITERATIONS=4 TOKENIZER_PATH=data/fineweb.model"
+    ablation = ablate.Ablation(standin, base, "tokens", Path("new"))
+    assert ablation.base.variables["TOKENIZER_PATH"] == str(tmp_path / "data/fineweb.model")
 
 
 # ---- statistics
@@ -214,6 +236,16 @@ def test_the_table_holds_what_scipy_says_of_the_runs(first):
     assert best["p_holm"] == pytest.approx(3 * best["p_welch"])
 
 
+def test_only_seeds_that_both_have_are_compared():
+    scores = dict(base={1: 2.0, 2: 2.2, 3: 2.7}, new={2: 2.1, 3: 2.4, 4: 9.0})
+    [_, row] = ablate.compare([
+        ablate.Outcome("x", {} if label == "base" else {"A": "1"}, seed, "finished", val_bpb=bpb)
+        for label, group in scores.items() for seed, bpb in group.items()])
+    assert row.mean == pytest.approx(4.5) and row.difference == pytest.approx(-0.2)
+    welch = stats.ttest_ind([2.1, 2.4], [2.2, 2.7], equal_var=False)
+    assert row.p_welch == pytest.approx(welch.pvalue) and (row.low + row.high) / 2 == pytest.approx(-0.2)
+
+
 def test_a_score_of_another_text_is_not_compared(standin, tmp_path):
     done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "VOCAB_SIZE=2048")
     assert done.status == 1 and "another text" in done.report()["runs"][1]["error"]
@@ -236,12 +268,33 @@ def test_a_run_that_fails_is_a_row_that_says_so(first):
     assert first.status == 1
     for text in (first.out, (first.folder / "logs/ablations/ablation/ablation.md").read_text()):
         assert "| NUM_LAYERS=13 | failed | failed | failed | - |" in text
-    assert "- num_layers_13-seed2: error: train_loss is nan at step 7\n" in text
+    assert ("- num_layers_13-seed2: ended with status 1: error: train_loss is nan at step 7 in "
+            "logs/ablations/ablation/num_layers_13-seed2\n") in text
+
+
+def test_a_run_that_is_killed_is_said_to_be(standin, tmp_path):
+    done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "NUM_LAYERS=14")
+    assert done.status == 1 and done.report()["runs"][1]["error"] == "ended by SIGKILL: at work"
+
+
+def test_a_report_that_cannot_be_written_stops_no_run(standin, tmp_path, monkeypatch):
+    arguments = ["--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "QUANT=rows"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ablate, "write_atomically", lambda path, data: path.write_bytes(data)
+                      if path.name == "plan.json" else (_ for _ in ()).throw(OSError("disk full")))
+        done = call(tmp_path, *arguments)
+    assert done.status == 2 and "warning: no report could be written: OSError: disk full" in done.err
+    assert done.err.endswith("error: disk full\n") and done.run("quant_rows-seed1")
+    monkeypatch.setattr(ablate, "draw_curves", lambda *_: 1 / 0)
+    done = call(tmp_path, *arguments)
+    assert done.status == 2 and "error: the plot cannot be drawn: ZeroDivisionError" in done.err
+    assert done.row("QUANT=rows")["mean"]
 
 
 def test_the_report_names_what_it_was_made_with(first, standin):
     report, text = first.report(), (first.folder / "logs/ablations/ablation/ablation.md").read_text()
-    assert report["script_sha256"] == ablate.digest(standin) and report["script_sha256"] in text
+    sha256 = hashlib.sha256(standin.read_bytes()).hexdigest()
+    assert report["script_sha256"] == sha256 and sha256 in text
     assert report["base"] == dict(ITERATIONS="400", VAL_LOSS_EVERY="9", MAX_WALLCLOCK_SECONDS="0.0")
     for part in ("ITERATIONS=400 VAL_LOSS_EVERY=9", "device:cpu", "torch 2.0", "1,000 targets, 3,024 bytes",
                  "3 changes are compared", "--base 'ITERATIONS=400 VAL_LOSS_EVERY=9' NUM_LAYERS=10,13"):
@@ -273,25 +326,71 @@ def test_what_has_finished_is_not_run_again_and_the_rest_is(first, standin, tmp_
     assert len(done.row("NUM_LAYERS=13")["val_bpb"]) == len(done.row("base")["val_bpb"]) == 4
     assert len(done.row("MODEL_DIM=384")["val_bpb"]) == 3  # of the earlier call
     assert len(list(folder.rglob("*.ptz"))) == 2 * (4 + 1 + 1)
+    call(folder, "--script", standin, "--base", BASE, "--seeds", "5,")
+    assert len(list(folder.rglob("*.ptz"))) == 2 * (4 + 1 + 1)  # these stay, those of seed 5 are gone
 
 
-def test_one_that_is_stopped_stops_its_runs_and_goes_on_when_called_again(standin, tmp_path):
+def test_the_plan_is_read_when_the_folder_is_ones_own(standin, tmp_path):
+    late = ablate.Ablation(standin, "ITERATIONS=4", "tokens", tmp_path / "logs/ablations/ablation")
+    call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "QUANT=rows")
+    with late.claim():
+        assert (late.known, late.seeds) == ([{}, {"QUANT": "rows"}], [1])
+        assert not ablate.unfinished([late.run(late.base, 1)], late)
+
+
+def test_an_ablation_is_published_without_private_names(standin, tmp_path, monkeypatch):
+    records, data = tmp_path / "records", tmp_path / "some one/data"
+    for folder in (records, data):
+        folder.mkdir(parents=True)
+    (records / "README.md").write_text("<!-- leaderboard -->\n<!-- /leaderboard -->\n")
+    for module in (ablate, ablate.sys.modules["submit"]):
+        monkeypatch.setattr(module, "RECORDS", records)
+    target = records / "track_mine/2026-01-02_Ablation"
+    arguments = ["--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "--name", "mine",
+                 "--publish", target, "NUM_LAYERS=10,13", "QUANT=rows"]
+    done = call(tmp_path / "run", *arguments, DATA_PATH=str(data))
+    assert done.status == 1, done.err
+    texts = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert set(texts) == {"README.md", "ablation.json", "ablation.png", "train_gpt.py"}
+    assert texts["train_gpt.py"] == standin.read_bytes() and target.stat().st_mode & 0o777 == 0o755
+    report = texts["README.md"].decode() + texts["ablation.json"].decode()
+    assert "NUM_LAYERS=13" in report and "DATA_PATH=data " in report and "some one" not in report
+    assert not re.search(r"(?<![\w.])/\w", report) and str(tmp_path) not in report
+    assert "- ablation: [mine](track_mine/2026-01-02_Ablation/)" in (records / "README.md").read_text()
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    again = call(tmp_path / "run", *arguments, DATA_PATH=str(data))
+    assert again.status == 2 and "exists already" in again.err and again.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_is_stopped_stops_its_runs_and_goes_on_when_called_again(standin, tmp_path, number):
     command = ["--script", str(standin), "--base", "ITERATIONS=4", "--seeds", "2"]
     process = subprocess.Popen([sys.executable, ROOT / "records/ablate.py", *command], cwd=tmp_path,
                                text=True, stderr=subprocess.PIPE, env=environment_with(STANDIN_SECONDS="60"))
     pid, end = tmp_path / "logs/ablations/ablation/base-seed2/pid", time.monotonic() + 60
     while not (pid.is_file() and pid.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "stopped: 1 of 2 runs" in err and "Traceback" not in err
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+    child = pid.with_name("child")  # it ignores SIGTERM
+    assert not running(int(pid.read_text())) and not running(int(child.read_text()))
     [one, two] = json.loads((pid.parents[1] / "ablation.json").read_text())["runs"]
     assert (one["status"], two["status"]) == ("finished", "unfinished")
     done = call(tmp_path, *command)
     assert done.status == 0 and "1 of them have finished" in done.err
     assert len(done.row("base")["val_bpb"]) == 2
+
+
+def test_gpus_are_counted_as_nvidia_smi_lists_them(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho '  MIG 1g Device 0: y'\n"
+                                         "echo 'GPU 1: A (UUID: z)'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert ablate.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert ablate.visible_gpus() == []
 
 
 def test_jobs_get_equal_shares_of_cores_and_gpus(monkeypatch):
@@ -320,9 +419,13 @@ def test_jobs_run_at_the_same_time_on_cores_of_their_own(standin, tmp_path, monk
 
 
 def test_a_launcher_stands_in_front_and_can_carry_the_settings(standin, tmp_path):
-    launcher = f"env -i LAUNCHED=yes {{env}} {sys.executable}"
-    done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "42,",
-                "--launcher", launcher)
+    (tmp_path / "launch.sh").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "launch.sh").chmod(0o755)
+    launcher = f"./launch.sh env -i LAUNCHED=yes {{env}} {sys.executable}"
+    arguments = ["--script", standin, "--seeds", "42,", "--launcher", launcher, "--base"]
+    refused = call(tmp_path, *arguments, "ITERATIONS=4")
+    assert refused.status == 2 and "PRESET=auto may be another there" in refused.err
+    done = call(tmp_path, *arguments, "ITERATIONS=4 PRESET=pocket")
     assert done.status == 0, done.err
     environment = done.run("base-seed42")["environment"]
     assert environment["LAUNCHED"] == "yes" and environment["SEED"] == "42" and "HOME" not in environment
@@ -350,7 +453,8 @@ def test_real_runs_of_train_gpt_are_compared(data_folder, tmp_path):
     [one, two] = done.report()["runs"]
     assert one["val_bpb"] != two["val_bpb"] and one["val_bpb"] == done.row("base")["mean"]
     assert [tokens for tokens, _ in one["val_curve"]] == [512, 1024] and one["steps"] == 4
-    assert one["data"].startswith(str(data_folder)) and one["val_bytes"] > 0 and one["bytes_total"] > 0
+    assert one["data"].startswith(f"{data_folder.name} tokenizer:{data_folder.name}/tokenizer.model ")
+    assert one["val_bytes"] > 0 and one["bytes_total"] > 0
     log = ablate.Log(tmp_path / "logs/ablations/ablation/base-seed1/logs/base-seed1.txt")
     assert log.score("final_int6_sliding_window")["val_bpb"] == pytest.approx(one["val_bpb"], abs=1e-8)
 
@@ -373,6 +477,7 @@ def test_real_runs_of_train_gpt_are_compared(data_folder, tmp_path):
     ("SEED=3", "use --seeds"),
     ("RUN_ID=x", "every run has its own"),
     ("ITERATIONS=7", "ITERATIONS cannot change"),
+    ("TRAIN_BATCH_TOKENS=6144", "1 of its steps of 6,144 tokens are not the base's 8,192"),
     ("MAX_WALLCLOCK_SECONDS=7", "MAX_WALLCLOCK_SECONDS cannot change"),
     ("DATA_PATH=/no/such", "DATA_PATH=/no/such is not a folder")])
 def test_a_change_that_cannot_be_is_one_line_before_anything_runs(standin, tmp_path, change, message):
@@ -382,7 +487,9 @@ def test_a_change_that_cannot_be_is_one_line_before_anything_runs(standin, tmp_p
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ([], "--equal tokens needs ITERATIONS"),
+    (["--equal", "tokens"], "--equal tokens needs ITERATIONS"),
+    (["--equal", "bytes"], "--help lists the options"),
+    (["--luck"], "--help lists the options"),
     (["--base", "ITERATIONS=4 MAX_WALLCLOCK_SECONDS=9"], "leave it out"),
     (["--base", "ITERATIONS="], "ITERATIONS: a value is empty"),
     (["--base", "SEED=1"], "use --seeds"),
@@ -394,8 +501,12 @@ def test_a_change_that_cannot_be_is_one_line_before_anything_runs(standin, tmp_p
     (["--launcher", "/no/such -n1"], "there is no program /no/such"),
     (["--launcher", "'x"], "No closing quotation"),
     (["--script", "/no/such.py"], "no Python file"),
-    (["--script", ROOT / "data/shards.py"], "has no settings_from")])
+    (["--script", ROOT / "data/shards.py"], "has no settings_from"),
+    (["--script", "{exits}"], "cannot be imported: SystemExit: 3")])
 def test_an_option_that_cannot_be_is_one_line(standin, tmp_path, arguments, message):
+    exits = standin.with_name("exits.py")
+    exits.write_text("raise SystemExit(3)")
+    arguments = [exits if x == "{exits}" else x for x in arguments]
     done = call(tmp_path, "--script", standin, *arguments)
     assert done.status == 2 and message in done.err and done.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -417,7 +528,7 @@ def test_a_folder_takes_no_runs_of_another_script_or_base(first, standin, tmp_pa
     ("base-seed2.json", '"seed": 2', '"seed": 5', "SEED is not as planned"),
     ("base-seed2.json", '"val_loss_every": 9', '"val_loss_every": 8', "VAL_LOSS_EVERY is not as planned"),
     ("base-seed2.txt", "import", "import glob,", "its log begins with another script"),
-    ("base-seed2.json", '"stages"', '"phases"', "its JSON has no 'stages'")])
+    ("base-seed2.json", '"stages"', '"phases"', "KeyError: 'stages'")])
 def test_a_finished_run_that_is_not_as_planned_is_neither_taken_nor_lost(
         first, standin, tmp_path, file, before, after, message):
     shutil.copytree(first.folder / "logs/ablations/ablation", tmp_path / "own")
@@ -434,6 +545,12 @@ def test_a_folder_with_something_else_is_left_alone(standin, tmp_path, name, con
     (tmp_path / name).write_text(content)
     done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--out", tmp_path)
     assert done.status == 2 and message in done.err and (tmp_path / name).read_text() == content
+
+
+def test_a_folder_with_only_a_lock_is_taken(standin, tmp_path):
+    (tmp_path / ".lock").touch()
+    done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "--out", tmp_path)
+    assert done.status == 0, done.err
 
 
 def test_two_do_not_work_in_one_folder(first, standin):

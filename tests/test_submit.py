@@ -208,6 +208,21 @@ def test_a_folder_that_the_auditor_refuses_is_put_aside(logs, records, capsys, m
     assert "exists already" in refused(capsys, *arguments)
 
 
+def test_a_stop_after_the_folder_has_its_name_does_not_deny_it(logs, records, capsys, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(submit, "update_leaderboard", stopped)
+    assert submit.main([*ASKED, str(logs / "first.json")]) == 130
+    assert "2026-01-02_ATinyOne is there; --leaderboard makes the tables" in capsys.readouterr().err
+
+
+def test_tables_that_cannot_be_made_are_found_out_before_any_work(logs, records, capsys, monkeypatch):
+    entry(records, "other", "Odd", val_bpb="good")
+    monkeypatch.setattr(submit, "run_auditor", lambda *_: pytest.fail("it worked"))
+    assert "cannot be ranked" in refused(capsys, *ASKED, logs / "first.json")
+    assert left_in(records) == ["README.md", "track_other"]
+
+
 @pytest.mark.parametrize("end, status", [(KeyboardInterrupt, 130), (OSError("disk full"), 2)])
 def test_what_stops_the_auditor_leaves_nothing(end, status, logs, records, capsys, monkeypatch):
     def stopped(*_):
@@ -305,7 +320,7 @@ def spoil(logs: Path, case: str) -> list[Path]:
 @pytest.mark.parametrize("case, words", [
     ("configuration", "different configurations: muon_wd (0.06, 0.05), qk_gain_init (2.5, 1.5)"),
     ("code", "not made by the same script"), ("settings", "do not agree: the settings differ"),
-    ("score", "do not agree: final_int6_sliding_window val_bpb is"), ("versions", "different versions"),
+    ("score", "do not agree: val_bpb is"), ("versions", "different versions"),
     ("artifact", "sha256"), ("cut artifact", "bytes_model is"), ("time", "is over the 600 s"),
     ("cap", "over the cap"), ("unfinished", "it has no final_int6_sliding_window"),
     ("twice", "seed 1337 is there twice"), ("cut source", "does not begin with the script's source"),
@@ -410,8 +425,9 @@ def folder(made, records, tmp_path) -> Path:
 def test_a_good_folder_passes(folder, data_folder, capfd):
     status, text = checked(folder, data_folder, capfd)
     assert status == 0 and "FAIL" not in text, text
-    assert re.findall(r"^(files|fields|statistics|log|submission) +PASS", text, re.M) == [
-        "files", "fields", "statistics", "log", "submission"]
+    assert re.findall(r"^(files|fields|seeds|statistics|log|submission) +PASS", text, re.M) == [
+        "files", "fields", "seeds", "statistics", "log", "submission"]
+    assert re.search(r"^pytorch_version +-  not checked: \S+: no log names it$", text, re.M)
 
 
 def test_an_edited_score_fails(folder, data_folder, capfd):
@@ -424,7 +440,9 @@ def test_an_edited_score_fails(folder, data_folder, capfd):
 
 @pytest.mark.parametrize("name, value", [
     ("val_loss", 1.0), ("beats", dict(claimed=9.5, nats=1.0, p_value=0.001, holds=True)),
-    ("track", "10min_16mb"), ("compliance", dict(three_seeds=True)), ("seed_results", {"1337": {}})])
+    ("track", "10min_16mb"), ("compliance", dict(three_seeds=True)), ("seed_results", {"1337": {}}),
+    ("compliance", dict(challenge_hardware_and_text=True)), ("compliance", dict(no_ttt=False)),
+    ("compliance", dict(train_under_600s=False)), ("hardware", "8×NVIDIA H100 80GB HBM3")])
 def test_what_follows_from_the_seeds_is_computed_again(name, value, folder, data_folder, capfd):
     stated = json.loads((folder / "submission.json").read_text())
     (folder / "submission.json").write_text(json.dumps({**stated, name: value}))
@@ -433,11 +451,27 @@ def test_what_follows_from_the_seeds_is_computed_again(name, value, folder, data
     assert submit.audit.guarded("s", submit.check_statistics, {**stated, name: value}, logs).passed is False
 
 
+@pytest.mark.parametrize("name, value", [
+    ("train_seconds", 1.0), ("step_avg_ms", 0.01), ("eval_time_s", 0.5), ("roundtrip_val_bpb", 1.0),
+    ("artifact_sha256", "00"), ("pre_quant_val_bpb", 1.0)])
+def test_what_a_seed_is_said_to_have_is_compared_with_its_log(name, value, folder):
+    stated = json.loads((folder / "submission.json").read_text())
+    logs = [submit.Log(folder / "train_seed1337.log")]
+    assert submit.check_seeds(stated, logs).passed
+    short = {**stated["seed_results"]["1337"], name: round(stated["seed_results"]["1337"][name], 2)
+             } if name != "artifact_sha256" else {}
+    assert submit.check_seeds({**stated, "seed_results": {"1337": short}}, logs).passed  # fewer decimals
+    found = {**stated["seed_results"]["1337"], name: value}
+    assert submit.check_seeds({**stated, "seed_results": {"1337": found}}, logs).passed is False
+    if name in stated:
+        assert submit.check_seeds({**stated, name: value}, logs).passed is False
+
+
 def test_a_missing_log_fails(folder, data_folder, capfd):
     (folder / "train_seed1337.log").unlink()
     status, text = checked(folder, data_folder, capfd)
     assert status == 1 and "Traceback" not in text
-    assert re.search(r"^train_seed1337.log +FAIL +missing", text, re.M), text
+    assert re.search(r"^train_seed<N>.log +FAIL +missing", text, re.M), text
 
 
 def test_a_missing_artifact_fails_and_the_log_is_still_checked(folder, data_folder, capfd):
@@ -482,6 +516,20 @@ def test_records_are_ranked_by_track_and_score(records):
     assert "| 1 | 1.1000 | [Real]" in text
 
 
+def test_ablations_are_linked_below_their_tracks_table(records):
+    entry(records, "pocket", "Real")
+    for track in ("pocket", "other"):
+        (records / f"track_{track}/one").mkdir(parents=True)
+        (records / f"track_{track}/one/ablation.json").write_text('{"name": "what helps"}')
+    text = submit.leaderboard(records)
+    assert text.startswith("### Track other\n\nNo record yet.\n\n"
+                           "- ablation: [what helps](track_other/one/)\n\n### Track pocket\n")
+    assert text.endswith("0.00123 against 1.6 |\n\n- ablation: [what helps](track_pocket/one/)\n")
+    (records / "track_other/one/ablation.json").write_text("[]")
+    with pytest.raises(submit.BadInput, match="ablation.json cannot be linked"):
+        submit.leaderboard(records)
+
+
 def test_without_records_the_leaderboard_says_so(records):
     assert submit.main(["--leaderboard"]) == 0
     assert (records / "README.md").read_text() == README.replace("old\n", "\nNo record yet.\n\n")
@@ -507,6 +555,11 @@ def test_the_committed_leaderboard_is_what_is_generated():
     before, after = submit.split_readme(ROOT / "records")
     expected = f"{before}\n{submit.leaderboard(ROOT / 'records')}\n{after}"
     assert (ROOT / "records/README.md").read_text(encoding="utf-8") == expected
+
+
+def test_the_auditor_refuses_a_wrong_option_in_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["audit.py", "x", "--minutes", "many"])
+    assert submit.audit.main() == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_command_refuses_in_one_line():
