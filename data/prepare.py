@@ -406,7 +406,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--separator", default="", metavar="TEXT", help=r"between documents of a text file, as \n\n")
     add("--text-field", default="text", metavar="NAME", help="of the objects in .jsonl [%(default)s]")
     add("--format", choices=("text", "jsonl"), default="text", help="of standard input [%(default)s]")
-    add("--held-out", type=float, default=HELD_OUT, metavar="FRACTION", help="for validation [%(default)s]")
+    add("--held-out", type=float, default=HELD_OUT, metavar="FRACTION",
+        help="for validation [%(default)s]; of a small text up to a tenth, but not over 200 KB for that")
     add("--jobs", type=int, default=cores(), metavar="N", help="processes [%(default)s, the cores]")
     add("--force", action="store_true", help="build it even if it is there, and replace what is")
     return parser.parse_intermixed_args(arguments)

@@ -321,7 +321,7 @@ class Ablation:
 def differing(name: str, theirs, ours) -> str:
     """What is not the same, in a few words."""
     if name != "base":
-        return f"{name} ({str(theirs)[:9]}, not {str(ours)[:9]})"
+        return f"{name.replace('equal', '--equal')} ({str(theirs)[:9]}, not {str(ours)[:9]})"
     first = next(x for x in [*theirs, *ours] if theirs.get(x) != ours.get(x))
     return f"base ({first}={theirs.get(first, 'unset')}, not {ours.get(first, 'unset')})"
 
@@ -906,6 +906,7 @@ def ablate(options: argparse.Namespace) -> int:
         outcomes = supervise(pool, len(asked), waiting, lambda: write_report(ablation, options.name, asked))
         publish(ablation, options.publish) if options.publish else None
     print("\n".join(results_table(compare(outcomes))) + f"\n{ablation.folder}/ablation.md, .json, .png")
+    print(f"published: {options.publish}") if options.publish else None
     names = {run.folder.name for run in asked}
     return int(any(not outcome.finished for outcome in outcomes if outcome.name in names))
 

@@ -882,11 +882,13 @@ class Audit:
         """The script's byte table over the whole split, the log's bytes, and the decoded text."""
         own = self.text.count(self.tokens)
         score = self.log and self.log.score(LABELS["sliding"])
+        noted = dict(manifest_of(self.data).get("val") or {}).get("bytes")  # with the text's own tokenizer
 
         def judge(result: dict):
             stated = f", log {score['bytes']:,}" if score else ""
-            holds = own == self.bytes.sum() == result["bytes"] and (not score or score["bytes"] == own)
-            return holds, f"script {result['bytes']:,}{stated}, decoded text {own:,} bytes"
+            stated += f", manifest {noted:,}" if noted else ""
+            found = {own, int(self.bytes.sum()), result["bytes"], noted or own}
+            return found == {score["bytes"] if score else own}, f"script {result['bytes']:,}{stated}, decoded text {own:,} bytes"
         return self.judged("byte count", "bytes", judge)
 
     def check_targets(self) -> Check:
@@ -1003,18 +1005,34 @@ def find_entries(options: argparse.Namespace) -> list[Entry]:
             for artifact in artifacts]
 
 
-def find_data(options: argparse.Namespace) -> tuple[Path, Path]:
-    """The folder of the shards and the tokenizer, by the choice that train_gpt.py makes; nothing is built."""
+def manifest_of(folder: Path) -> dict:
+    """What data/prepare.py noted of the shards in a folder; empty where there is no such file."""
+    for name in ("manifest.json", "meta.json"):
+        if (folder / name).is_file():
+            try:
+                return dict(json.loads((folder / name).read_text(encoding="utf-8")))
+            except (ValueError, TypeError):
+                raise BadInput(f"{folder / name} is damaged: make or get the data again") from None
+    return {}
+
+
+def find_data(options: argparse.Namespace, log: Log | None = None) -> tuple[Path, Path]:
+    """The folder of the shards and the tokenizer: as asked for, else as `log` says, else by the choice that
+    train_gpt.py makes; nothing is built."""
     fineweb, tokenizer = "data/datasets/fineweb10B_sp1024", "data/tokenizers/fineweb_1024_bpe.model"
-    choices = [base / name for name in (fineweb, "data/demo") for base in (Path.cwd(), ROOT)]
+    stated = log and log.last(r"data:(.*) tokenizer:.* sha256:\w+")
+    bases = ([log.path.resolve().parent.parent] if stated else []) + [Path.cwd(), ROOT]
+    names = [stated] * bool(stated) + [fineweb, "data/demo"]
+    choices = [base / name for name in names for base in bases]
     folder = options.data or next(filter(Path.is_dir, choices), None)
     if folder is None:
         raise BadInput(f"no data: neither {fineweb} nor data/demo is here; name a folder of shards with "
                        "--data, or run train_gpt.py once, which builds data/demo")
     if not folder.is_dir() or not list(folder.glob("*_val_*.bin")):
         raise BadInput(f"{folder} is not a folder with validation shards (*_val_*.bin): check --data")
+    noted = dict(manifest_of(folder).get("tokenizer") or {}).get("file", "tokenizer.model")
     choices = [options.tokenizer] if options.tokenizer else [
-        folder / "tokenizer.model", *(base / tokenizer for base in (Path.cwd(), ROOT))]
+        folder / "tokenizer.model", folder / noted, *(base / tokenizer for base in (Path.cwd(), ROOT))]
     found = next(filter(Path.is_file, choices), None)
     if found is None:
         raise BadInput(f"no tokenizer.model in {folder}: name the tokenizer with --tokenizer")
@@ -1040,7 +1058,10 @@ def audit_record(folder: Path, script: Path, audited: set[Path]) -> list[Check]:
 
 def audit(options: argparse.Namespace) -> list[Check]:
     """All checks of all artifacts."""
-    entries, (data, tokenizer), checks = find_entries(options), find_data(options), []
+    entries, checks = find_entries(options), []
+    # of a record, which comes from others, the log does not choose the text that it is checked on
+    trusted = Log(entries[0].log) if entries[0].log and not entries[0].record else None
+    data, tokenizer = find_data(options, trusted)
     if options.only == ["submission"] and not entries[0].record:
         raise BadInput(f"--only submission: {options.path} is not a record folder")
     for entry in entries:
@@ -1074,8 +1095,8 @@ def parse() -> argparse.Namespace:
     for name, what in dict(
             script="the script, else the train_gpt.py beside it, above its logs/, or of this repository",
             log="the log, else that beside it or in logs/ which names the artifact's sha256",
-            data="folder of shards, else data/datasets/fineweb10B_sp1024 or data/demo",
-            tokenizer="SentencePiece model, else the one in the data's folder, or FineWeb's",
+            data="folder of shards, else the log's (not a record's), FineWeb's or data/demo",
+            tokenizer="SentencePiece model, else the one in the data's folder or manifest, or FineWeb's",
             json="write the table there",
             keep="leave the folder there in which the decoder runs").items():
         parser.add_argument(f"--{name}", type=Path, help=what)

@@ -359,7 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return check(options) if options.check else submit(options)
     except KeyboardInterrupt as stop:
-        print(f"error: stopped; {stop or 'no folder was made'}", file=sys.stderr)
+        print(f"error: stopped{f'; {stop}' * bool(str(stop))}", file=sys.stderr)
         return 130
     except (BadInput, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The auditor: an honest record passes every check, and each planted fault fails the checks that it must."""
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -576,3 +577,36 @@ def test_pairs_are_unique():
         numbers, kinds = audit.unique_pairs(length)
         assert len(numbers) == length and numbers.max() < kinds
         assert len(set(zip(numbers[:-1].tolist(), numbers[1:].tolist()))) == length - 1
+
+
+# ---- which data
+
+
+def place(folder: Path, name: str, data_folder: Path, **manifest) -> Path:
+    """A copy of the test's data in a subfolder, its tokenizer elsewhere, and a manifest."""
+    data = folder / name
+    shutil.copytree(data_folder, data)
+    (data / "tokenizer.model").rename(folder / "moved.model")
+    (data / "manifest.json").write_text(json.dumps({"tokenizer": {"file": "../moved.model"}, **manifest}))
+    return data
+
+
+def test_the_log_of_an_own_run_says_which_data_and_the_manifest_which_tokenizer(
+        data_folder, tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.txt").write_text(
+        "=" * 100 + "\ndata:mine tokenizer:moved.model sha256:00\n")
+    place(tmp_path, "mine", data_folder)
+    monkeypatch.chdir(data_folder)
+    options = argparse.Namespace(data=None, tokenizer=None)
+    found = audit.find_data(options, audit.Log(tmp_path / "logs" / "a.txt"))
+    assert [path.resolve() for path in found] == [tmp_path / "mine", tmp_path / "moved.model"]
+
+
+@pytest.mark.parametrize("change", [0, 1])
+def test_bytes_must_be_those_that_the_manifest_notes(record, data_folder, tmp_path, change):
+    """With another tokenizer of the same size the script, the log and the auditor would agree on a wrong count."""
+    bytes_ = audit.Log(record.folder / "train_seed1337.log").score("final_int6_sliding_window")["bytes"]
+    data = place(tmp_path, "mine", data_folder, val=dict(bytes=bytes_ + change))
+    status, verdicts, text = record.audit("--only", "bytes", "--data", str(data))
+    assert (status, verdicts) == ((1, {"byte count": "FAIL"}) if change else (0, {"byte count": "PASS"})), text
