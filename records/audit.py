@@ -888,7 +888,8 @@ class Audit:
             stated = f", log {score['bytes']:,}" if score else ""
             stated += f", manifest {noted:,}" if noted else ""
             found = {own, int(self.bytes.sum()), result["bytes"], noted or own}
-            return found == {score["bytes"] if score else own}, f"script {result['bytes']:,}{stated}, decoded text {own:,} bytes"
+            holds = found == {score["bytes"] if score else own}
+            return holds, f"script {result['bytes']:,}{stated}, decoded text {own:,} bytes"
         return self.judged("byte count", "bytes", judge)
 
     def check_targets(self) -> Check:
@@ -1020,7 +1021,7 @@ def find_data(options: argparse.Namespace, log: Log | None = None) -> tuple[Path
     """The folder of the shards and the tokenizer: as asked for, else as `log` says, else by the choice that
     train_gpt.py makes; nothing is built."""
     fineweb, tokenizer = "data/datasets/fineweb10B_sp1024", "data/tokenizers/fineweb_1024_bpe.model"
-    stated = log and log.last(r"data:(.*) tokenizer:.* sha256:\w+")
+    stated, model = log and log.last(r"data:(.*) tokenizer:(.*) sha256:\w+") or ("", "")
     bases = ([log.path.resolve().parent.parent] if stated else []) + [Path.cwd(), ROOT]
     names = [stated] * bool(stated) + [fineweb, "data/demo"]
     choices = [base / name for name in names for base in bases]
@@ -1032,7 +1033,8 @@ def find_data(options: argparse.Namespace, log: Log | None = None) -> tuple[Path
         raise BadInput(f"{folder} is not a folder with validation shards (*_val_*.bin): check --data")
     noted = dict(manifest_of(folder).get("tokenizer") or {}).get("file", "tokenizer.model")
     choices = [options.tokenizer] if options.tokenizer else [
-        folder / "tokenizer.model", folder / noted, *(base / tokenizer for base in (Path.cwd(), ROOT))]
+        *(base / model for base in bases), folder / "tokenizer.model", folder / noted,
+        *(base / tokenizer for base in bases)]
     found = next(filter(Path.is_file, choices), None)
     if found is None:
         raise BadInput(f"no tokenizer.model in {folder}: name the tokenizer with --tokenizer")
@@ -1096,7 +1098,7 @@ def parse() -> argparse.Namespace:
             script="the script, else the train_gpt.py beside it, above its logs/, or of this repository",
             log="the log, else that beside it or in logs/ which names the artifact's sha256",
             data="folder of shards, else the log's (not a record's), FineWeb's or data/demo",
-            tokenizer="SentencePiece model, else the one in the data's folder or manifest, or FineWeb's",
+            tokenizer="SentencePiece model, else the log's, the data's or FineWeb's",
             json="write the table there",
             keep="leave the folder there in which the decoder runs").items():
         parser.add_argument(f"--{name}", type=Path, help=what)

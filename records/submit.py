@@ -60,12 +60,7 @@ class Data(NamedTuple):
 
 def locate_data(options: argparse.Namespace, log: Log) -> Data:
     """The data that --data or the log names, if it is here, else where train_gpt.py looks for it."""
-    folder, tokenizer, sign = log.last(r"data:(.*) tokenizer:(.*) sha256:(\w+)", ("", "", ""))
-    run_folder = log.path.parent.parent  # in which relative paths began
-    beside = [run_folder / name if name else Path() for name in (folder, tokenizer)]
-    data = options.data or (beside[0] if folder and beside[0].is_dir() else None)
-    model = options.tokenizer or (beside[1] if tokenizer and beside[1].is_file() else None)
-    found = Data(*audit.find_data(argparse.Namespace(data=data, tokenizer=model)))
+    found, sign = Data(*audit.find_data(options, log)), log.last(r"data:.* tokenizer:.* sha256:(\w+)", "")
     if not digest(found.tokenizer).startswith(sign):
         raise BadInput(f"{found.tokenizer} is not the tokenizer of {log.path}, whose sha256 begins with "
                        f"{sign}: name the data with --data and --tokenizer")
