@@ -452,7 +452,7 @@ def test_what_follows_from_the_seeds_is_computed_again(name, value, folder, data
 
 
 @pytest.mark.parametrize("name, value", [
-    ("train_seconds", 1.0), ("step_avg_ms", 0.01), ("eval_time_s", 0.5), ("roundtrip_val_bpb", 1.0),
+    ("train_seconds", 1.0), ("step_avg_ms", 0.01), ("eval_time_s", 99.5), ("roundtrip_val_bpb", 1.0),
     ("artifact_sha256", "00"), ("pre_quant_val_bpb", 1.0)])
 def test_what_a_seed_is_said_to_have_is_compared_with_its_log(name, value, folder):
     stated = json.loads((folder / "submission.json").read_text())
