@@ -24,11 +24,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
-
 from processes import run
-from shards import (BOS_ID, MOST_PIECES, DataError, count_tokens, digest, lacks, open_tokenizer, read_shard,
-                    write_atomically)
+from shards import (
+    BOS_ID,
+    MOST_PIECES,
+    DataError,
+    count_tokens,
+    digest,
+    lacks,
+    open_tokenizer,
+    read_shard,
+    write_atomically,
+)
+from tqdm import tqdm
 
 SPLITS = ("train", "val")
 PIECE_TOKENS = 1 << 22  # of the stream in memory at once
@@ -41,7 +49,12 @@ PROBE = "x ﬁ ½ Å \u00a0 \u3000 two  spaces\tand\r\nlines \n "
 FINEWEB, FINEWEB_KNOWN = "fineweb10B_", "fineweb10B_sp1024"
 # Of FineWeb's validation split with the tokenizer of 1,024 pieces: targets when the stream is cut to whole
 # rows of 1,024, documents, and bytes of text (about).
-FINEWEB_ROW, FINEWEB_TARGETS, FINEWEB_DOCUMENTS, FINEWEB_BYTES = 1024, 62_021_632, 50_000, 151_080_000
+FINEWEB_ROW, FINEWEB_TARGETS, FINEWEB_DOCUMENTS, FINEWEB_BYTES = (
+    1024,
+    62_021_632,
+    50_000,
+    151_080_000,
+)
 FINEWEB_TOLERANCE = 0.0005
 
 
@@ -73,9 +86,12 @@ class Pieces:
     def __init__(self, path: Path):
         self.tokenizer = tokenizer = open_tokenizer(path)
         self.path, self.size = path, tokenizer.vocab_size()
-        strips = tokenizer.decode([tokenizer.piece_to_id("▁")]) == ""  # the space that begins a document
+        strips = (
+            tokenizer.decode([tokenizer.piece_to_id("▁")]) == ""
+        )  # the space that begins a document
         self.bytes, self.silent, self.stripped, self.begins = (
-            np.zeros(MOST_PIECES, dtype) for dtype in (np.int64, bool, bool, bool))  # each (MOST_PIECES,)
+            np.zeros(MOST_PIECES, dtype) for dtype in (np.int64, bool, bool, bool)
+        )  # each (MOST_PIECES,)
         for i in range(min(self.size, MOST_PIECES)):
             piece = tokenizer.id_to_piece(i)
             self.begins[i] = tokenizer.is_control(i)
@@ -96,13 +112,17 @@ class Scan:
             self.histogram += np.bincount(piece, minlength=MOST_PIECES)
             if pieces.stripped.any():
                 joined = np.concatenate([before, piece])
-                stripped += np.count_nonzero(pieces.begins[joined[:-1]] & pieces.stripped[joined[1:]])
+                stripped += np.count_nonzero(
+                    pieces.begins[joined[:-1]] & pieces.stripped[joined[1:]]
+                )
                 before = piece[-1:].copy()
         self.bytes = int(self.histogram @ pieces.bytes) - stripped
 
     def counts(self) -> Counts:
         """What the split holds."""
-        return Counts(self.shards, int(self.histogram.sum()), int(self.histogram[BOS_ID]), self.bytes)
+        return Counts(
+            self.shards, int(self.histogram.sum()), int(self.histogram[BOS_ID]), self.bytes
+        )
 
 
 # ---- What to check
@@ -114,16 +134,23 @@ def is_published(folder: Path) -> bool:
 def find_shards(folder: Path) -> dict[str, list[Path]]:
     """The shards of each split in order of their names; DataError if the folder holds none."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: name a folder of shards, as for train_gpt.py's DATA_PATH")
+        raise DataError(
+            f"{folder} is not a folder: name a folder of shards, as for train_gpt.py's DATA_PATH"
+        )
     shards = {split: sorted(folder.glob(f"*_{split}_*.bin")) for split in SPLITS}
     if not any(shards.values()):
-        raise DataError(f"{folder} holds no token shards (*_train_*.bin, *_val_*.bin): name another folder")
+        raise DataError(
+            f"{folder} holds no token shards (*_train_*.bin, *_val_*.bin): name another folder"
+        )
     return shards
 
 
 def read_manifest(folder: Path) -> tuple[str, dict]:
     """Name and content of manifest.json or meta.json, ("", {}) if there is neither. DataError if damaged."""
-    path = next((folder / name for name in ("manifest.json", "meta.json") if (folder / name).is_file()), None)
+    path = next(
+        (folder / name for name in ("manifest.json", "meta.json") if (folder / name).is_file()),
+        None,
+    )
     if path is None:
         return "", {}
     try:
@@ -161,7 +188,7 @@ def stream(paths: list[Path], bar: tqdm) -> Iterator[np.ndarray]:
     for path in paths:
         shard = read_shard(path)
         for start in range(0, len(shard), PIECE_TOKENS):
-            piece = np.asarray(shard[start:start + PIECE_TOKENS])
+            piece = np.asarray(shard[start : start + PIECE_TOKENS])
             yield piece
             bar.update(len(piece))
 
@@ -173,9 +200,9 @@ def whole_documents(paths: list[Path], bar: tqdm) -> Iterator[list[np.ndarray]]:
     for piece in stream(paths, bar):
         begins = np.flatnonzero(piece == BOS_ID)
         if len(begins):
-            joined = np.concatenate([*rest, piece[:begins[-1]]])
+            joined = np.concatenate([*rest, piece[: begins[-1]]])
             yield np.split(joined, np.flatnonzero(joined == BOS_ID)[1:]) if len(joined) else []
-            rest, piece = [], piece[begins[-1]:]
+            rest, piece = [], piece[begins[-1] :]
         rest.append(piece)
     if rest:
         yield [np.concatenate(rest)]
@@ -200,12 +227,18 @@ def check_shards(shards: dict[str, list[Path]], published: bool) -> Check:
         if paths and not found and not problems:
             problems.append(f"the {split} split is empty")
         if not paths:
-            (notes if published and split == "train" else problems).append(f"there is no {split} split")
+            (notes if published and split == "train" else problems).append(
+                f"there is no {split} split"
+            )
         tokens += found
-        numbers = [int(match[1]) for path in paths if (match := re.search(r"_(\d+)\.bin$", path.name))]
+        numbers = [
+            int(match[1]) for path in paths if (match := re.search(r"_(\d+)\.bin$", path.name))
+        ]
         missing = sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
         if missing:
-            notes.append(f"{split} shard {missing[0]} is not there ({len(missing)} numbers are missing)")
+            notes.append(
+                f"{split} shard {missing[0]} is not there ({len(missing)} numbers are missing)"
+            )
     said = f"{sum(map(len, shards.values()))} files, {tokens:,} tokens, sizes and headers right"
     return Check("shards", not problems, "; ".join([*(problems[:3] or [said]), *notes]))
 
@@ -215,8 +248,11 @@ def check_files(folder: Path, name: str, manifest: dict, tokenizer: Path, bar: t
     files = entry(manifest, "files")
     if not files:
         return Check("manifest", None, f"{name} lists no files" if name else "there is none")
-    problems = [f"{path.name} is not in {name}" for path in sorted(folder.glob("*_*_*.bin"))
-                if path.name not in files]
+    problems = [
+        f"{path.name} is not in {name}"
+        for path in sorted(folder.glob("*_*_*.bin"))
+        if path.name not in files
+    ]
     for file in sorted(files):
         path, stated = folder / file, entry(files, file)
         if not path.is_file():
@@ -229,7 +265,9 @@ def check_files(folder: Path, name: str, manifest: dict, tokenizer: Path, bar: t
     stated = entry(manifest, "tokenizer").get("sha256")
     if stated and stated != digest(tokenizer):
         problems.append(f"{tokenizer} has another SHA-256 than {name} says")
-    return Check("manifest", not problems, "; ".join(problems[:3]) or f"{len(files)} files as {name} says")
+    return Check(
+        "manifest", not problems, "; ".join(problems[:3]) or f"{len(files)} files as {name} says"
+    )
 
 
 def check_tokenizer(pieces: Pieces, folder: Path, manifest: dict) -> Check:
@@ -252,7 +290,9 @@ def check_ids(scans: dict[str, Scan], pieces: Pieces) -> Check:
     for split, scan in scans.items():
         largest = int(np.flatnonzero(scan.histogram)[-1])
         if largest >= pieces.size:
-            problems.append(f"id {largest} in {split}, but the tokenizer has {pieces.size:,} pieces")
+            problems.append(
+                f"id {largest} in {split}, but the tokenizer has {pieces.size:,} pieces"
+            )
         if scan.first != BOS_ID:
             problems.append(f"{split} begins with id {scan.first}, not with BOS ({BOS_ID})")
         for name, wrong in (("padding", tokenizer.pad_id()), ("unknown", tokenizer.unk_id())):
@@ -262,13 +302,18 @@ def check_ids(scans: dict[str, Scan], pieces: Pieces) -> Check:
     return Check("ids", not problems, "; ".join(problems) or said)
 
 
-def check_text(paths: list[Path], stated: int, pieces: Pieces, published: bool, bar: tqdm) -> list[Check]:
+def check_text(
+    paths: list[Path], stated: int, pieces: Pieces, published: bool, bar: tqdm
+) -> list[Check]:
     """Decode the validation split: its bytes against `stated`, those of the pieces; encode a sample again."""
     tokenizer, step = pieces.tokenizer, -(-stated // SAMPLE_BYTES) or 1
     decoded = documents = sampled = kept = same = size = 0
     for found in whole_documents(paths, bar):
         for start in range(0, len(found), BATCH_DOCUMENTS):
-            batch = [part[~pieces.silent[part]].tolist() for part in found[start:start + BATCH_DOCUMENTS]]
+            batch = [
+                part[~pieces.silent[part]].tolist()
+                for part in found[start : start + BATCH_DOCUMENTS]
+            ]
             texts = tokenizer.decode(batch)
             decoded += sum(len(text.encode()) for text in texts)
             chosen = slice(-documents % step, None, step)
@@ -278,26 +323,34 @@ def check_text(paths: list[Path], stated: int, pieces: Pieces, published: bool, 
             size += sum(len(text.encode()) for text in texts[chosen])
             kept += sum(map(str.__eq__, tokenizer.decode(again), texts[chosen]))
             same += sum(map(list.__eq__, again, batch[chosen]))
-    lossless = (f"{kept:,} of {sampled:,} documents ({size:,} bytes) decode to themselves, "
-                f"{same:,} encode to their ids")
+    lossless = (
+        f"{kept:,} of {sampled:,} documents ({size:,} bytes) decode to themselves, "
+        f"{same:,} encode to their ids"
+    )
     if same < sampled / 2:
         lossless += ": did another tokenizer make these shards?"
-    return [Check("bytes", decoded == stated, f"{stated:,} by the pieces, {decoded:,} decoded, val"),
-            Check("lossless", kept == sampled or (None if published else False), lossless)]
+    return [
+        Check("bytes", decoded == stated, f"{stated:,} by the pieces, {decoded:,} decoded, val"),
+        Check("lossless", kept == sampled or (None if published else False), lossless),
+    ]
 
 
 def check_overlap(shards: dict[str, list[Path]], published: bool, bar: tqdm) -> Check:
     """Exact duplicates of validation documents in the training split."""
     if "train" not in shards:
         return Check("overlap", None, "there is no train split")
-    held_out = {found for documents in whole_documents(shards["val"], bar) for found in hashes(documents)}
+    held_out = {
+        found for documents in whole_documents(shards["val"], bar) for found in hashes(documents)
+    }
     met: set[bytes] = set()
     times = total = 0
     for documents in whole_documents(shards["train"], bar):
         twice = [found for found in hashes(documents) if found in held_out]
         met.update(twice)
         times, total = times + len(twice), total + len(documents)
-    figure = f"{len(met):,} of {len(held_out):,} validation documents are among {total:,} for training"
+    figure = (
+        f"{len(met):,} of {len(held_out):,} validation documents are among {total:,} for training"
+    )
     figure += f", {times:,} times" * bool(met)
     return Check("overlap", not met or (None if published else False), figure)
 
@@ -307,19 +360,29 @@ def check_counts(name: str, manifest: dict, counts: dict[str, Counts]) -> Check:
     stated = {split: entry(manifest, split) for split in SPLITS}
     if not any(stated.values()):
         return Check("counts", None, "stated nowhere")
-    problems = [f"{split}: {getattr(counts[split], key):,} {key}, but {name} says {value}"
-                for split in counts for key, value in stated[split].items()
-                if key in ("documents", "bytes", "tokens") and value != getattr(counts[split], key)]
+    problems = [
+        f"{split}: {getattr(counts[split], key):,} {key}, but {name} says {value}"
+        for split in counts
+        for key, value in stated[split].items()
+        if key in ("documents", "bytes", "tokens") and value != getattr(counts[split], key)
+    ]
     return Check("counts", not problems, "; ".join(problems) or f"as {name} says")
 
 
 def check_known(val: Counts) -> Check:
     """The published figures of FineWeb's validation split with 1,024 pieces."""
     targets = (val.tokens - 1) // FINEWEB_ROW * FINEWEB_ROW
-    passed = (targets == FINEWEB_TARGETS and val.documents == FINEWEB_DOCUMENTS
-              and abs(val.bytes / FINEWEB_BYTES - 1) <= FINEWEB_TOLERANCE)
-    return Check("known split", passed, f"{targets:,} targets, {FINEWEB_TARGETS:,} known; {val.documents:,} "
-                 f"documents, {FINEWEB_DOCUMENTS:,}; {val.bytes:,} bytes, about {FINEWEB_BYTES:,}")
+    passed = (
+        targets == FINEWEB_TARGETS
+        and val.documents == FINEWEB_DOCUMENTS
+        and abs(val.bytes / FINEWEB_BYTES - 1) <= FINEWEB_TOLERANCE
+    )
+    return Check(
+        "known split",
+        passed,
+        f"{targets:,} targets, {FINEWEB_TARGETS:,} known; {val.documents:,} "
+        f"documents, {FINEWEB_DOCUMENTS:,}; {val.bytes:,} bytes, about {FINEWEB_BYTES:,}",
+    )
 
 
 # ---- The command
@@ -331,17 +394,30 @@ def load(path: Path) -> Pieces | Check:
         return Check("tokenizer", False, str(error))
 
 
-def check_content(shards: dict[str, list[Path]], pieces: Pieces, name: str, manifest: dict, folder: Path,
-                  bar: tqdm) -> tuple[list[Check], dict[str, Counts]]:
+def check_content(
+    shards: dict[str, list[Path]],
+    pieces: Pieces,
+    name: str,
+    manifest: dict,
+    folder: Path,
+    bar: tqdm,
+) -> tuple[list[Check], dict[str, Counts]]:
     """The checks that read tokens, and the counts of each split that is there."""
-    published, shards = is_published(folder), {split: paths for split, paths in shards.items() if paths}
+    published, shards = (
+        is_published(folder),
+        {split: paths for split, paths in shards.items() if paths},
+    )
     scans = {split: Scan(paths, pieces, bar) for split, paths in shards.items()}
     counts = {split: scan.counts() for split, scan in scans.items()}
     ids = check_ids(scans, pieces)
     if not ids.passed:
         return [ids, *not_checked("its ids are wrong", "bytes", "lossless", "overlap")], counts
-    checks = [ids, *check_text(shards["val"], counts["val"].bytes, pieces, published, bar),
-              check_overlap(shards, published, bar), check_counts(name, manifest, counts)]
+    checks = [
+        ids,
+        *check_text(shards["val"], counts["val"].bytes, pieces, published, bar),
+        check_overlap(shards, published, bar),
+        check_counts(name, manifest, counts),
+    ]
     return checks + [check_known(counts["val"])] * (folder.name == FINEWEB_KNOWN), counts
 
 
@@ -358,14 +434,20 @@ def check(folder: Path, given: Path | None) -> tuple[list[Check], dict[str, Coun
     size = sum(path.stat().st_size // 2 for paths in shards.values() for path in paths)
     val = sum(path.stat().st_size // 2 for path in shards["val"])
     passes = 2 * size + val + size * bool(entry(manifest, "files"))  # ids, overlap; text; digests
-    with tqdm(total=passes, unit="token", unit_scale=True, disable=passes < BAR_FROM, leave=False) as bar:
-        checks = [check_shards(shards, is_published(folder)),
-                  check_files(folder, name, manifest, tokenizer, bar)]
+    with tqdm(
+        total=passes, unit="token", unit_scale=True, disable=passes < BAR_FROM, leave=False
+    ) as bar:
+        checks = [
+            check_shards(shards, is_published(folder)),
+            check_files(folder, name, manifest, tokenizer, bar),
+        ]
         pieces = load(tokenizer)
         found = pieces if isinstance(pieces, Check) else check_tokenizer(pieces, folder, manifest)
         reason = "" if checks[0].passed else "shards are wrong"
         if isinstance(pieces, Check) or reason:
-            more = not_checked(reason or "there is no tokenizer", "ids", "bytes", "lossless", "overlap")
+            more = not_checked(
+                reason or "there is no tokenizer", "ids", "bytes", "lossless", "overlap"
+            )
             return [*checks, found, *more], {}
         more, counts = check_content(shards, pieces, name, manifest, folder, bar)
         return [*checks, found, *more], counts
@@ -376,16 +458,24 @@ def table(checks: list[Check], counts: dict[str, Counts]) -> str:
     width, word = max(len(check.name) for check in checks), {True: "PASS", False: "FAIL", None: "-"}
     lines = [f"{check.name:{width}}  {word[check.passed]:4}  {check.figure}" for check in checks]
     if counts:
-        lines += ["", f"{'split':5}  shards {'tokens':>15} {'documents':>11} {'bytes':>15} bytes/token"]
-    lines += [f"{split:5} {found.shards:7,} {found.tokens:15,} {found.documents:11,} {found.bytes:15,} "
-              f"{found.bytes_per_token:11.4f}" for split, found in counts.items()]
+        lines += [
+            "",
+            f"{'split':5}  shards {'tokens':>15} {'documents':>11} {'bytes':>15} bytes/token",
+        ]
+    lines += [
+        f"{split:5} {found.shards:7,} {found.tokens:15,} {found.documents:11,} {found.bytes:15,} "
+        f"{found.bytes_per_token:11.4f}"
+        for split, found in counts.items()
+    ]
     return "\n".join(lines)
 
 
 def as_json(checks: list[Check], counts: dict[str, Counts]) -> bytes:
     """The same for programs."""
-    splits = {split: {**asdict(found), "bytes_per_token": found.bytes_per_token}
-              for split, found in counts.items()}
+    splits = {
+        split: {**asdict(found), "bytes_per_token": found.bytes_per_token}
+        for split, found in counts.items()
+    }
     content = {"checks": [check._asdict() for check in checks], "counts": splits}
     return f"{json.dumps(content, indent=1)}\n".encode()
 
@@ -393,11 +483,18 @@ def as_json(checks: list[Check], counts: dict[str, Counts]) -> bytes:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="shards, as train_gpt.py's DATA_PATH")
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE",
-                        help="SentencePiece model [tokenizer.model there, or the manifest's, or FineWeb's]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table and the counts there")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="SentencePiece model [tokenizer.model there, or the manifest's, or FineWeb's]",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the table and the counts there"
+    )
     options = parser.parse_args(arguments)
 
     def command() -> int:
@@ -408,6 +505,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json:
             write_atomically(options.json, as_json(checks, counts))
         return int(any(check.passed is False for check in checks))
+
     return run(command)
 
 

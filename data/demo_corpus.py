@@ -23,11 +23,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 import prepare
 from processes import cores, run
 from shards import DataError
+from tqdm import tqdm
 
 DEFAULT_OUTPUT = Path(__file__).parent / "demo"
 PACKAGES = ("torch", "numpy", "sympy", "networkx")
@@ -55,7 +54,9 @@ def source_folders() -> dict[str, Path]:
 def python_files(folder: Path) -> list[Path]:
     """List the Python sources under `folder`, leaving out tests and packages installed inside it."""
     paths = (path for path in folder.rglob("*.py") if path.is_file())
-    return sorted(path for path in paths if not EXCLUDED_FOLDERS.intersection(path.relative_to(folder).parts))
+    return sorted(
+        path for path in paths if not EXCLUDED_FOLDERS.intersection(path.relative_to(folder).parts)
+    )
 
 
 def docstrings(source: bytes) -> Iterator[str]:
@@ -94,7 +95,10 @@ def installed_docstrings() -> Iterator[tuple[str, str]]:
             try:
                 found = list(docstrings(path.read_bytes()))
             except (SyntaxError, ValueError, RecursionError) as error:
-                tqdm.write(f"demo corpus: left out {path}, which cannot be parsed: {error}", file=sys.stderr)
+                tqdm.write(
+                    f"demo corpus: left out {path}, which cannot be parsed: {error}",
+                    file=sys.stderr,
+                )
                 continue
             yield from ((source, text) for text in found)
 
@@ -130,9 +134,16 @@ def plan_of(output: Path, vocabulary_size: int, jobs: int, by_source: Counter) -
     """What to build: everything in one folder, from whatever versions are installed."""
     folder = output.resolve()  # of a symbolic link, the folder it points to is replaced
     return prepare.Plan(
-        "demo", folder, folder / "tokenizer.model", vocabulary_size, manifest="meta.json",
-        inputs=f"docstrings of installed packages, {vocabulary_size} pieces", jobs=jobs,
-        packages=PACKAGES, more={"documents_by_source": by_source})
+        "demo",
+        folder,
+        folder / "tokenizer.model",
+        vocabulary_size,
+        manifest="meta.json",
+        inputs=f"docstrings of installed packages, {vocabulary_size} pieces",
+        jobs=jobs,
+        packages=PACKAGES,
+        more={"documents_by_source": by_source},
+    )
 
 
 def build(output: Path, vocabulary_size: int = 1024, force: bool = False, jobs: int = 1) -> Path:
@@ -148,14 +159,23 @@ def build(output: Path, vocabulary_size: int = 1024, force: bool = False, jobs: 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(description="Build the demo corpus from the installed docstrings.")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, metavar="FOLDER", help="[%(default)s]")
-    parser.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="pieces [%(default)s]")
-    parser.add_argument("--force", action="store_true", help="build even if the corpus is already there")
+    parser = argparse.ArgumentParser(
+        description="Build the demo corpus from the installed docstrings."
+    )
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_OUTPUT, metavar="FOLDER", help="[%(default)s]"
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, default=1024, metavar="N", help="pieces [%(default)s]"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="build even if the corpus is already there"
+    )
     options = parser.parse_args(arguments)
 
     def command() -> None:
         build(options.output, options.vocab_size, options.force, cores())
+
     return run(command)
 
 

@@ -1,6 +1,7 @@
 """Documents for data/prepare.py, as streams, so that nothing is too large: read from .txt, .md and .jsonl
 files, these with .gz or .zst, folders of them and standard input; brought into normal form; sorted on disk,
 each once."""
+
 from __future__ import annotations
 
 import collections
@@ -19,10 +20,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import zstandard
+from shards import DataError
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
-
-from shards import DataError
 
 LONGEST_DOCUMENT = 64 << 10  # bytes
 LONGEST_LINE = 64 << 20  # bytes of a .jsonl
@@ -64,7 +64,9 @@ def cut_position(buffer: bytes, start: int, limit: int) -> int:
     for mark in (b"\n\n", b"\n", b" "):
         if (found := buffer.rfind(mark, start + limit // 2, end)) >= 0:
             return found + len(mark)
-    while end > start + limit - 4 and buffer[end] & 0xC0 == 0x80:  # the next byte continues a character
+    while (
+        end > start + limit - 4 and buffer[end] & 0xC0 == 0x80
+    ):  # the next byte continues a character
         end -= 1
     return end
 
@@ -113,7 +115,9 @@ def unpacked(file: BinaryIO, path: str) -> Iterator[bytes]:
         if path.lower().endswith(".zst"):
             yield from unzstd(file)
         else:
-            content = gzip.GzipFile(fileobj=file, mode="rb") if path.lower().endswith(".gz") else file
+            content = (
+                gzip.GzipFile(fileobj=file, mode="rb") if path.lower().endswith(".gz") else file
+            )
             yield from iter(functools.partial(content.read, BLOCK), b"")
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(f"{path}: cut short or damaged ({error}): get or make it again") from error
@@ -133,8 +137,10 @@ def decoded(piece: Piece, where: str, counts: Counts) -> str:
     except UnicodeDecodeError as error:
         wrong, position = error.reason, error.start
     if position >= 0:
-        raise DataError(f"{where}: not UTF-8 text: {wrong} at byte {start + position:,}: "
-                        "leave the file out or convert it")
+        raise DataError(
+            f"{where}: not UTF-8 text: {wrong} at byte {start + position:,}: "
+            "leave the file out or convert it"
+        )
     return text
 
 
@@ -147,7 +153,9 @@ def field_of(line: str, field: str, where: str) -> str:
     except (KeyError, TypeError, IndexError):
         text = None
     if not isinstance(text, str):
-        raise DataError(f"{where}: no text in a field {field!r}: --text-field NAME says which one has it")
+        raise DataError(
+            f"{where}: no text in a field {field!r}: --text-field NAME says which one has it"
+        )
     return text
 
 
@@ -178,16 +186,22 @@ class Input:
                     met.add(real)
                     folders[:] = sorted(name for name in folders if not name.startswith("."))
                     found = [os.path.join(folder, name) for name in sorted(names)]
-                    usable = [file for file in found if READABLE.search(file) and os.path.isfile(file)]
+                    usable = [
+                        file for file in found if READABLE.search(file) and os.path.isfile(file)
+                    ]
                     counts.files_skipped += len(found) - len(usable)
                     yield from ((file, os.path.relpath(file, path)) for file in usable)
             elif path == "-" and sys.stdin is None:
-                raise DataError("-: standard input is closed: give it something to read, or name files")
+                raise DataError(
+                    "-: standard input is closed: give it something to read, or name files"
+                )
             elif path != "-" and not os.path.exists(path):
                 raise DataError(f"{path}: no such file or folder")
             elif path != "-" and not READABLE.search(path):
-                raise DataError(f"{path}: neither .txt, .md nor .jsonl, nor one of these with .gz or .zst: "
-                                "rename it, or give its text as standard input, with - for the path")
+                raise DataError(
+                    f"{path}: neither .txt, .md nor .jsonl, nor one of these with .gz or .zst: "
+                    "rename it, or give its text as standard input, with - for the path"
+                )
             else:
                 yield path, os.path.basename(path)
 
@@ -208,11 +222,17 @@ class Input:
         with tqdm(desc=description, total=self.identity()[1], unit="B", unit_scale=True) as bar:
             for path, name in self.files(counts):
                 counts.files_read += 1
-                with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+                with (
+                    contextlib.nullcontext(sys.stdin.buffer)
+                    if path == "-"
+                    else open(path, "rb") as file
+                ):
                     blocks = unpacked(CallbackIOWrapper(bar.update, file, "read"), path)
                     where = "standard input" if path == "-" else path
                     kind = self.stdin_format if path == "-" else READABLE.search(name)[1].lower()
-                    yield from (self.of_jsonl if kind == "jsonl" else self.of_text)(blocks, where, counts)
+                    yield from (self.of_jsonl if kind == "jsonl" else self.of_text)(
+                        blocks, where, counts
+                    )
 
     def of_text(self, blocks: Iterator[bytes], where: str, counts: Counts) -> Iterator[str]:
         for piece in split_stream(blocks, self.separator, LONGEST_DOCUMENT):
@@ -223,8 +243,10 @@ class Input:
         for number, piece in enumerate(split_stream(blocks, b"\n", LONGEST_LINE), start=1):
             line = f"{where}, line {number}"
             if piece.cut:
-                raise DataError(f"{line}: longer than {LONGEST_LINE >> 20} MB: "
-                                "put each document on a line of its own")
+                raise DataError(
+                    f"{line}: longer than {LONGEST_LINE >> 20} MB: "
+                    "put each document on a line of its own"
+                )
             text = decoded(piece, line, counts)
             if text.strip():
                 yield field_of(text, self.text_field, line)
@@ -277,7 +299,9 @@ def spill(documents: Iterable[bytes], bucket: Path) -> list[Documents]:
     paths = [bucket.with_name(bucket.name + digit) for digit in digits]
     counts, sizes = collections.Counter(), collections.Counter()
     with contextlib.ExitStack() as opened:
-        files = {digit: opened.enter_context(open(path, "wb")) for digit, path in zip(digits, paths)}
+        files = {
+            digit: opened.enter_context(open(path, "wb")) for digit, path in zip(digits, paths)
+        }
         for text in documents:
             digit = hashlib.sha256(text).hexdigest()[place]
             files[digit].write(record(text))

@@ -27,11 +27,17 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from processes import run
-from shards import (TRAINER, DataError, command_to_train, count_tokens, digest, open_tokenizer,
-                    write_atomically)
+from shards import (
+    TRAINER,
+    DataError,
+    command_to_train,
+    count_tokens,
+    digest,
+    open_tokenizer,
+    write_atomically,
+)
+from tqdm import tqdm
 
 REPOSITORY = "willdepueoai/parameter-golf"
 EXPORT = "datasets"  # the export's folder in the repository
@@ -48,8 +54,11 @@ class Busy(Exception):
     """The hub asks to come back later, after `wait` seconds if it says so."""
 
     def __init__(self, status: int, wait: int | None):
-        super().__init__(f"the hub limits the rate (HTTP {status})" if status == 429 else
-                         f"the hub has a passing fault (HTTP {status})")
+        super().__init__(
+            f"the hub limits the rate (HTTP {status})"
+            if status == 429
+            else f"the hub has a passing fault (HTTP {status})"
+        )
         self.wait = wait
 
 
@@ -96,7 +105,9 @@ def whole_number(value: object) -> int | None:
 def entries(manifest: dict, key: str) -> dict[str, dict]:
     """The manifest's list under a key, by name, without what is no such entry."""
     found = manifest.get(key)
-    dictionaries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    dictionaries = (
+        [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    )
     return {entry["name"]: entry for entry in dictionaries if isinstance(entry.get("name"), str)}
 
 
@@ -106,11 +117,15 @@ def read_export(path: Path, variant: str) -> Export:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         datasets, tokenizers = entries(manifest, "datasets"), entries(manifest, "tokenizers")
     except (ValueError, AttributeError) as error:
-        raise DataError("the hub's manifest.json is no JSON object: check --repo and --revision") from error
+        raise DataError(
+            "the hub's manifest.json is no JSON object: check --repo and --revision"
+        ) from error
     name = PREFIX + variant
     if name not in datasets:
         known = ", ".join(sorted(x.removeprefix(PREFIX) for x in datasets if x.startswith(PREFIX)))
-        raise DataError(f"--variant {variant} is not in the hub's manifest, which lists {known or 'none'}")
+        raise DataError(
+            f"--variant {variant} is not in the hub's manifest, which lists {known or 'none'}"
+        )
     dataset, stats = datasets[name], datasets[name].get("stats")
     stats = stats if isinstance(stats, dict) else {}
     shards = {split: whole_number(stats.get(f"files_{split}")) for split in SPLITS}
@@ -120,12 +135,19 @@ def read_export(path: Path, variant: str) -> Export:
     paths = map(tokenizer.get, ("model_path", "vocab_path"))
     files = [PurePosixPath(path).name for path in paths if isinstance(path, str)]
     if not files or not files[0].endswith(".model"):
-        raise DataError(f"--variant {variant} has no SentencePiece model, which train_gpt.py needs: "
-                        "take another variant")
+        raise DataError(
+            f"--variant {variant} has no SentencePiece model, which train_gpt.py needs: "
+            "take another variant"
+        )
     number = re.fullmatch(r"sp(\d+)", variant)
-    return Export(name, shards, {split: whole_number(stats.get(f"tokens_{split}")) for split in SPLITS},
-                  whole_number(manifest.get("shard_size")), files,
-                  whole_number(dataset.get("vocab_size")) or (int(number[1]) if number else None))
+    return Export(
+        name,
+        shards,
+        {split: whole_number(stats.get(f"tokens_{split}")) for split in SPLITS},
+        whole_number(manifest.get("shard_size")),
+        files,
+        whole_number(dataset.get("vocab_size")) or (int(number[1]) if number else None),
+    )
 
 
 # ---- The hub
@@ -181,7 +203,9 @@ class Hub:
         logging.set_verbosity_error()  # its warnings; what matters is said here
         self.api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
         self.repository, self.revision, self.waited = repository, revision, 0
-        info = self.ask(lambda: self.api.dataset_info(repository, revision=revision, timeout=TIMEOUT))
+        info = self.ask(
+            lambda: self.api.dataset_info(repository, revision=revision, timeout=TIMEOUT)
+        )
         self.commit = info.sha
 
     def ask(self, request: Callable[[], Any]) -> Any:
@@ -211,8 +235,10 @@ class Hub:
     def wait(self, reason: str, seconds: int) -> None:
         """Wait, saying so; DataError if that is more than what PATIENCE leaves."""
         if self.waited + seconds > PATIENCE:
-            raise DataError(f"{reason}; {self.waited} s were waited, the next attempt is due in {seconds} s: "
-                            "run the same command later, it goes on from here")
+            raise DataError(
+                f"{reason}; {self.waited} s were waited, the next attempt is due in {seconds} s: "
+                "run the same command later, it goes on from here"
+            )
         tqdm.write(f"{reason}: waiting {seconds} s", file=sys.stderr)
         time.sleep(seconds)
         self.waited += seconds
@@ -230,41 +256,67 @@ class Hub:
         if isinstance(error, errors.RevisionNotFoundError):
             return DataError(f"{self.repository} has no revision {self.revision}: check --revision")
         if isinstance(error, errors.RemoteEntryNotFoundError):
-            return DataError(f"{self.repository} holds no export, or not all of one ({reason}): check --repo")
+            return DataError(
+                f"{self.repository} holds no export, or not all of one ({reason}): check --repo"
+            )
         if isinstance(error, errors.RepositoryNotFoundError):
-            return DataError(f"the hub shows no dataset repository {self.repository}: check --repo, or if it "
-                             "is private or gated, run `hf auth login`")
+            return DataError(
+                f"the hub shows no dataset repository {self.repository}: check --repo, or if it "
+                "is private or gated, run `hf auth login`"
+            )
         if isinstance(error, errors.HFValidationError):
-            return DataError(f"--repo {self.repository}: not the name of a repository, which is owner/name")
+            return DataError(
+                f"--repo {self.repository}: not the name of a repository, which is owner/name"
+            )
         if isinstance(error, errors.HfHubHTTPError):
-            return DataError(f"the hub refuses (HTTP {error.response.status_code}): check --repo, or run "
-                             "`hf auth login` with an account that may read it")
+            return DataError(
+                f"the hub refuses (HTTP {error.response.status_code}): check --repo, or run "
+                "`hf auth login` with an account that may read it"
+            )
         if isinstance(error, OSError) and error.errno:
             return DataError(f"{error.filename or 'the disk'}: {error.strerror}")
         if isinstance(error, OSError) and "Consistency check" in reason:
             return Damaged(reason)
-        return DataError(f"cannot reach the hub at {self.api.endpoint} ({reason}): check the connection "
-                         "and run the same command again; what is whole is kept")
+        return DataError(
+            f"cannot reach the hub at {self.api.endpoint} ({reason}): check the connection "
+            "and run the same command again; what is whole is kept"
+        )
 
     def describe(self, targets: list[Target]) -> list[Target]:
         """The targets with their bytes and SHA-256; DataError if the repository has not all of them."""
         paths = [target.remote for target in targets]
-        found = self.ask(lambda: self.api.get_paths_info(
-            self.repository, paths, repo_type="dataset", revision=self.commit))
+        found = self.ask(
+            lambda: self.api.get_paths_info(
+                self.repository, paths, repo_type="dataset", revision=self.commit
+            )
+        )
         files = {file.path: file for file in found if hasattr(file, "size")}  # others are folders
         missing = [path for path in paths if path not in files]
         if missing:
-            raise DataError(f"{self.repository} has no {missing[0]}, which its manifest lists "
-                            f"({len(missing)} files are missing): check --repo and --revision")
-        return [replace(target, bytes=file.size, sha256=file.lfs.sha256 if file.lfs else None)
-                for target in targets for file in (files[target.remote],)]
+            raise DataError(
+                f"{self.repository} has no {missing[0]}, which its manifest lists "
+                f"({len(missing)} files are missing): check --repo and --revision"
+            )
+        return [
+            replace(target, bytes=file.size, sha256=file.lfs.sha256 if file.lfs else None)
+            for target in targets
+            for file in (files[target.remote],)
+        ]
 
     def fetch(self, remote: str, staging: Path, bar: tqdm, again: bool = False) -> Path:
         """Download a file below the folder `staging`; `again`: though huggingface_hub has it. `bar` moves on
         by its bytes."""
-        path = self.ask(lambda: self.api.hf_hub_download(
-            self.repository, remote, repo_type="dataset", revision=self.commit, local_dir=staging,
-            force_download=again, tqdm_class=report_to(bar)))
+        path = self.ask(
+            lambda: self.api.hf_hub_download(
+                self.repository,
+                remote,
+                repo_type="dataset",
+                revision=self.commit,
+                local_dir=staging,
+                force_download=again,
+                tqdm_class=report_to(bar),
+            )
+        )
         self.waited = 0
         return Path(path)
 
@@ -302,7 +354,9 @@ def digests_here(targets: list[Target]) -> dict[Target, str]:
     the size as it was shows in no other way."""
     here, found = [target for target in targets if target.path.is_file()], {}
     total = sum(target.path.stat().st_size for target in here)
-    with tqdm(desc="checking", total=total, unit="B", unit_scale=True, disable=not here, leave=False) as bar:
+    with tqdm(
+        desc="checking", total=total, unit="B", unit_scale=True, disable=not here, leave=False
+    ) as bar:
         for target in here:
             with suppress(Damaged):
                 found[target] = verify(target, target.path, bar.update)
@@ -321,8 +375,10 @@ def bring(hub: Hub, target: Target, staging: Path, bar: tqdm) -> str:
             staged.unlink(missing_ok=True)
             bar.n = done
             if again:
-                raise DataError(f"{target.remote} came damaged twice ({error}): tell those who keep the "
-                                "repository, or take another --revision") from error
+                raise DataError(
+                    f"{target.remote} came damaged twice ({error}): tell those who keep the "
+                    "repository, or take another --revision"
+                ) from error
             tqdm.write(f"{error}: fetching it once more", file=sys.stderr)
     os.replace(staged, target.path)
     bar.n = done + target.bytes  # whatever attempts that failed have added
@@ -345,7 +401,9 @@ class Notes:
 
     def write(self) -> None:
         """Write the file: all of it or nothing."""
-        text = json.dumps({"format": 1, **self.facts, "files": self.files}, indent=2, sort_keys=True)
+        text = json.dumps(
+            {"format": 1, **self.facts, "files": self.files}, indent=2, sort_keys=True
+        )
         write_atomically(self.path, f"{text}\n".encode())
 
 
@@ -365,7 +423,9 @@ def staging_folder(path: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(path, ignore_errors=True)
     except Timeout as error:
-        raise DataError(f"{path} is in use: another download of this variant goes on, wait for it") from error
+        raise DataError(
+            f"{path} is in use: another download of this variant goes on, wait for it"
+        ) from error
 
 
 # ---- The command
@@ -375,18 +435,24 @@ def list_targets(export: Export, out: Path, train_shards: int) -> list[Target]:
     there = export.shards["train"]
     if train_shards > there:
         raise DataError(f"--train-shards {train_shards}: {export.name} has {there} training shards")
-    targets = [Target(f"{EXPORT}/tokenizers/{name}", out / "tokenizers" / name, export.pieces)
-               for name in export.tokenizer]
+    targets = [
+        Target(f"{EXPORT}/tokenizers/{name}", out / "tokenizers" / name, export.pieces)
+        for name in export.tokenizer
+    ]
     wanted = {"val": export.shards["val"], "train": train_shards}
     for split, total in export.shards.items():
         for index in range(total):
             name = f"datasets/{export.name}/fineweb_{split}_{index:06d}.bin"
             if index < wanted[split] or (out / name).exists():
-                targets.append(Target(f"{EXPORT}/{name}", out / name, export.tokens_of(split, index)))
+                targets.append(
+                    Target(f"{EXPORT}/{name}", out / name, export.tokens_of(split, index))
+                )
     folder = out / "datasets" / export.name
     shards = {path for split in SPLITS for path in folder.glob(f"*_{split}_*.bin")}
     if foreign := shards - {target.path for target in targets}:
-        raise DataError(f"{min(foreign)} is not of this revision, but training would use it: move it")
+        raise DataError(
+            f"{min(foreign)} is not of this revision, but training would use it: move it"
+        )
     return targets
 
 
@@ -394,8 +460,10 @@ def require_space(missing: list[Target], out: Path) -> None:
     """DataError if the disk has no room for the files."""
     needed, free = sum(target.bytes for target in missing), shutil.disk_usage(out).free
     if needed + SPARE_BYTES > free:
-        raise DataError(f"{needed / 1e9:.1f} GB are to come, but {out} has {free / 1e9:.1f} GB free: make "
-                        "room, ask for fewer --train-shards or give another --out")
+        raise DataError(
+            f"{needed / 1e9:.1f} GB are to come, but {out} has {free / 1e9:.1f} GB free: make "
+            "room, ask for fewer --train-shards or give another --out"
+        )
 
 
 def bring_all(hub: Hub, missing: list[Target], staging: Path, notes: Notes) -> None:
@@ -417,13 +485,22 @@ def download(hub: Hub, variant: str, train_shards: int, out: Path) -> None:
         targets = hub.describe(list_targets(export, out, train_shards))
         for target in targets:
             target.path.parent.mkdir(parents=True, exist_ok=True)
-        notes = Notes(folder, {"name": export.name, "repository": hub.repository, "revision": hub.commit,
-                               "vocabulary_size": export.pieces})
+        notes = Notes(
+            folder,
+            {
+                "name": export.name,
+                "repository": hub.repository,
+                "revision": hub.commit,
+                "vocabulary_size": export.pieces,
+            },
+        )
         here = digests_here(targets)
         missing = [target for target in targets if target not in here]
         to_come = sum(target.bytes for target in missing) / 1e9
-        print(f"{export.name} of {hub.repository} at {hub.commit[:12]}: {len(targets) - len(missing)} of "
-              f"{len(targets)} files are here, {to_come:.2f} GB to come")
+        print(
+            f"{export.name} of {hub.repository} at {hub.commit[:12]}: {len(targets) - len(missing)} of "
+            f"{len(targets)} files are here, {to_come:.2f} GB to come"
+        )
         require_space(missing, out)
         for target, sha256 in here.items():
             notes.add(target.path, sha256)
@@ -436,25 +513,47 @@ def summarize(folder: Path, tokenizer: Path, asked: int) -> None:
     """Say what the folder holds, and what to run next."""
     pieces = count_pieces(tokenizer)
     shards = {split: sorted(folder.glob(f"*_{split}_*.bin")) for split in SPLITS}
-    held = ", ".join(f"{split} {sum(map(count_tokens, paths)):,} tokens (shards: {len(paths)})"
-                     for split, paths in shards.items())
+    held = ", ".join(
+        f"{split} {sum(map(count_tokens, paths)):,} tokens (shards: {len(paths)})"
+        for split, paths in shards.items()
+    )
     print(f"{folder}: {held}; {tokenizer}: {pieces:,} pieces")
     if (more := len(shards["train"]) - asked) > 0:
-        print(f"note: {more} training shards more than asked for are here, and training uses all of them")
-    command = command_to_train(folder, tokenizer, pieces, "torchrun --standalone --nproc_per_node=8")
-    print(f"next: {command}" if shards["train"] else
-          f"there are no training shards; next, to score a model: ARTIFACT=final_model.int6.ptz {command}")
+        print(
+            f"note: {more} training shards more than asked for are here, and training uses all of them"
+        )
+    command = command_to_train(
+        folder, tokenizer, pieces, "torchrun --standalone --nproc_per_node=8"
+    )
+    print(
+        f"next: {command}"
+        if shards["train"]
+        else f"there are no training shards; next, to score a model: ARTIFACT=final_model.int6.ptz {command}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", default=DEFAULT_VARIANT, help="tokenizer of the shards [%(default)s]")
-    parser.add_argument("--train-shards", type=int, default=80, metavar="N",
-                        help="the first N training shards, 0 for none [%(default)s]")
-    parser.add_argument("--out", type=Path, default=TRAINER.parent / "data", metavar="FOLDER",
-                        help="where datasets/ and tokenizers/ are [data/ of the repository]")
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--variant", default=DEFAULT_VARIANT, help="tokenizer of the shards [%(default)s]"
+    )
+    parser.add_argument(
+        "--train-shards",
+        type=int,
+        default=80,
+        metavar="N",
+        help="the first N training shards, 0 for none [%(default)s]",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=TRAINER.parent / "data",
+        metavar="FOLDER",
+        help="where datasets/ and tokenizers/ are [data/ of the repository]",
+    )
     parser.add_argument("--repo", default=REPOSITORY, help="dataset repository [%(default)s]")
     parser.add_argument("--revision", default="main", help="branch, tag or commit [%(default)s]")
     options = parser.parse_args(arguments)
@@ -462,7 +561,10 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
         if options.train_shards < 0 or not re.fullmatch(r"\w+", options.variant):
             raise DataError("--train-shards must be 0 or more, and --variant a name such as sp1024")
-        download(Hub(options.repo, options.revision), options.variant, options.train_shards, options.out)
+        download(
+            Hub(options.repo, options.revision), options.variant, options.train_shards, options.out
+        )
+
     return run(command)
 
 

@@ -24,6 +24,7 @@ depends on the documents, the options and the version of SentencePiece alone, an
 that is stopped leaves nothing, one that is killed leaves a hidden folder that the next one completes or
 removes.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -46,12 +47,11 @@ from typing import BinaryIO
 
 import numpy as np
 import sentencepiece
-from tqdm import tqdm
-
 import shards
 from documents import Counts, Documents, Input, arrange, normal_form
 from processes import Workers, clear, cores, own_workspace, run, uninterrupted
 from shards import BOS_ID, MOST_PIECES, DataError, command_to_train, open_tokenizer
+from tqdm import tqdm
 
 CHUNK = 1 << 20  # bytes of documents that a process encodes at a time
 HELD_OUT = 0.03  # of the bytes
@@ -63,13 +63,23 @@ TOKENS_PER_SHARD = 100_000_000
 VOCABULARY_SIZES = range(512, MOST_PIECES + 1)
 FORMAT = 1  # of the manifest
 TOKENIZER_OPTIONS = dict(
-    model_type="bpe", hard_vocab_limit=True, pad_id=0, bos_id=BOS_ID, eos_id=2, unk_id=3,
+    model_type="bpe",
+    hard_vocab_limit=True,
+    pad_id=0,
+    bos_id=BOS_ID,
+    eos_id=2,
+    unk_id=3,
     # These five neither change nor add to any text.
-    byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
-    remove_extra_whitespaces=False, user_defined_symbols=["\n"],
+    byte_fallback=True,
+    normalization_rule_name="identity",
+    add_dummy_prefix=False,
+    remove_extra_whitespaces=False,
+    user_defined_symbols=["\n"],
     allow_whitespace_only_pieces=True,  # pieces of several spaces: 6% fewer tokens on indented text
     character_coverage=0.9995,  # of the text's characters; the rest go through their bytes
-    num_threads=1, minloglevel=2)
+    num_threads=1,
+    minloglevel=2,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,9 @@ class Plan:
     folder: Path  # of the shards, absolute
     tokenizer: Path  # where it goes, absolute: into that folder or elsewhere
     vocabulary_size: int
-    inputs: str | None  # stands for input and options: the same are not built again; None: they are not known
+    inputs: (
+        str | None
+    )  # stands for input and options: the same are not built again; None: they are not known
     manifest: str = "manifest.json"
     held_out: float = HELD_OUT  # of the bytes
     jobs: int = 1  # processes; 1: this one
@@ -100,15 +112,19 @@ def split(documents: Documents, fraction: float) -> tuple[Documents, Documents]:
     two."""
     if documents.count < 2:
         found = "only one document" if documents.count else "no text"
-        raise DataError(f"there is {found} in the input, and at least two documents are needed, one to hold "
-                        "out: give more text, or say with --separator TEXT where documents end")
+        raise DataError(
+            f"there is {found} in the input, and at least two documents are needed, one to hold "
+            "out: give more text, or say with --separator TEXT where documents end"
+        )
     wanted = max(fraction * documents.size, min(MINIMUM_HELD_OUT, MOST_HELD_OUT * documents.size))
     count = size = 0
     for text in documents:
         if size >= wanted or count == documents.count - 1:
             break
         count, size = count + 1, size + len(text)
-    training = Documents(documents.path, 4 * count + size, documents.count - count, documents.size - size)
+    training = Documents(
+        documents.path, 4 * count + size, documents.count - count, documents.size - size
+    )
     return training, dataclasses.replace(documents, count=count, size=size)
 
 
@@ -152,7 +168,9 @@ def train_tokenizer(vocabulary_size: int, description: str, documents: Documents
         if raised:
             raise raised[0] from None
         reason = explained(str(error))
-        raise DataError(f"cannot train a tokenizer of {vocabulary_size} pieces: {reason}") from error
+        raise DataError(
+            f"cannot train a tokenizer of {vocabulary_size} pieces: {reason}"
+        ) from error
     return model.getvalue()
 
 
@@ -160,8 +178,10 @@ def explained(reason: str) -> str:
     """Why SentencePiece trains no tokenizer, in one line, with what to do."""
     reason = " ".join(reason.split())
     if most := re.search(r"too high.*<= (\d+)", reason):
-        return (f"this text has enough for at most {most[1]} (the least is {VOCABULARY_SIZES.start}): "
-                "give more text or a smaller --vocab-size")
+        return (
+            f"this text has enough for at most {most[1]} (the least is {VOCABULARY_SIZES.start}): "
+            "give more text or a smaller --vocab-size"
+        )
     if least := re.search(r"smaller than required_chars.* vs (\d+)", reason):
         return f"the characters of this text alone need {least[1]}: give a larger --vocab-size"
     return reason
@@ -177,8 +197,10 @@ def encode(model: Path, texts: list[bytes]) -> np.ndarray:
     encoded = tokenizer.encode(texts, num_threads=1)
     for text, back in zip(texts, tokenizer.decode(encoded, num_threads=1)):
         if back.encode() != text:
-            raise DataError(f"the tokenizer changes the document that begins {text.decode()[:60]!r}: leave "
-                            "--tokenizer out to train one that changes none")
+            raise DataError(
+                f"the tokenizer changes the document that begins {text.decode()[:60]!r}: leave "
+                "--tokenizer out to train one that changes none"
+            )
     return np.concatenate([np.array([BOS_ID, *tokens], dtype="<u2") for tokens in encoded])
 
 
@@ -255,7 +277,9 @@ def write_dataset(plan: Plan, documents: Iterator[bytes], workspace: Path) -> di
     finished = workspace / "finished"
     finished.mkdir()
     training, held_out = split(arrange(documents, workspace, plan.counts), plan.held_out)
-    model = finished / plan.tokenizer.name if plan.tokenizer_inside else workspace / "tokenizer.model"
+    model = (
+        finished / plan.tokenizer.name if plan.tokenizer_inside else workspace / "tokenizer.model"
+    )
     with Workers(plan.jobs) as workers:
         if plan.given_tokenizer:
             shutil.copyfile(plan.given_tokenizer, model)
@@ -263,15 +287,30 @@ def write_dataset(plan: Plan, documents: Iterator[bytes], workspace: Path) -> di
             description = f"{plan.name}: training the tokenizer"
             train = functools.partial(train_tokenizer, plan.vocabulary_size, description)
             model.write_bytes(next(workers.map(train, [training])))
-        sides = {side: write_shards(finished, f"{plan.name}_{side}", part, model, workers)
-                 for side, part in (("train", training), ("val", held_out))}
-    tokenizer = {"file": os.path.relpath(plan.tokenizer, plan.folder), "sha256": shards.digest(model)}
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": shards.digest(path)}
-             for path in finished.iterdir()}
-    manifest = {"format": FORMAT, "name": plan.name, "vocabulary_size": plan.vocabulary_size,
-                "inputs": plan.inputs, "tokenizer": tokenizer,
-                "versions": versions((*plan.packages, "sentencepiece")),
-                **dataclasses.asdict(plan.counts), **plan.more, **sides, "files": files}
+        sides = {
+            side: write_shards(finished, f"{plan.name}_{side}", part, model, workers)
+            for side, part in (("train", training), ("val", held_out))
+        }
+    tokenizer = {
+        "file": os.path.relpath(plan.tokenizer, plan.folder),
+        "sha256": shards.digest(model),
+    }
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": shards.digest(path)}
+        for path in finished.iterdir()
+    }
+    manifest = {
+        "format": FORMAT,
+        "name": plan.name,
+        "vocabulary_size": plan.vocabulary_size,
+        "inputs": plan.inputs,
+        "tokenizer": tokenizer,
+        "versions": versions((*plan.packages, "sentencepiece")),
+        **dataclasses.asdict(plan.counts),
+        **plan.more,
+        **sides,
+        "files": files,
+    }
     (finished / plan.manifest).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return manifest
 
@@ -308,16 +347,22 @@ def refuse_to_replace_others(plan: Plan, replace: bool) -> None:
         foreign = {name for name in names if not own.fullmatch(name)} - {plan.manifest}
         foreign -= {plan.tokenizer.name} if plan.tokenizer_inside else set()
         if foreign or (names and plan.manifest not in names):
-            raise DataError(f"{plan.folder} holds {min(foreign or names)}: not made by this command, "
-                            "left as it is: move it, or write elsewhere")
+            raise DataError(
+                f"{plan.folder} holds {min(foreign or names)}: not made by this command, "
+                "left as it is: move it, or write elsewhere"
+            )
         if names and not replace and (plan.inputs is None or made.get("inputs") != plan.inputs):
-            raise DataError(f"{plan.folder} exists, made of other input or with other options: "
-                            "--force replaces it")
+            raise DataError(
+                f"{plan.folder} exists, made of other input or with other options: "
+                "--force replaces it"
+            )
     if plan.tokenizer.exists() and not plan.tokenizer_inside:
         allowed = [shards.digest(plan.given_tokenizer)] if plan.given_tokenizer else []
         if shards.digest(plan.tokenizer) not in (*allowed, made.get("tokenizer", {}).get("sha256")):
-            raise DataError(f"{plan.tokenizer} exists and is not this data set's, left as it is: move it, "
-                            "or choose another name")
+            raise DataError(
+                f"{plan.tokenizer} exists and is not this data set's, left as it is: move it, "
+                "or choose another name"
+            )
 
 
 def put_tokenizer(place: Path, model: bytes, undo: contextlib.ExitStack) -> None:
@@ -381,15 +426,23 @@ def build(plan: Plan, texts: Iterable[str], force: bool = False, replace: bool =
 def summary(manifest: dict) -> str:
     """Say what was built of what, in some lines."""
     train, val = manifest["train"], manifest["val"]
-    happened = [(manifest[field.name], field.name.replace("_", " ")) for field in dataclasses.fields(Counts)]
-    lines = [f"{manifest['name']}: {train['documents'] + val['documents']:,} documents, "
-             f"{(train['bytes'] + val['bytes']) / 1e6:,.1f} MB"
-             + "".join(f", {count:,} {name}" for count, name in happened if count)]
+    happened = [
+        (manifest[field.name], field.name.replace("_", " ")) for field in dataclasses.fields(Counts)
+    ]
+    lines = [
+        f"{manifest['name']}: {train['documents'] + val['documents']:,} documents, "
+        f"{(train['bytes'] + val['bytes']) / 1e6:,.1f} MB"
+        + "".join(f", {count:,} {name}" for count, name in happened if count)
+    ]
     for name, side in (("training", train), ("validation", val)):
-        lines.append(f"{name}: {side['documents']:,} documents, {side['bytes'] / 1e6:,.3f} MB, "
-                     f"{side['tokens']:,} tokens, {side['bytes'] / side['tokens']:.3f} bytes per token")
+        lines.append(
+            f"{name}: {side['documents']:,} documents, {side['bytes'] / 1e6:,.3f} MB, "
+            f"{side['tokens']:,} tokens, {side['bytes'] / side['tokens']:.3f} bytes per token"
+        )
     if val["bytes"] < MINIMUM_HELD_OUT:
-        lines.append(f"note: {val['bytes'] / 1e3:.0f} KB for validation are few: scores will be noisy")
+        lines.append(
+            f"note: {val['bytes'] / 1e3:.0f} KB for validation are few: scores will be noisy"
+        )
     if manifest["cuts"]:
         lines.append("note: pieces of a document that was cut can be on both sides of the split")
     return "\n".join(lines)
@@ -402,12 +455,34 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--name", required=True, help="of the data set: letters, digits and . _ -")
     add("--vocab-size", type=int, metavar="N", help="pieces of the tokenizer [1024]")
     add("--out", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="[%(default)s]")
-    add("--tokenizer", type=Path, metavar="FILE", help="a SentencePiece model to use instead of a new one")
-    add("--separator", default="", metavar="TEXT", help=r"between documents of a text file, as \n\n")
-    add("--text-field", default="text", metavar="NAME", help="of the objects in .jsonl [%(default)s]")
-    add("--format", choices=("text", "jsonl"), default="text", help="of standard input [%(default)s]")
-    add("--held-out", type=float, default=HELD_OUT, metavar="FRACTION",
-        help="for validation [%(default)s]; of a small text up to a tenth, but not over 200 KB for that")
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="a SentencePiece model to use instead of a new one",
+    )
+    add(
+        "--separator", default="", metavar="TEXT", help=r"between documents of a text file, as \n\n"
+    )
+    add(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="of the objects in .jsonl [%(default)s]",
+    )
+    add(
+        "--format",
+        choices=("text", "jsonl"),
+        default="text",
+        help="of standard input [%(default)s]",
+    )
+    add(
+        "--held-out",
+        type=float,
+        default=HELD_OUT,
+        metavar="FRACTION",
+        help="for validation [%(default)s]; of a small text up to a tenth, but not over 200 KB for that",
+    )
     add("--jobs", type=int, default=cores(), metavar="N", help="processes [%(default)s, the cores]")
     add("--force", action="store_true", help="build it even if it is there, and replace what is")
     return parser.parse_intermixed_args(arguments)
@@ -416,38 +491,59 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def plan_of(options: argparse.Namespace, source: Input) -> Plan:
     """Check the options; DataError for what cannot be."""
     name, size = options.name, 1024 if options.vocab_size is None else options.vocab_size
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or re.search("_(train|val)_", f"{name}_"):
-        raise DataError(f"--name {name!r}: letters, digits and . _ - only, and neither _train nor _val, "
-                        "which are the splits")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or re.search(
+        "_(train|val)_", f"{name}_"
+    ):
+        raise DataError(
+            f"--name {name!r}: letters, digits and . _ - only, and neither _train nor _val, "
+            "which are the splits"
+        )
     if not 0 < options.held_out <= 0.5 or options.jobs < 1:
         raise DataError("--held-out is over 0 and at most 0.5, and --jobs at least 1")
     if options.tokenizer:
         given = open_tokenizer(options.tokenizer)
         if missing := shards.lacks(given):
-            raise DataError(f"{options.tokenizer}: it needs {' and '.join(missing)}: leave --tokenizer out "
-                            "to train one")
+            raise DataError(
+                f"{options.tokenizer}: it needs {' and '.join(missing)}: leave --tokenizer out "
+                "to train one"
+            )
         size = given.vocab_size()
         if options.vocab_size not in (None, size):
-            raise DataError(f"{options.tokenizer} has {size} pieces, not {options.vocab_size}: "
-                            "leave --vocab-size out")
+            raise DataError(
+                f"{options.tokenizer} has {size} pieces, not {options.vocab_size}: "
+                "leave --vocab-size out"
+            )
     root = options.out.resolve()
     given = options.tokenizer and shards.digest(options.tokenizer)
-    return Plan(name, (root / "datasets" / f"{name}_sp{size}").resolve(),
-                (root / "tokenizers").resolve() / f"{name}_{size}_bpe.model", size,
-                source.identity(name, size, given, options.held_out)[0],
-                held_out=options.held_out, jobs=options.jobs, given_tokenizer=options.tokenizer)
+    return Plan(
+        name,
+        (root / "datasets" / f"{name}_sp{size}").resolve(),
+        (root / "tokenizers").resolve() / f"{name}_{size}_bpe.model",
+        size,
+        source.identity(name, size, given, options.held_out)[0],
+        held_out=options.held_out,
+        jobs=options.jobs,
+        given_tokenizer=options.tokenizer,
+    )
 
 
 def prepare(options: argparse.Namespace) -> None:
     """Build the data set that the options ask for and say how to train on it."""
     escapes = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
     try:
-        separator = re.sub(r"\\[nrt\\]", lambda found: escapes[found[0]], options.separator).encode()
+        separator = re.sub(
+            r"\\[nrt\\]", lambda found: escapes[found[0]], options.separator
+        ).encode()
     except UnicodeEncodeError as error:
         raise DataError(f"--separator {options.separator!r}: not UTF-8") from error
     source = Input(options.paths, separator, options.text_field, options.format)
     plan = plan_of(options, source)
-    build(plan, source.texts(plan.counts, f"{plan.name}: reading"), options.force, replace=options.force)
+    build(
+        plan,
+        source.texts(plan.counts, f"{plan.name}: reading"),
+        options.force,
+        replace=options.force,
+    )
     print(f"to train on it: {command_to_train(plan.folder, plan.tokenizer, plan.vocabulary_size)}")
 
 

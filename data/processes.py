@@ -1,5 +1,6 @@
 """Processes of the commands in this folder: workers, stopping by a signal, and a folder that belongs to one
 process alone."""
+
 from __future__ import annotations
 
 import collections
@@ -16,9 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from tqdm import tqdm
-
 from shards import DataError
+from tqdm import tqdm
 
 STOPPING = signal.SIGINT, signal.SIGTERM
 
@@ -31,11 +31,15 @@ def cores() -> int:
 
 def prepare_worker() -> None:
     """End this process with its parent, which cannot stop it when it is killed itself."""
+
     def wait() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
+
     threading.Thread(target=wait, daemon=True).start()
-    tqdm.set_lock(threading.RLock())  # its own lock is between processes and outlives one that is killed
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own lock is between processes and outlives one that is killed
 
 
 class Workers:
@@ -77,8 +81,9 @@ class Workers:
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
-            raise DataError("a process was killed from outside, maybe for lack of memory: "
-                            "try fewer --jobs") from error
+            raise DataError(
+                "a process was killed from outside, maybe for lack of memory: try fewer --jobs"
+            ) from error
 
 
 # ---- Signals and locks
@@ -94,7 +99,10 @@ def stop(number: int, frame: object) -> None:
 def uninterrupted() -> Iterator[None]:
     """Signals wait until this block is done."""
     caught = []
-    before = {number: signal.signal(number, lambda found, frame: caught.append(found)) for number in STOPPING}
+    before = {
+        number: signal.signal(number, lambda found, frame: caught.append(found))
+        for number in STOPPING
+    }
     try:
         yield
     finally:
@@ -114,7 +122,10 @@ def lock(workspace: Path) -> int:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{workspace.name}: another process is building this, waiting for it", file=sys.stderr)
+                print(
+                    f"{workspace.name}: another process is building this, waiting for it",
+                    file=sys.stderr,
+                )
                 fcntl.flock(held, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(held), os.stat(workspace / "lock")):
@@ -157,8 +168,10 @@ def run(command: Callable[[], int | None]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         tqdm.write(f"error: {where}{error.strerror or error}", file=sys.stderr)
     except ImportError as error:
-        tqdm.write(f"error: {error.name or error} is not installed: pip install -r data/requirements.txt",
-                   file=sys.stderr)
+        tqdm.write(
+            f"error: {error.name or error} is not installed: pip install -r data/requirements.txt",
+            file=sys.stderr,
+        )
     except KeyboardInterrupt as stopped:
         tqdm.write("interrupted: nothing half done is left", file=sys.stderr)
         return 128 + (stopped.args or STOPPING)[0]

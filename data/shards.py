@@ -56,19 +56,24 @@ def count_tokens(path: Path) -> int:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     if size < HEADER_BYTES or tuple(numbers[:2]) != (MAGIC, VERSION):
-        raise DataError(f"{path}: no token shard: magic {MAGIC} and version {VERSION} are not at its "
-                        "beginning")
+        raise DataError(
+            f"{path}: no token shard: magic {MAGIC} and version {VERSION} are not at its beginning"
+        )
     count = int(numbers[2])
     if size != HEADER_BYTES + 2 * count:
-        raise DataError(f"{path}: {count:,} tokens in its header, which need {HEADER_BYTES + 2 * count:,} "
-                        f"bytes, but it has {size:,}: get or make it again")
+        raise DataError(
+            f"{path}: {count:,} tokens in its header, which need {HEADER_BYTES + 2 * count:,} "
+            f"bytes, but it has {size:,}: get or make it again"
+        )
     return count
 
 
 def read_shard(path: Path) -> np.ndarray:
     """The tokens of a shard, uint16 (count,), memory-mapped; DataError as from count_tokens."""
     count = count_tokens(path)
-    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES) if count else np.empty(0, "<u2")
+    return (
+        np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES) if count else np.empty(0, "<u2")
+    )
 
 
 def digest(path: Path, report: Callable[[int], object] = lambda size: None) -> str:
@@ -88,18 +93,24 @@ def open_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError, UnicodeError) as error:
-        raise DataError(f"{path}: not a SentencePiece model ({' '.join(str(error).split())})") from error
+        raise DataError(
+            f"{path}: not a SentencePiece model ({' '.join(str(error).split())})"
+        ) from error
 
 
 def lacks(tokenizer: sentencepiece.SentencePieceProcessor) -> list[str]:
     """What a tokenizer lacks that shards of any text need, and train_gpt.py, which counts bytes by its
     pieces."""
     size = tokenizer.vocab_size()
-    met = {f"BOS with id {BOS_ID}": tokenizer.bos_id() == BOS_ID,
-           "a piece ▁ of its own (a space would count as three bytes, #897)":
-               tokenizer.piece_to_id("▁") != tokenizer.unk_id(),
-           "a piece for each byte": sum(map(tokenizer.is_byte, range(size))) == 256,
-           f"{MOST_PIECES:,} pieces or less": size <= MOST_PIECES}
+    met = {
+        f"BOS with id {BOS_ID}": tokenizer.bos_id() == BOS_ID,
+        "a piece ▁ of its own (a space would count as three bytes, #897)": tokenizer.piece_to_id(
+            "▁"
+        )
+        != tokenizer.unk_id(),
+        "a piece for each byte": sum(map(tokenizer.is_byte, range(size))) == 256,
+        f"{MOST_PIECES:,} pieces or less": size <= MOST_PIECES,
+    }
     return [need for need in met if not met[need]]
 
 
@@ -108,5 +119,6 @@ def command_to_train(folder: Path, tokenizer: Path, pieces: int, launcher: str =
     here = Path.cwd()
     shards, model, script = (
         shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
-        for path in (folder.resolve(), tokenizer.resolve(), TRAINER))
+        for path in (folder.resolve(), tokenizer.resolve(), TRAINER)
+    )
     return f"DATA_PATH={shards} TOKENIZER_PATH={model} VOCAB_SIZE={pieces} {launcher} {script}"

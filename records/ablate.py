@@ -25,6 +25,7 @@ makes a folder of these (ablation.md is its README.md) and the script, once all 
 records/track_<track>/<date>_<name>. The exit status is 0 if every run has finished, 1 if one failed, 2 after
 one line for what cannot be run, 130 if it was stopped.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,9 +46,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 from audit import LABELS, ROOT, BadInput, Log, Parser, described, say
 from record_text import deviation, table
@@ -59,7 +61,15 @@ NEEDED = "settings_from fields_of parse_value as_typed mistyped_settings UserErr
 PATHS = "DATA_PATH", "TOKENIZER_PATH"
 SAME_TOKENS = 0.01  # by what share of the base's tokens a run of --equal tokens may miss them
 GRACE = 40.0  # seconds from SIGTERM to SIGKILL: torchrun gives its workers 30
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#999999")  # Okabe and Ito 2008
+COLOURS = (
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#0072B2",
+    "#999999",
+)  # Okabe and Ito 2008
 STYLES = "-", "--", ":"
 OTHER = "use another --name or --out"
 
@@ -75,7 +85,9 @@ class Configuration(NamedTuple):
     @property
     def slug(self) -> str:
         """The changes as a file name, with a digest where that loses something."""
-        plain = "+".join(f"{name.lower()}_{value}" for name, value in self.changes.items()) or "base"
+        plain = (
+            "+".join(f"{name.lower()}_{value}" for name, value in self.changes.items()) or "base"
+        )
         safe = re.sub(r"[^A-Za-z0-9.+_-]", "_", plain)[:100]
         return safe if safe == plain else f"{safe}-{hashlib.sha256(plain.encode()).hexdigest()[:6]}"
 
@@ -107,7 +119,9 @@ def import_script(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise BadInput(f"--script {path} cannot be imported: {described(error)}") from error
     if missing := [name for name in NEEDED.split() if not hasattr(module, name)]:
-        raise BadInput(f"--script {path} has no {missing[0]}: its settings are not as train_gpt.py's")
+        raise BadInput(
+            f"--script {path} has no {missing[0]}: its settings are not as train_gpt.py's"
+        )
     return module
 
 
@@ -115,21 +129,33 @@ class Reader:
     """Settings as people type them, checked against a script's and put into its order."""
 
     def __init__(self, script: ModuleType):
-        self.script, self.fields = script, {field.name.upper(): field for field in script.fields_of()}
+        self.script, self.fields = (
+            script,
+            {field.name.upper(): field for field in script.fields_of()},
+        )
 
     def normal(self, name: str, text: str) -> str:
         """The value as the script would write it; BadInput for what is no setting or no value of it."""
         if name not in self.fields:
-            hints = self.script.mistyped_settings({name: text}) or [f"{name} is not a setting" + (
-                f"; did you mean {name.upper()}?" if name.upper() in self.fields else
-                ": python train_gpt.py --help lists them")]
+            hints = self.script.mistyped_settings({name: text}) or [
+                f"{name} is not a setting"
+                + (
+                    f"; did you mean {name.upper()}?"
+                    if name.upper() in self.fields
+                    else ": python train_gpt.py --help lists them"
+                )
+            ]
             raise BadInput(hints[0].removeprefix("warning: "))
         if name in MANAGED:
-            raise BadInput(f"{name}={text}: every run has its own" + "; use --seeds" * (name == "SEED"))
+            raise BadInput(
+                f"{name}={text}: every run has its own" + "; use --seeds" * (name == "SEED")
+            )
         if not text:
             raise BadInput(f"{name}: a value is empty: write {name}=value or {name}=value,value")
         try:
-            text = str(Path(text).absolute()) if name in PATHS else text  # runs have other working folders
+            text = (
+                str(Path(text).absolute()) if name in PATHS else text
+            )  # runs have other working folders
             return self.script.as_typed(self.script.parse_value(self.fields[name], text))
         except ValueError as error:
             raise BadInput(f"{name}={text} {error}") from None
@@ -153,7 +179,9 @@ class Reader:
         pairs = self.pairs(argument)
         if not pairs:
             raise BadInput("an argument is empty: write NAME=value")
-        values = [[self.normal(name, value) for value in text.split(",")] for name, text in pairs.items()]
+        values = [
+            [self.normal(name, value) for value in text.split(",")] for name, text in pairs.items()
+        ]
         return [self.ordered(dict(zip(pairs, chosen))) for chosen in itertools.product(*values)]
 
     def changes(self, arguments: list[str], grid: bool) -> list[dict[str, str]]:
@@ -164,19 +192,26 @@ class Reader:
         names = [name for first, *_ in each for name in first]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise BadInput(f"--grid: {repeated[0]} is in two arguments")
-        return [self.ordered(dict(itertools.chain(*(part.items() for part in chosen))))
-                for chosen in itertools.product(*each)]
+        return [
+            self.ordered(dict(itertools.chain(*(part.items() for part in chosen))))
+            for chosen in itertools.product(*each)
+        ]
 
     def base(self, text: str, environment: dict[str, str]) -> dict[str, str]:
         """The base's settings: the environment's, then --base's."""
-        inherited = {x: environment[x] for x in self.fields if environment.get(x) and x not in MANAGED}
+        inherited = {
+            x: environment[x] for x in self.fields if environment.get(x) and x not in MANAGED
+        }
         given = {**inherited, **self.pairs(text)}
         return self.ordered({name: self.normal(name, value) for name, value in given.items()})
 
     def with_data(self, variables: dict[str, str]) -> dict[str, str]:
         """With FineWeb by absolute paths, if it is here; BadInput for data that is named and not there."""
         data, tokenizer = map(variables.get, PATHS)
-        folder, file = Path(data or self.script.FINEWEB), Path(tokenizer or self.script.FINEWEB_TOKENIZER)
+        folder, file = (
+            Path(data or self.script.FINEWEB),
+            Path(tokenizer or self.script.FINEWEB_TOKENIZER),
+        )
         if data and not folder.is_dir():
             raise BadInput(f"DATA_PATH={data} is not a folder")
         if tokenizer and not file.is_file():
@@ -184,18 +219,25 @@ class Reader:
         if not folder.is_dir():  # the script takes the demo corpus, wherever it is called
             return variables
         used = tokenizer or file.is_file() and not (folder / "tokenizer.model").is_file()
-        return {**variables, "DATA_PATH": str(folder.absolute()),
-                **({"TOKENIZER_PATH": str(file.absolute())} if used else {})}
+        return {
+            **variables,
+            "DATA_PATH": str(folder.absolute()),
+            **({"TOKENIZER_PATH": str(file.absolute())} if used else {}),
+        }
 
 
 def parse_seeds(text: str) -> list[int]:
     """`3` is 1, 2, 3; `1337,42` are these two, `42,` this one."""
     try:
-        seeds = [int(x) for x in text.split(",") if x] if "," in text else list(range(1, int(text) + 1))
+        seeds = (
+            [int(x) for x in text.split(",") if x] if "," in text else list(range(1, int(text) + 1))
+        )
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise BadInput(f"--seeds {text}: write how many, or the seeds themselves, each once: 3 or 1337,42,7")
+        raise BadInput(
+            f"--seeds {text}: write how many, or the seeds themselves, each once: 3 or 1337,42,7"
+        )
     return seeds
 
 
@@ -215,8 +257,10 @@ class Ablation:
         if self.equal == "tokens" and "ITERATIONS" not in self.given:
             raise BadInput("--equal tokens needs ITERATIONS in --base or the environment")
         if self.equal == "tokens" and float(self.given.get(clock, 0)):
-            raise BadInput(f"{clock}={self.given[clock]} may end runs before they have equal tokens: leave "
-                           "it out or use --equal seconds")
+            raise BadInput(
+                f"{clock}={self.given[clock]} may end runs before they have equal tokens: leave "
+                "it out or use --equal seconds"
+            )
         # a preset would bring a clock of its own
         seconds = 0.0 if self.equal == "tokens" else self.typed({}, self.given)[clock.lower()]
         if self.equal == "seconds" and not seconds:
@@ -226,9 +270,11 @@ class Ablation:
 
     def configure(self, changes: dict[str, str]) -> Configuration:
         """The base with these changes, as long as the base; BadInput for what cannot be."""
-        fixed = ["MAX_WALLCLOCK_SECONDS", "ITERATIONS"][:2 if self.equal == "tokens" else 1]
+        fixed = ["MAX_WALLCLOCK_SECONDS", "ITERATIONS"][: 2 if self.equal == "tokens" else 1]
         if wrong := [name for name in fixed if name in changes]:
-            raise BadInput(f"{wrong[0]} cannot change: --equal {self.equal} gives all runs the base's")
+            raise BadInput(
+                f"{wrong[0]} cannot change: --equal {self.equal} gives all runs the base's"
+            )
         variables = self.reader.with_data({**self.given, **changes})
         settings = self.typed(changes, variables)
         if self.equal == "tokens" and changes:
@@ -236,8 +282,10 @@ class Ablation:
             tokens = base["iterations"] * base["train_batch_tokens"]
             steps = max(1, round(tokens / batch))
             if abs(steps * batch / tokens - 1) > SAME_TOKENS:
-                raise BadInput(f"{label_of(changes)}: {steps} of its steps of {batch:,} tokens are not the "
-                               f"base's {tokens:,} tokens: choose another ITERATIONS or --equal seconds")
+                raise BadInput(
+                    f"{label_of(changes)}: {steps} of its steps of {batch:,} tokens are not the "
+                    f"base's {tokens:,} tokens: choose another ITERATIONS or --equal seconds"
+                )
             variables = {**variables, "ITERATIONS": str(steps)}
             settings = self.typed(changes, variables)
         return Configuration(changes, variables, settings)
@@ -257,7 +305,9 @@ class Ablation:
             if same is None:
                 found.append(new)
             elif same is not self.base:
-                raise BadInput(f"{label_of(new.changes)} is what {label_of(same.changes)} is: leave one out")
+                raise BadInput(
+                    f"{label_of(new.changes)} is what {label_of(same.changes)} is: leave one out"
+                )
             elif not grid:  # a grid may pass through the base
                 raise BadInput(f"{label_of(new.changes)} is what the base has: leave it out")
         return found
@@ -268,15 +318,23 @@ class Ablation:
 
     def claim(self):
         """Lock the folder until the returned file, and its copies in runs, are closed, and read its plan."""
-        if self.folder.exists() and not self.plan.is_file() and (not self.folder.is_dir() or any(
-                path.name[:5] not in (".lock", ".plan") for path in self.folder.iterdir())):
+        if (
+            self.folder.exists()
+            and not self.plan.is_file()
+            and (
+                not self.folder.is_dir()
+                or any(path.name[:5] not in (".lock", ".plan") for path in self.folder.iterdir())
+            )
+        ):
             raise BadInput(f"{self.folder} is no ablation's folder: {OTHER}")
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = open(self.folder / ".lock", "w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BadInput(f"{self.folder}: another ablate.py, or a run it left, is at work here") from None
+            raise BadInput(
+                f"{self.folder}: another ablate.py, or a run it left, is at work here"
+            ) from None
         if self.plan.is_file():
             self.read_plan()
         return lock
@@ -291,7 +349,9 @@ class Ablation:
             raise BadInput(f"{self.plan} is damaged: {OTHER}") from None
         for name, ours in self.identity().items():
             if theirs[name] != ours:
-                raise BadInput(f"{self.folder} has another {differing(name, theirs[name], ours)}: {OTHER}")
+                raise BadInput(
+                    f"{self.folder} has another {differing(name, theirs[name], ours)}: {OTHER}"
+                )
 
     def add_to_plan(self, configurations: list[Configuration], seeds: list[int]) -> None:
         """Note what is asked for now beside what was before."""
@@ -305,7 +365,9 @@ class Ablation:
 
     def all_runs(self, asked: list[Run]) -> list[Run]:
         """The runs of this call, and of earlier calls those that were begun."""
-        earlier = [self.run(self.configure(changes), seed) for changes in self.known for seed in self.seeds]
+        earlier = [
+            self.run(self.configure(changes), seed) for changes in self.known for seed in self.seeds
+        ]
         begun = {run.folder.name: run for run in earlier if run.folder.is_dir()}
         return list({**{run.folder.name: run for run in asked}, **begun}.values())
 
@@ -395,10 +457,19 @@ def read_outcome(run: Run, ablation: Ablation) -> Outcome:
         if not results:
             return Outcome(*known, "failed", last_words(run))
         log = Log(run.log)
-        wrong = [x for x, value in {**wanted, "seed": run.seed}.items() if results["settings"][x] != value]
+        wrong = [
+            x
+            for x, value in {**wanted, "seed": run.seed}.items()
+            if results["settings"][x] != value
+        ]
         if wrong or log.source != ablation.source:
-            return Outcome(*known, "failed", f"{wrong[0].upper()} is not as planned" if wrong else
-                           "its log begins with another script")
+            return Outcome(
+                *known,
+                "failed",
+                f"{wrong[0].upper()} is not as planned"
+                if wrong
+                else "its log begins with another script",
+            )
         return Outcome(*known, "finished", script_sha256=ablation.sha256, **figures(results, log))
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         return Outcome(*known, "failed", f"its files cannot be read: {described(error)}")
@@ -407,23 +478,37 @@ def read_outcome(run: Run, ablation: Ablation) -> Outcome:
 def figures(results: dict, log: Log) -> dict:
     """The fields of an Outcome that a finished run's JSON and log have."""
     score, batch = results[LABELS["sliding"]], results["settings"]["train_batch_tokens"]
-    same = "bytes_total steps tokens step_avg_ms train_seconds versions".split()
+    same = ["bytes_total", "steps", "tokens", "step_avg_ms", "train_seconds", "versions"]
     return dict(
-        {name: results[name] for name in same}, val_bpb=score["val_bpb"], val_loss=score["val_loss"],
-        roundtrip_val_bpb=results[LABELS["roundtrip"]]["val_bpb"], val_targets=score["targets"],
-        pre_quantization_val_bpb=results["pre_quantization"]["val_bpb"], val_bytes=score["bytes"],
-        seconds=sum(results["stages"].values()), runtime=tuple(results["runtime"]),
+        {name: results[name] for name in same},
+        val_bpb=score["val_bpb"],
+        val_loss=score["val_loss"],
+        roundtrip_val_bpb=results[LABELS["roundtrip"]]["val_bpb"],
+        val_targets=score["targets"],
+        pre_quantization_val_bpb=results["pre_quantization"]["val_bpb"],
+        val_bytes=score["bytes"],
+        seconds=sum(results["stages"].values()),
+        runtime=tuple(results["runtime"]),
         data=log.last(r"data:(\S.* tokenizer:.* sha256:[0-9a-f]+)", ""),
-        val_curve=curve(log, "val_bpb", batch), train_curve=curve(log, "train_loss", batch))
+        val_curve=curve(log, "val_bpb", batch),
+        train_curve=curve(log, "train_loss", batch),
+    )
 
 
 def of_one_text(outcomes: list[Outcome]) -> list[Outcome]:
     """The outcomes, of which those that scored another text than the first have failed: bits per byte of two
     texts cannot be compared."""
     size = next((x.val_bytes for x in outcomes if x.finished), 0)
-    return [x._replace(status="failed", error=f"it scored another text, of {x.val_bytes} bytes, not {size}: "
-                       "move it away to run it again")
-            if x.finished and x.val_bytes != size else x for x in outcomes]
+    return [
+        x._replace(
+            status="failed",
+            error=f"it scored another text, of {x.val_bytes} bytes, not {size}: "
+            "move it away to run it again",
+        )
+        if x.finished and x.val_bytes != size
+        else x
+        for x in outcomes
+    ]
 
 
 # ---- Statistics
@@ -448,10 +533,13 @@ class Row(NamedTuple):
     train_seconds: float | None
 
 
-def welch(values: list[float], base: list[float]) -> tuple[float, float, float] | tuple[None, None, None]:
+def welch(
+    values: list[float], base: list[float]
+) -> tuple[float, float, float] | tuple[None, None, None]:
     """The 95% interval of mean(values) - mean(base), and p (Welch 1947); None with under two values in
     either, or no spread in both."""
     from scipy import stats
+
     if min(len(values), len(base)) < 2 or len(set(values)) == len(set(base)) == 1:
         return None, None, None
     test = stats.ttest_ind(values, base, equal_var=False)
@@ -462,6 +550,7 @@ def welch(values: list[float], base: list[float]) -> tuple[float, float, float] 
 def paired_p(differences: list[float]) -> float | None:
     """p of Student's test on pairs with these differences; None with under two of them, or no spread."""
     from scipy import stats
+
     return float(stats.ttest_1samp(differences, 0.0).pvalue) if len(set(differences)) > 1 else None
 
 
@@ -491,12 +580,21 @@ def row_of(label: str, group: list[Outcome], base: dict[int, float]) -> Row:
     common = [seed for seed in scores if seed in base and label != "base"]
     paired = {seed: scores[seed] - base[seed] for seed in common}
     return Row(
-        label, {x.seed: x.status for x in group}, scores, paired,
-        statistics.fmean(scores.values()) if scores else None, deviation(list(scores.values())),
+        label,
+        {x.seed: x.status for x in group},
+        scores,
+        paired,
+        statistics.fmean(scores.values()) if scores else None,
+        deviation(list(scores.values())),
         statistics.fmean(paired.values()) if paired else None,
-        *welch([scores[seed] for seed in common], [base[seed] for seed in common]), None,
+        *welch([scores[seed] for seed in common], [base[seed] for seed in common]),
+        None,
         paired_p(list(paired.values())),
-        *(statistics.fmean(getattr(x, name) for x in done) if done else None for name in Row._fields[-4:]))
+        *(
+            statistics.fmean(getattr(x, name) for x in done) if done else None
+            for name in Row._fields[-4:]
+        ),
+    )
 
 
 # ---- What is written
@@ -513,26 +611,63 @@ def results_table(rows: list[Row]) -> list[str]:
     seeds = sorted({seed for row in rows for seed in row.status})
     lines = []
     for row in rows:
-        cells = [f"{row.val_bpb[x]:.4f}" if x in row.val_bpb else row.status.get(x, "-") for x in seeds]
+        cells = [
+            f"{row.val_bpb[x]:.4f}" if x in row.val_bpb else row.status.get(x, "-") for x in seeds
+        ]
         interval = "-" if row.low is None else f"[{row.low:+.4f}, {row.high:+.4f}]"
-        lines.append([
-            row.label, *cells, shown(row.mean, ".4f"), shown(row.deviation, ".4f"),
-            shown(row.difference, "+.4f"), interval, *map(shown_p, (row.p_welch, row.p_holm, row.p_paired)),
-            shown(row.bytes_total, ",.0f"), shown(row.steps, ",.0f"), shown(row.step_avg_ms, ".1f"),
-            shown(row.train_seconds, ".1f")])
-    return table(["change", *(f"seed {seed}" for seed in seeds), "mean", "std", "difference", "95% interval",
-                  "p (Welch)", "p (Holm)", "p (paired)", "bytes", "steps", "ms/step", "train s"], lines)
+        lines.append(
+            [
+                row.label,
+                *cells,
+                shown(row.mean, ".4f"),
+                shown(row.deviation, ".4f"),
+                shown(row.difference, "+.4f"),
+                interval,
+                *map(shown_p, (row.p_welch, row.p_holm, row.p_paired)),
+                shown(row.bytes_total, ",.0f"),
+                shown(row.steps, ",.0f"),
+                shown(row.step_avg_ms, ".1f"),
+                shown(row.train_seconds, ".1f"),
+            ]
+        )
+    return table(
+        [
+            "change",
+            *(f"seed {seed}" for seed in seeds),
+            "mean",
+            "std",
+            "difference",
+            "95% interval",
+            "p (Welch)",
+            "p (Holm)",
+            "p (paired)",
+            "bytes",
+            "steps",
+            "ms/step",
+            "train s",
+        ],
+        lines,
+    )
 
 
 def circumstances(ablation: Ablation, outcomes: list[Outcome]) -> dict:
     """What the figures were made with, by the runs' own logs where these know it."""
     done = [outcome for outcome in outcomes if outcome.finished]
     return dict(
-        date=time.strftime("%Y-%m-%d"), script=str(ablation.path), script_sha256=ablation.sha256,
-        equal=ablation.equal, base=ablation.base.variables, data=sorted({x.data for x in done}),
-        validation=sorted({f"{x.val_targets:,} targets, {x.val_bytes:,} bytes of text" for x in done}),
+        date=time.strftime("%Y-%m-%d"),
+        script=str(ablation.path),
+        script_sha256=ablation.sha256,
+        equal=ablation.equal,
+        base=ablation.base.variables,
+        data=sorted({x.data for x in done}),
+        validation=sorted(
+            {f"{x.val_targets:,} targets, {x.val_bytes:,} bytes of text" for x in done}
+        ),
         device=sorted({"; ".join(x.runtime[:3]) for x in done}),
-        versions=sorted({", ".join(f"{name} {text}" for name, text in x.versions.items()) for x in done}))
+        versions=sorted(
+            {", ".join(f"{name} {text}" for name, text in x.versions.items()) for x in done}
+        ),
+    )
 
 
 def markdown(name: str, command: str, about: dict, rows: list[Row], outcomes: list[Outcome]) -> str:
@@ -540,19 +675,31 @@ def markdown(name: str, command: str, about: dict, rows: list[Row], outcomes: li
     compared, script = sum(row.p_welch is not None for row in rows), Path(about["script"]).name
     base = " ".join(f"{x}={y}" for x, y in about["base"].items())
     lines = [
-        f"# Ablation: {name}", "", f"    {command}", "",
+        f"# Ablation: {name}",
+        "",
+        f"    {command}",
+        "",
         f"- base: {base}; else {script}'s defaults. All runs have equal {about['equal']}.",
         f"- script: {about['script']}, sha256 {about['script_sha256']}",
-        *(f"- {key}: {text}" for key in ("data", "validation", "device", "versions") for text in about[key]),
-        f"- date: {about['date']}", "",
-        "Bits per byte of final_int6_sliding_window; a difference below 0 is better than the base.", "",
+        *(
+            f"- {key}: {text}"
+            for key in ("data", "validation", "device", "versions")
+            for text in about[key]
+        ),
+        f"- date: {about['date']}",
+        "",
+        "Bits per byte of final_int6_sliding_window; a difference below 0 is better than the base.",
+        "",
         *results_table(rows),
         "Difference, interval and p are over the seeds that a change and the base both have. The interval "
         "and p (Welch) take runs as independent; p (paired) takes the runs of a seed as a pair, since they "
-        "share the order of the data."]
+        "share the order of the data.",
+    ]
     if compared > 1:
-        lines += [f"{compared} changes are compared: of as many that do nothing, one has p (Welch) below "
-                  f"{1 / compared:.2g} by chance. p (Holm) is adjusted for that."]
+        lines += [
+            f"{compared} changes are compared: of as many that do nothing, one has p (Welch) below "
+            f"{1 / compared:.2g} by chance. p (Holm) is adjusted for that."
+        ]
     if not any(row.deviation for row in rows):
         lines += ["One seed shows no spread: no claim can rest on it."]
     lines += ["", "![differences to the base](ablation.png)"] * any(row.paired for row in rows)
@@ -563,9 +710,20 @@ def markdown(name: str, command: str, about: dict, rows: list[Row], outcomes: li
 def draw_differences(axes, rows: list[Row], looks: dict[str, dict]) -> None:
     """Differences with their intervals, in this order from the top; small dots are single seeds."""
     for place, row in enumerate(rows):
-        reach = [[row.difference - row.low], [row.high - row.difference]] if row.low is not None else None
-        axes.errorbar(row.difference, place, xerr=reach, fmt="o", color=looks[row.label]["color"],
-                      markersize=7, linewidth=2.2)
+        reach = (
+            [[row.difference - row.low], [row.high - row.difference]]
+            if row.low is not None
+            else None
+        )
+        axes.errorbar(
+            row.difference,
+            place,
+            xerr=reach,
+            fmt="o",
+            color=looks[row.label]["color"],
+            markersize=7,
+            linewidth=2.2,
+        )
         pairs = list(row.paired.values())
         axes.plot(pairs, [place + 0.22] * len(pairs), ".", color="black", markersize=4)
     axes.axvline(0, color="black", linewidth=1)
@@ -580,12 +738,19 @@ def draw_curves(axes, outcomes: list[Outcome], looks: dict[str, dict]) -> None:
     """The base's curve taken from each other one, over tokens: of val_bpb where runs were validated on the
     way, else of the training loss. The mean over common seeds, where all of them have a point."""
     from matplotlib.ticker import EngFormatter
+
     done, late = [x for x in outcomes if x.finished], [0.0]
     validated = any(len(x.val_curve) > 1 for x in done)
-    curves = {(label_of(x.changes), x.seed): dict(x.val_curve if validated else x.train_curve) for x in done}
+    curves = {
+        (label_of(x.changes), x.seed): dict(x.val_curve if validated else x.train_curve)
+        for x in done
+    }
     for label, look in looks.items():
-        pairs = [(own, curves["base", seed]) for (name, seed), own in curves.items()
-                 if name == label and ("base", seed) in curves]
+        pairs = [
+            (own, curves["base", seed])
+            for (name, seed), own in curves.items()
+            if name == label and ("base", seed) in curves
+        ]
         shared = sorted(set.intersection(*(set(own) & set(base) for own, base in pairs)))
         values = [statistics.fmean(own[x] - base[x] for own, base in pairs) for x in shared]
         axes.plot(shared, values, marker=".", linewidth=1.4, label=label, **look)
@@ -594,8 +759,12 @@ def draw_curves(axes, outcomes: list[Outcome], looks: dict[str, dict]) -> None:
     axes.set_ylim(min(late) - margin, max(late) + margin)  # the beginning would flatten the rest
     axes.axhline(0, color="black", linewidth=1)
     axes.set_xlabel("training tokens")
-    axes.set_ylabel(f"difference in {'val_bpb' if validated else 'training loss, nats,'} to the base")
-    axes.set_title("means over the seeds" + ", plain windows, before quantization" * validated, fontsize=10)
+    axes.set_ylabel(
+        f"difference in {'val_bpb' if validated else 'training loss, nats,'} to the base"
+    )
+    axes.set_title(
+        "means over the seeds" + ", plain windows, before quantization" * validated, fontsize=10
+    )
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -604,13 +773,17 @@ def draw_curves(axes, outcomes: list[Outcome], looks: dict[str, dict]) -> None:
 def draw(rows: list[Row], outcomes: list[Outcome]) -> bytes:
     """Both panels as PNG, of the rows that have a difference, the best first."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
     styles = [dict(color=colour, linestyle=style) for style in STYLES for colour in COLOURS]
     looks = dict(zip((row.label for row in rows if row.label != "base"), itertools.cycle(styles)))
     rows = sorted((row for row in rows if row.paired), key=lambda row: row.difference)
     height = 1.6 + 0.42 * sum(1 + row.label.count(" ") for row in rows)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, max(4.2, height)), layout="constrained")
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(14, max(4.2, height)), layout="constrained"
+    )
     draw_differences(left, rows, looks)
     draw_curves(right, outcomes, {row.label: looks[row.label] for row in rows})
     picture = io.BytesIO()
@@ -625,10 +798,17 @@ def write_report(ablation: Ablation, name: str, asked: list[Run]) -> list[Outcom
     outcomes = of_one_text([read_outcome(run, ablation) for run in ablation.all_runs(asked)])
     rows, about = compare(outcomes), circumstances(ablation, outcomes)
     command = shlex.join(["python", "records/ablate.py", *sys.argv[1:]])
-    content = dict(name=name, command=command, **about, rows=[row._asdict() for row in rows],
-                   runs=[outcome._asdict() for outcome in outcomes])
-    for ending, text in ((".json", json.dumps(content, indent=1, ensure_ascii=False) + "\n"),
-                         (".md", markdown(name, command, about, rows, outcomes))):
+    content = dict(
+        name=name,
+        command=command,
+        **about,
+        rows=[row._asdict() for row in rows],
+        runs=[outcome._asdict() for outcome in outcomes],
+    )
+    for ending, text in (
+        (".json", json.dumps(content, indent=1, ensure_ascii=False) + "\n"),
+        (".md", markdown(name, command, about, rows, outcomes)),
+    ):
         write_atomically(ablation.folder / f"ablation{ending}", ablation.public(text).encode())
     if any(row.paired for row in rows):
         try:
@@ -683,7 +863,9 @@ class Job(NamedTuple):
 def visible_gpus() -> list[str]:
     """The GPUs that may be used, by CUDA_VISIBLE_DEVICES or by nvidia-smi, without opening any."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [x for x in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if x.strip() not in ("", "-1")]
+        return [
+            x for x in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if x.strip() not in ("", "-1")
+        ]
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
     except OSError:
@@ -709,10 +891,12 @@ def divide(jobs: int, launcher: list[str], on_gpus: bool) -> list[Slot]:
             raise BadInput(f"--jobs {jobs}: there are only {len(things)} {what} here")
     slots, each, gpus_each = [], len(cores) // jobs, len(gpus) // jobs
     for i in range(jobs):
-        variables = {} if torchrun or os.environ.get("OMP_NUM_THREADS") else {"OMP_NUM_THREADS": str(each)}
+        variables = (
+            {} if torchrun or os.environ.get("OMP_NUM_THREADS") else {"OMP_NUM_THREADS": str(each)}
+        )
         if gpus:
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[i * gpus_each:(i + 1) * gpus_each])
-        slots.append(Slot(tuple(cores[i * each:(i + 1) * each]), variables))
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[i * gpus_each : (i + 1) * gpus_each])
+        slots.append(Slot(tuple(cores[i * each : (i + 1) * each]), variables))
     return slots
 
 
@@ -728,21 +912,28 @@ def confined_to(cores: tuple[int, ...]):
         os.sched_setaffinity(0, before) if can else None
 
 
-def command_of(launcher: list[str], script: Path, variables: dict[str, str], folder: Path) -> list[str]:
+def command_of(
+    launcher: list[str], script: Path, variables: dict[str, str], folder: Path
+) -> list[str]:
     """The words that start a run: launcher and script, or this Python and the script."""
     assigned, words = ["env", *(f"{name}={value}" for name, value in variables.items())], []
     for word in launcher:
         place = str(folder) if word == "{folder}" else shlex.quote(str(folder))
         # within a longer word, which a shell elsewhere splits again, values are quoted
-        words += assigned if word == "{env}" else [
-            word.replace("{env}", shlex.join(assigned)).replace("{folder}", place)]
+        words += (
+            assigned
+            if word == "{env}"
+            else [word.replace("{env}", shlex.join(assigned)).replace("{folder}", place)]
+        )
     return [*(words or [sys.executable]), str(script)]
 
 
 class Pool:
     """The runs at work, each in a process group, a folder and a slot of its own."""
 
-    def __init__(self, ablation: Ablation, launcher: list[str], slots: list[Slot], lock, keep_artifacts):
+    def __init__(
+        self, ablation: Ablation, launcher: list[str], slots: list[Slot], lock, keep_artifacts
+    ):
         self.ablation, self.launcher, self.free, self.lock = ablation, launcher, list(slots), lock
         self.keep_artifacts = keep_artifacts
         self.running: list[Job] = []
@@ -756,10 +947,23 @@ class Pool:
         own = {**run.configuration.variables, "SEED": str(run.seed), "RUN_ID": run.folder.name}
         inherited = {name: text for name, text in os.environ.items() if name not in names}
         with open(run.folder / "console.txt", "wb") as console, confined_to(slot.cores):
-            self.running.append(Job(run, slot, time.monotonic(), subprocess.Popen(
-                command_of(self.launcher, self.ablation.path, own, run.folder), cwd=run.folder,
-                env={**inherited, **slot.variables, **own}, stdin=subprocess.DEVNULL, stdout=console,
-                stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[self.lock.fileno()])))
+            self.running.append(
+                Job(
+                    run,
+                    slot,
+                    time.monotonic(),
+                    subprocess.Popen(
+                        command_of(self.launcher, self.ablation.path, own, run.folder),
+                        cwd=run.folder,
+                        env={**inherited, **slot.variables, **own},
+                        stdin=subprocess.DEVNULL,
+                        stdout=console,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        pass_fds=[self.lock.fileno()],
+                    ),
+                )
+            )
 
     def ended(self) -> list[Outcome]:
         """What came of the runs that have ended since the last call; their slots are free."""
@@ -772,7 +976,9 @@ class Pool:
         """What came of a job that has ended. The artifacts of one that has finished are removed."""
         (job.run.folder / "exit_status").write_text(f"{job.process.returncode}\n")
         outcome = read_outcome(job.run, self.ablation)
-        for path in job.run.folder.rglob("*.ptz") if outcome.finished and not self.keep_artifacts else ():
+        for path in (
+            job.run.folder.rglob("*.ptz") if outcome.finished and not self.keep_artifacts else ()
+        ):
             path.unlink()
         return outcome
 
@@ -783,7 +989,9 @@ class Pool:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(job.process.pid, number)
             end = time.monotonic() + GRACE
-            while any(job.process.poll() is None for job in self.running) and time.monotonic() < end:
+            while (
+                any(job.process.poll() is None for job in self.running) and time.monotonic() < end
+            ):
                 time.sleep(0.05)
         self.running = []
 
@@ -822,16 +1030,24 @@ def tried(report: Report, before: list[Outcome]) -> list[Outcome]:
 def carry_out(pool: Pool, asked: int, waiting: list[Run], report: Report) -> None:
     """Run what waits, in order, with a progress bar on stderr; report while others are at work."""
     from tqdm import tqdm
+
     outcomes, changed, reported, drawn = tried(report, []), False, time.monotonic(), 0.0
     pause = 1.0 if sys.stderr.isatty() else 60.0
-    with tqdm(total=asked, initial=asked - len(waiting), mininterval=pause,
-              bar_format="{n_fmt}/{total_fmt} runs, {elapsed}{desc}") as bar:
+    with tqdm(
+        total=asked,
+        initial=asked - len(waiting),
+        mininterval=pause,
+        bar_format="{n_fmt}/{total_fmt} runs, {elapsed}{desc}",
+    ) as bar:
         while waiting or pool.running:
             while waiting and pool.free:
                 pool.start(waiting.pop(0))
             time.sleep(0.1)
             for found in pool.ended():
-                figure, changed = f"val_bpb {found.val_bpb:.4f}" if found.finished else found.error, True
+                figure, changed = (
+                    f"val_bpb {found.val_bpb:.4f}" if found.finished else found.error,
+                    True,
+                )
                 bar.write(f"{found.name}: {figure}", file=sys.stderr)
                 bar.update()
             if changed and pool.running and time.monotonic() > reported + 5:
@@ -849,7 +1065,9 @@ def supervise(pool: Pool, asked: int, waiting: list[Run], report: Report) -> lis
         carry_out(pool, asked, waiting, report)
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # to stop takes seconds, and must not be cut short
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # to stop takes seconds, and must not be cut short
         missing = len(waiting) + len(pool.running)
         pool.stop()
         tried(report, [])
@@ -890,22 +1108,37 @@ def ablate(options: argparse.Namespace) -> int:
     """Check everything, run what has not finished, write the report; the exit status."""
     (jobs, launcher), seeds = check_tools(options), parse_seeds(options.seeds)
     check_target(options.publish) if options.publish else None
-    ablation = Ablation(options.script, options.base, options.equal,
-                        options.out or Path("logs", "ablations", options.name))
+    ablation = Ablation(
+        options.script,
+        options.base,
+        options.equal,
+        options.out or Path("logs", "ablations", options.name),
+    )
     configurations = ablation.configurations(options.changes, options.grid)
     if runs_elsewhere(launcher) and ablation.base.settings["preset"] == "auto":
-        raise BadInput(f"--launcher {options.launcher}: PRESET=auto may be another there: set it in --base")
+        raise BadInput(
+            f"--launcher {options.launcher}: PRESET=auto may be another there: set it in --base"
+        )
     slots = divide(jobs, launcher, ablation.base.settings["device"] != "cpu")
-    asked = [ablation.run(configuration, seed) for seed in seeds for configuration in configurations]
+    asked = [
+        ablation.run(configuration, seed) for seed in seeds for configuration in configurations
+    ]
     with ablation.claim() as lock:
         waiting = unfinished(asked, ablation)
         ablation.add_to_plan(configurations, seeds)
         announce(ablation, options.equal, jobs)
-        say(f"{ablation.folder}: {len(asked)} runs, {len(asked) - len(waiting)} of them have finished before")
+        say(
+            f"{ablation.folder}: {len(asked)} runs, {len(asked) - len(waiting)} of them have finished before"
+        )
         pool = Pool(ablation, launcher, slots, lock, options.keep_artifacts)
-        outcomes = supervise(pool, len(asked), waiting, lambda: write_report(ablation, options.name, asked))
+        outcomes = supervise(
+            pool, len(asked), waiting, lambda: write_report(ablation, options.name, asked)
+        )
         publish(ablation, options.publish) if options.publish else None
-    print("\n".join(results_table(compare(outcomes))) + f"\n{ablation.folder}/ablation.md, .json, .png")
+    print(
+        "\n".join(results_table(compare(outcomes)))
+        + f"\n{ablation.folder}/ablation.md, .json, .png"
+    )
     print(f"published: {options.publish}") if options.publish else None
     names = {run.folder.name for run in asked}
     return int(any(not outcome.finished for outcome in outcomes if outcome.name in names))
@@ -917,7 +1150,9 @@ def announce(ablation: Ablation, asked: str | None, jobs: int) -> None:
         say(warning)
     if not asked:
         name = dict(tokens="ITERATIONS", seconds="MAX_WALLCLOCK_SECONDS")[ablation.equal]
-        say(f"--equal {ablation.equal}: runs end by {name}={ablation.base.settings[name.lower()]:g}")
+        say(
+            f"--equal {ablation.equal}: runs end by {name}={ablation.base.settings[name.lower()]:g}"
+        )
     if ablation.equal == "seconds" and jobs > 1:
         say("warning: --equal seconds with --jobs above 1: the runs slow each other down")
 
@@ -925,20 +1160,34 @@ def announce(ablation: Ablation, asked: str | None, jobs: int) -> None:
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, metavar, what in (
-            ("base", "", "'NAME=VALUE ...'", "settings of all runs"),
-            ("seeds", "3", "N|SEED,...", "how many, from 1 on, or which (default: 3)"),
-            ("jobs", "1", "N", "runs at the same time"),
-            ("launcher", "", "COMMAND", "put in front of the script's path"),
-            ("name", "ablation", "NAME", "the folder is logs/ablations/NAME")):
+        ("base", "", "'NAME=VALUE ...'", "settings of all runs"),
+        ("seeds", "3", "N|SEED,...", "how many, from 1 on, or which (default: 3)"),
+        ("jobs", "1", "N", "runs at the same time"),
+        ("launcher", "", "COMMAND", "put in front of the script's path"),
+        ("name", "ablation", "NAME", "the folder is logs/ablations/NAME"),
+    ):
         parser.add_argument(f"--{name}", default=default, metavar=metavar, help=what)
-    parser.add_argument("changes", nargs="*", metavar="NAME=VALUE", help="a change; none: only the base")
-    parser.add_argument("--grid", action="store_true", help="the product of all arguments, not one at a time")
-    parser.add_argument("--equal", choices=("tokens", "seconds"),
-                        help="what runs share (default: tokens if ITERATIONS is set, else seconds)")
+    parser.add_argument(
+        "changes", nargs="*", metavar="NAME=VALUE", help="a change; none: only the base"
+    )
+    parser.add_argument(
+        "--grid", action="store_true", help="the product of all arguments, not one at a time"
+    )
+    parser.add_argument(
+        "--equal",
+        choices=("tokens", "seconds"),
+        help="what runs share (default: tokens if ITERATIONS is set, else seconds)",
+    )
     parser.add_argument("--out", type=Path, help="another folder")
-    parser.add_argument("--publish", type=Path, metavar="FOLDER", help="a new folder for report and script")
-    parser.add_argument("--script", type=Path, default=ROOT / "train_gpt.py", help="another train_gpt.py")
-    parser.add_argument("--keep-artifacts", action="store_true", help="keep the *.ptz, up to 32 MB a run")
+    parser.add_argument(
+        "--publish", type=Path, metavar="FOLDER", help="a new folder for report and script"
+    )
+    parser.add_argument(
+        "--script", type=Path, default=ROOT / "train_gpt.py", help="another train_gpt.py"
+    )
+    parser.add_argument(
+        "--keep-artifacts", action="store_true", help="keep the *.ptz, up to 32 MB a run"
+    )
     return parser.parse_intermixed_args()
 
 
@@ -949,7 +1198,9 @@ def main() -> int:
     try:
         return ablate(parse())
     except KeyboardInterrupt as stop:
-        print(f"\nstopped: {stop or 'nothing was at work'}; the same command goes on", file=sys.stderr)
+        print(
+            f"\nstopped: {stop or 'nothing was at work'}; the same command goes on", file=sys.stderr
+        )
         return 130
     except (BadInput, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,6 +19,7 @@ packages, which any process can read: with it, that proof shows little about a s
 read the script too. How the weights came to be is not audited: training on validation text, choosing among
 runs, and times that a log states leave no trace in an artifact. Only fixed models (track A) can be audited.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -49,16 +50,46 @@ TOLERANCE = 1e-4  # bits per byte between two ways to compute a score
 BFLOAT16 = 2e-4  # the same, if one is a compiled run in bfloat16: it rounds elsewhere, by 0.00009 as measured
 BOS, SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 1, 20240520, 1, 256
 TOTAL = 1 << 32  # of the coder's frequencies
-LABELS = dict(roundtrip="final_int6_roundtrip", sliding="final_int6_sliding_window")  # the log's last lines
+LABELS = dict(
+    roundtrip="final_int6_roundtrip", sliding="final_int6_sliding_window"
+)  # the log's last lines
 BATCH = 8  # windows of a forward pass, wherever what is computed shall be what is scored
 # Settings in which the seeds of one configuration may differ.
-MACHINE = {"run_id", "resume", "checkpoint_every", "artifact", "sample", "sample_tokens",
-           "sample_temperature", "data_path", "tokenizer_path", "device", "attention", "compile",
-           "micro_batch_tokens", "eval_batch_seqs", "train_log_every"}
-CHECKS = ("size", "alone", "bytes", "targets", "causality", "normalization", "score", "decompression", "log",
-          "submission")
-Check = collections.namedtuple("Check", "name passed figure")  # passed: True, False, or None: not checked
-Entry = collections.namedtuple("Entry", "script artifact log record")  # paths; log and record may be None
+MACHINE = {
+    "run_id",
+    "resume",
+    "checkpoint_every",
+    "artifact",
+    "sample",
+    "sample_tokens",
+    "sample_temperature",
+    "data_path",
+    "tokenizer_path",
+    "device",
+    "attention",
+    "compile",
+    "micro_batch_tokens",
+    "eval_batch_seqs",
+    "train_log_every",
+}
+CHECKS = (
+    "size",
+    "alone",
+    "bytes",
+    "targets",
+    "causality",
+    "normalization",
+    "score",
+    "decompression",
+    "log",
+    "submission",
+)
+Check = collections.namedtuple(
+    "Check", "name passed figure"
+)  # passed: True, False, or None: not checked
+Entry = collections.namedtuple(
+    "Entry", "script artifact log record"
+)  # paths; log and record may be None
 
 
 class BadInput(Exception):
@@ -120,8 +151,17 @@ class Text:
         anchor = next(i for i in ids if len(t.decode([i])) == 1 and t.decode([i]).isalnum())
 
         def bytes_after(before: list[int]) -> np.ndarray:
-            return np.array([0 if self.silent[i] else 1 if t.is_byte(i) else
-                             len(t.decode([*before, i]).encode()) - len(before) for i in ids])
+            return np.array(
+                [
+                    0
+                    if self.silent[i]
+                    else 1
+                    if t.is_byte(i)
+                    else len(t.decode([*before, i]).encode()) - len(before)
+                    for i in ids
+                ]
+            )
+
         # behind another piece or not: decoding may drop a space that begins a document
         self.first, self.inside = bytes_after([]), bytes_after([anchor])
 
@@ -134,7 +174,7 @@ class Text:
         """The tokens of each document, without those that stand for no text; yields a thousand at once."""
         starts = np.flatnonzero(tokens == BOS).tolist() + [len(tokens)]
         for at in range(0, len(starts) - 1, 1000):
-            pairs = zip(starts[at:at + 1000], starts[at + 1:at + 1001])
+            pairs = zip(starts[at : at + 1000], starts[at + 1 : at + 1001])
             parts = [tokens[start:end] for start, end in pairs]
             yield [part[~self.silent[part]].tolist() for part in parts]
 
@@ -149,7 +189,11 @@ class Text:
         total = 0
         for documents in self.documents(tokens):
             for ids, text in zip(documents, self.tokenizer.decode(documents)):
-                by_piece = int(self.bytes_of_targets(np.array([BOS, *ids])).sum()) if "\ufffd" in text else 0
+                by_piece = (
+                    int(self.bytes_of_targets(np.array([BOS, *ids])).sum())
+                    if "\ufffd" in text
+                    else 0
+                )
                 total += by_piece or len(text.encode())
         return total
 
@@ -177,7 +221,7 @@ def encode(intervals) -> bytes:
     low, width, symbols = 0, 1, 0
     for begin, end in intervals:
         low, width, symbols = low * TOTAL + width * begin, width * (end - begin), symbols + 1
-    whole, size = TOTAL ** symbols, 0
+    whole, size = TOTAL**symbols, 0
     size = max(0, (whole.bit_length() - width.bit_length() - 1) // 8)
     while True:
         number = -(-(low << 8 * size) // whole)
@@ -201,11 +245,43 @@ class Decoder:
 
 
 # ---- Workers: processes in which the audited script runs
-CONNECTIONS = {f"socket.{name}" for name in (
-    "connect", "bind", "getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo", "sendto", "sendmsg")}
-CHANGES = {f"os.{name}" for name in (
-    "link", "symlink", "rename", "remove", "rmdir", "mkdir", "truncate", "chmod", "chown", "utime")}
-PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty"}
+CONNECTIONS = {
+    f"socket.{name}"
+    for name in (
+        "connect",
+        "bind",
+        "getaddrinfo",
+        "gethostbyname",
+        "gethostbyaddr",
+        "getnameinfo",
+        "sendto",
+        "sendmsg",
+    )
+}
+CHANGES = {
+    f"os.{name}"
+    for name in (
+        "link",
+        "symlink",
+        "rename",
+        "remove",
+        "rmdir",
+        "mkdir",
+        "truncate",
+        "chmod",
+        "chown",
+        "utime",
+    )
+}
+PROGRAMS = {
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.forkpty",
+}
 
 
 def install_guard(forbidden: list[str], stopped: list[str]) -> None:
@@ -235,6 +311,7 @@ def install_guard(forbidden: list[str], stopped: list[str]) -> None:
             return
         stopped.append(what[:160])
         raise PermissionError(f"the auditor stopped {what[:160]}")
+
     sys.addaudithook(guard)
 
 
@@ -244,10 +321,13 @@ class Candidate:
 
     def __init__(self, job: dict):
         import torch
+
         specification = importlib.util.spec_from_file_location("candidate", "train_gpt.py")
         self.script = sys.modules["candidate"] = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(self.script)
-        manifest, weights = self.script.read_artifact(Path(job["artifact"]).read_bytes(), job["artifact"])
+        manifest, weights = self.script.read_artifact(
+            Path(job["artifact"]).read_bytes(), job["artifact"]
+        )
         self.stored = manifest["settings"]
         environment = {**job["environment"], "ARTIFACT": job["artifact"]}
         self.settings, _ = self.script.settings_from(environment, self.stored)
@@ -256,20 +336,26 @@ class Candidate:
         torch.set_grad_enabled(False)
         self.model = self.script.build_model(self.settings, runtime)
         self.model.load_state_dict(weights, strict=False)
-        tokenizer = self.script.load_tokenizer(Path("data/tokenizer.model"), self.settings.vocab_size)
+        tokenizer = self.script.load_tokenizer(
+            Path("data/tokenizer.model"), self.settings.vocab_size
+        )
         self.table = self.script.ByteTable(tokenizer)
-        self.evaluator = self.script.Evaluator(self.settings, runtime, self.table, lambda *_, **__: None)
+        self.evaluator = self.script.Evaluator(
+            self.settings, runtime, self.table, lambda *_, **__: None
+        )
         self.window = self.settings.eval_seq_len - self.settings.memory_tokens
         self.stride = self.settings.eval_stride
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Scores of what follows each token, float32 (batch, length, vocabulary); tokens (batch, length)."""
         import torch
+
         return self.model.logits(torch.from_numpy(tokens.astype(np.int64))).numpy()
 
     def losses(self, tokens: np.ndarray, targets: np.ndarray):
         """What the script's own evaluation counts, nats, for targets after all tokens: (batch, length)."""
         import torch
+
         tokens, targets = (torch.from_numpy(x.astype(np.int64)) for x in (tokens, targets))
         places = torch.arange(tokens.size(1)).expand(tokens.shape).contiguous()
         return self.evaluator.token_losses(self.model, tokens, targets, places)
@@ -293,29 +379,61 @@ def check_causality(candidate: Candidate, tokens: np.ndarray, rows: int, generat
     """Change text after place t, in every second row all of it, in the others one token: no loss of a target
     up to token t and no logits up to place t may change by a bit."""
     import torch
-    text, memory = drawn_windows(candidate, tokens, rows, generator), candidate.settings.memory_tokens
+
+    text, memory = (
+        drawn_windows(candidate, tokens, rows, generator),
+        candidate.settings.memory_tokens,
+    )
     last = text.shape[1] - 2
     points = [last // 2, 1, last, memory, 0, memory + 1, last - 1, memory - 1]  # then anywhere
     points = np.clip([*points, *generator.integers(0, last + 1, rows)][:rows], 0, last)
     changed = text.copy()
     for row, point in enumerate(points):
-        later = np.arange(point + 1, last + 2) if row % 2 == 0 else generator.integers(point + 1, last + 2, 1)
+        later = (
+            np.arange(point + 1, last + 2)
+            if row % 2 == 0
+            else generator.integers(point + 1, last + 2, 1)
+        )
         other = generator.integers(1, candidate.settings.vocab_size, len(later))
         changed[row, later] = (text[row, later] + other) % candidate.settings.vocab_size
-    before, after = (torch.cat([candidate.losses(x[at:at + BATCH, :-1], x[at:at + BATCH, 1:])
-                                for at in range(0, rows, BATCH)]) for x in (text, changed))
-    scores_before, scores_after = (torch.cat([torch.from_numpy(candidate.logits(x[at:at + BATCH, :-1]))
-                                              for at in range(0, rows, BATCH)]) for x in (text, changed))
+    before, after = (
+        torch.cat(
+            [
+                candidate.losses(x[at : at + BATCH, :-1], x[at : at + BATCH, 1:])
+                for at in range(0, rows, BATCH)
+            ]
+        )
+        for x in (text, changed)
+    )
+    scores_before, scores_after = (
+        torch.cat(
+            [
+                torch.from_numpy(candidate.logits(x[at : at + BATCH, :-1]))
+                for at in range(0, rows, BATCH)
+            ]
+        )
+        for x in (text, changed)
+    )
     compared, wrong, difference, moved = 0, [], 0.0, 0
     for row, point in enumerate(points.tolist()):
-        pairs = ((before[row, :point], after[row, :point]),
-                 (scores_before[row, :point + 1], scores_after[row, :point + 1]))
+        pairs = (
+            (before[row, :point], after[row, :point]),
+            (scores_before[row, : point + 1], scores_after[row, : point + 1]),
+        )
         compared += 2 * point + 1
         if not all(torch.equal(x, y) for x, y in pairs):
             wrong.append(point)
-            difference = max([difference] + [float((x - y).abs().max()) for x, y in pairs if len(x)])
-        moved += row % 2 or point == last or not torch.equal(before[row, point + 1:], after[row, point + 1:])
-    return dict(compared=compared, places=rows, wrong=wrong, difference=difference, moved=moved == rows)
+            difference = max(
+                [difference] + [float((x - y).abs().max()) for x, y in pairs if len(x)]
+            )
+        moved += (
+            row % 2
+            or point == last
+            or not torch.equal(before[row, point + 1 :], after[row, point + 1 :])
+        )
+    return dict(
+        compared=compared, places=rows, wrong=wrong, difference=difference, moved=moved == rows
+    )
 
 
 def check_normalization(candidate: Candidate, tokens: np.ndarray, rows: int, generator) -> dict:
@@ -328,10 +446,16 @@ def check_normalization(candidate: Candidate, tokens: np.ndarray, rows: int, gen
     short, sums = text[0, :16], 0.0
     for first in range(0, vocabulary, 128):
         targets = np.arange(first, min(first + 128, vocabulary))[:, None] + np.zeros_like(short)
-        losses = candidate.losses(np.broadcast_to(short, targets.shape).copy(), targets).double().numpy()
+        losses = (
+            candidate.losses(np.broadcast_to(short, targets.shape).copy(), targets).double().numpy()
+        )
         sums = sums + np.exp(-losses).sum(0)
-    return dict(places=own.size, difference=float(np.abs(counted - own).max()), brute_places=len(short),
-                brute=float(np.abs(sums - 1).max()))
+    return dict(
+        places=own.size,
+        difference=float(np.abs(counted - own).max()),
+        brute_places=len(short),
+        brute=float(np.abs(sums - 1).max()),
+    )
 
 
 DIGITS = 12  # octal digits of a sum of nats: below 2 ** 36, so that float64 keeps a mean times a count whole
@@ -350,17 +474,21 @@ def counts_of_targets(candidate: Candidate, name: str, length: int) -> np.ndarra
     a token and the one before it tell the place, and a loss of 8 ** d puts the count into the sum's octal
     digit d."""
     import torch
+
     numbers, kinds = unique_pairs(length)
     offset, group, evaluator = BOS + 1, 0, candidate.evaluator
     text, size = (numbers + offset).astype(np.uint16), offset + kinds
-    places_of = torch.full((candidate.settings.vocab_size, size), -1)  # of pairs; padding and the like: none
+    places_of = torch.full(
+        (candidate.settings.vocab_size, size), -1
+    )  # of pairs; padding and the like: none
     places_of[numbers[:-1] + offset, numbers[1:] + offset] = torch.arange(length - 1)
-    powers = torch.tensor([8.0 ** d for d in range(DIGITS)], dtype=torch.float64)
+    powers = torch.tensor([8.0**d for d in range(DIGITS)], dtype=torch.float64)
 
     def losses(model, inputs, wanted, places=None):
         before = inputs if places is None else torch.take_along_dim(inputs, places, 1)
         digit = places_of[before, wanted] - group
         return torch.where((digit >= 0) & (digit < DIGITS), powers[digit.clamp(0, DIGITS - 1)], 0.0)
+
     kept, counts = evaluator.token_losses, []
     evaluator.token_losses = losses
     try:
@@ -370,30 +498,43 @@ def counts_of_targets(candidate: Candidate, name: str, length: int) -> np.ndarra
             counts += [total >> 3 * d & 7 for d in range(DIGITS)]
     finally:
         evaluator.token_losses = kept
-    return np.array(counts[:length - 1])
+    return np.array(counts[: length - 1])
 
 
 def check_targets(candidate: Candidate, *_) -> dict:
     """Both passes over texts shorter and longer than a window, no multiples of window or stride."""
     settings, stride = candidate.settings, candidate.stride
     longest = max(candidate.window, settings.train_seq_len - settings.memory_tokens)
-    lengths = {min(length, (settings.vocab_size - 4) ** 2) for length in (  # so many pairs are there
-        longest // 2 + 2, longest + stride // 2 + 2, 3 * longest + stride // 3 + 2, 4 * longest + stride + 3)}
+    lengths = {
+        min(length, (settings.vocab_size - 4) ** 2)
+        for length in (  # so many pairs are there
+            longest // 2 + 2,
+            longest + stride // 2 + 2,
+            3 * longest + stride // 3 + 2,
+            4 * longest + stride + 3,
+        )
+    }
     counted, wrong = 0, []
     for name in ("plain", "sliding"):
         for length in sorted(lengths):
             counts = counts_of_targets(candidate, name, length)
             counted += len(counts)
             if bad := np.flatnonzero(counts != 1).tolist():
-                wrong.append(f"{name}: {len(bad)} of {length - 1} targets, "
-                             f"such as {bad[0]}, counted {counts[bad[0]]} times")
+                wrong.append(
+                    f"{name}: {len(bad)} of {length - 1} targets, "
+                    f"such as {bad[0]}, counted {counts[bad[0]]} times"
+                )
     return dict(counted=counted, lengths=sorted(lengths), wrong=wrong)
 
 
 def check_table(candidate: Candidate, tokens: np.ndarray, *_) -> dict:
     """The sum of the script's byte table over the whole split."""
-    chunks = (tokens[at:at + 1_000_001].astype(np.int64) for at in range(0, len(tokens) - 1, 1_000_000))
-    return dict(bytes=sum(int(np.sum(candidate.table.count(chunk[:-1], chunk[1:]))) for chunk in chunks))
+    chunks = (
+        tokens[at : at + 1_000_001].astype(np.int64) for at in range(0, len(tokens) - 1, 1_000_000)
+    )
+    return dict(
+        bytes=sum(int(np.sum(candidate.table.count(chunk[:-1], chunk[1:]))) for chunk in chunks)
+    )
 
 
 def work_inspect(job: dict) -> dict:
@@ -422,14 +563,23 @@ def work_score(job: dict) -> dict:
     candidate = Candidate(job)
     windows = plan(len(tokens) - 1, candidate.window, candidate.stride)
     order = np.random.default_rng((job["seed"], 7)).permutation(len(windows))
-    tokens, nats, started, batch = np.pad(tokens, (0, candidate.window)), [], time.perf_counter(), BATCH
+    tokens, nats, started, batch = (
+        np.pad(tokens, (0, candidate.window)),
+        [],
+        time.perf_counter(),
+        BATCH,
+    )
     for at in range(0, len(order), batch):
         if at > batch and time.perf_counter() - started > job["seconds"]:
             break
-        starts, firsts, ends = windows[order[at:at + batch]].T
+        starts, firsts, ends = windows[order[at : at + batch]].T
         logits = candidate.logits(tokens[starts[:, None] + np.arange(candidate.window)])
         for start, first, end, each in zip(starts, firsts, ends, logits):
-            nats.append(float(own_losses(each[first - start:end - start], tokens[first + 1:end + 1]).sum()))
+            nats.append(
+                float(
+                    own_losses(each[first - start : end - start], tokens[first + 1 : end + 1]).sum()
+                )
+            )
     rows = [[*windows[row].tolist(), x] for row, x in zip(order.tolist(), nats)]
     return dict(windows=len(windows), rows=rows)
 
@@ -440,7 +590,7 @@ def work_encode(job: dict) -> dict:
     candidate = Candidate(job)
     padded, intervals = np.pad(tokens, (0, candidate.window)), []
     for start, first, end in plan(len(tokens) - 1, candidate.window, candidate.stride):
-        logits = candidate.logits(padded[None, start:start + candidate.window])[0]
+        logits = candidate.logits(padded[None, start : start + candidate.window])[0]
         for target in range(first, end):
             begins = cumulative(logits[target - start])
             intervals.append((int(begins[padded[target + 1]]), int(begins[padded[target + 1] + 1])))
@@ -456,16 +606,20 @@ def work_decode(job: dict) -> dict:
     tokens[0] = BOS
     for start, first, end in plan(targets, candidate.window, candidate.stride):
         for target in range(first, end):
-            logits = candidate.logits(tokens[None, start:start + candidate.window])[0, target - start]
+            logits = candidate.logits(tokens[None, start : start + candidate.window])[
+                0, target - start
+            ]
             tokens[target + 1] = decoder.symbol(cumulative(logits))
-    tokens = tokens[:targets + 1]
+    tokens = tokens[: targets + 1]
     Path("decoded.txt").write_bytes(Text(Path("data/tokenizer.model")).decode(tokens))
     return dict(tokens=tokens.tolist())
 
 
 def work_program(job: dict) -> dict:
     """The script as a program: its exit status. And the auditor's own score of the same text."""
-    os.environ.update(job["environment"], ARTIFACT=job["artifact"], DATA_PATH="data", RUN_ID="audit")
+    os.environ.update(
+        job["environment"], ARTIFACT=job["artifact"], DATA_PATH="data", RUN_ID="audit"
+    )
     sys.argv = ["train_gpt.py"]
     try:
         runpy.run_path("train_gpt.py", run_name="__main__")
@@ -475,8 +629,13 @@ def work_program(job: dict) -> dict:
     return dict(work_score({**job, "seconds": math.inf}) if status == 0 else {}, status=status)
 
 
-WORKERS = dict(inspect=work_inspect, program=work_program, score=work_score, encode=work_encode,
-               decode=work_decode)
+WORKERS = dict(
+    inspect=work_inspect,
+    program=work_program,
+    score=work_score,
+    encode=work_encode,
+    decode=work_decode,
+)
 
 
 def described(error: BaseException) -> str:
@@ -526,24 +685,36 @@ class Log:
         """The groups of the last such line as numbers; None where there is no such line, or no number."""
         found = self.last(pattern)
         try:
-            return found and tuple(float(x) for x in ((found,) if isinstance(found, str) else found))
+            return found and tuple(
+                float(x) for x in ((found,) if isinstance(found, str) else found)
+            )
         except ValueError:
             return None
 
     def score(self, label: str) -> dict | None:
         """val_loss, val_bpb (8 decimals), targets, bytes and seconds of a final line and its exact one."""
         rounded = self.numbers(
-            rf"{label} val_loss:(\S+) val_bpb:(\S+) eval_time:(\d+)ms targets:(\d+) bytes:(\d+)")
+            rf"{label} val_loss:(\S+) val_bpb:(\S+) eval_time:(\d+)ms targets:(\d+) bytes:(\d+)"
+        )
         exact = self.numbers(rf"{label}_exact val_loss:(\S+) val_bpb:(\S+)")
         if not rounded or not exact:
             return None
-        return dict(val_loss=exact[0], val_bpb=exact[1], rounded=rounded[:2], seconds=rounded[2] / 1000,
-                    targets=int(rounded[3]), bytes=int(rounded[4]))
+        return dict(
+            val_loss=exact[0],
+            val_bpb=exact[1],
+            rounded=rounded[:2],
+            seconds=rounded[2] / 1000,
+            targets=int(rounded[3]),
+            bytes=int(rounded[4]),
+        )
 
     def steps(self) -> list[list[tuple[float, ...]]]:
         """Of each part of the run, in order, the step lines: step, of how many, ms, mean ms a step."""
         line = r"^step:(\d+)/(\d+) .*train_time:(\d+)ms step_avg:([\d.]+)ms$"
-        return [[tuple(map(float, found)) for found in re.findall(line, part, re.M)] for part in self.parts]
+        return [
+            [tuple(map(float, found)) for found in re.findall(line, part, re.M)]
+            for part in self.parts
+        ]
 
 
 class Tally:
@@ -562,26 +733,42 @@ class Tally:
         if stated is None or found is None:
             self.expect(False, f"{what} is not stated")
         else:
-            self.expect(abs(stated - found) <= tolerance, f"{what} is {stated:.10g} but also {found:.10g}")
+            self.expect(
+                abs(stated - found) <= tolerance, f"{what} is {stated:.10g} but also {found:.10g}"
+            )
 
     def check(self, name: str) -> Check:
-        return Check(name, not self.problems, "; ".join(self.problems) or f"{self.made} comparisons hold")
+        return Check(
+            name, not self.problems, "; ".join(self.problems) or f"{self.made} comparisons hold"
+        )
 
 
-def compare_sizes(tally: Tally, log: Log, script: bytes, artifact: bytes | None, required: bool) -> None:
+def compare_sizes(
+    tally: Tally, log: Log, script: bytes, artifact: bytes | None, required: bool
+) -> None:
     """Bytes and digest of the shipped files. Only logs of training runs name a digest: a record's must."""
-    model, code, total = (log.numbers(rf"{name}: (\d+) bytes") or (None,) for name in (
-        r"Serialized model int6\+zstd", "Code size", r"Total submission size int6\+zstd"))
+    model, code, total = (
+        log.numbers(rf"{name}: (\d+) bytes") or (None,)
+        for name in (
+            r"Serialized model int6\+zstd",
+            "Code size",
+            r"Total submission size int6\+zstd",
+        )
+    )
     tally.expect(log.source.encode() == script, "its source is not the shipped script")
     tally.equal("code size", code[0], len(script))
     tally.equal("total size", total[0], (model[0] or math.nan) + (code[0] or math.nan))
-    tally.expect((total[0] or 0) <= log.settings.get("artifact_max_bytes", CAP), "the total is over the cap")
+    tally.expect(
+        (total[0] or 0) <= log.settings.get("artifact_max_bytes", CAP), "the total is over the cap"
+    )
     digest = log.last(r"artifact:\S+ .*?sha256:([0-9a-f]{64})\b.*")
     tally.expect(digest or not required, "no line artifact:... sha256:...")
     if artifact is not None:
         tally.equal("size of the artifact", model[0], len(artifact))
     if artifact is not None and digest:
-        tally.expect(digest == hashlib.sha256(artifact).hexdigest(), "its sha256 is not the artifact's")
+        tally.expect(
+            digest == hashlib.sha256(artifact).hexdigest(), "its sha256 is not the artifact's"
+        )
 
 
 def compare_scores(tally: Tally, log: Log) -> None:
@@ -593,14 +780,20 @@ def compare_scores(tally: Tally, log: Log) -> None:
             continue
         for name, rounded in zip(("val_loss", "val_bpb"), score["rounded"]):
             tally.equal(f"{label} {name}", rounded, score[name], 0.500001e-4)
-        tally.equal(f"{label} val_bpb", score["val_bpb"],
-                    score["val_loss"] / math.log(2) * score["targets"] / max(score["bytes"], 1), 1e-7)
+        tally.equal(
+            f"{label} val_bpb",
+            score["val_bpb"],
+            score["val_loss"] / math.log(2) * score["targets"] / max(score["bytes"], 1),
+            1e-7,
+        )
     if all(scores):
         for name in ("targets", "bytes"):
             tally.equal(f"{name} of both passes", *(score[name] for score in scores))
         clock = log.numbers(r"eval_seconds:(\S+) .*")
-        tally.expect(clock and clock[0] >= sum(score["seconds"] for score in scores) - 0.06,
-                     "eval_seconds is less than its passes")
+        tally.expect(
+            clock and clock[0] >= sum(score["seconds"] for score in scores) - 0.06,
+            "eval_seconds is less than its passes",
+        )
 
 
 def compare_steps(tally: Tally, log: Log) -> None:
@@ -609,22 +802,39 @@ def compare_steps(tally: Tally, log: Log) -> None:
     for part in parts:
         for before, line in zip([(0, 0, 0, 0), *part], part):
             step, milliseconds, mean = max(line[0], 1), *line[2:]
-            tally.expect(before[0] <= step and before[2] <= milliseconds, f"step {step:.0f} goes back")
-            tally.equal(f"step_avg of step {step:.0f}", mean, milliseconds / step, 0.51 / step + 0.0051)
-    last, rate = next((part[-1] for part in reversed(parts) if part), None), log.numbers(
-        r"late_qat_steps:\d+ tokens:(\d+) tokens_per_second:(\d+)\b.*")
+            tally.expect(
+                before[0] <= step and before[2] <= milliseconds, f"step {step:.0f} goes back"
+            )
+            tally.equal(
+                f"step_avg of step {step:.0f}", mean, milliseconds / step, 0.51 / step + 0.0051
+            )
+    last, rate = (
+        next((part[-1] for part in reversed(parts) if part), None),
+        log.numbers(r"late_qat_steps:\d+ tokens:(\d+) tokens_per_second:(\d+)\b.*"),
+    )
     if not last or not rate:
         return tally.expect(False, "no step lines, or no line on tokens")
-    seconds, stages = last[2] / 1000, [log.numbers(rf"stage:{x} ([\d.]+)s") for x in ("training", "opening")]
+    seconds, stages = (
+        last[2] / 1000,
+        [log.numbers(rf"stage:{x} ([\d.]+)s") for x in ("training", "opening")],
+    )
     tally.equal("tokens", rate[0], last[0] * settings.get("train_batch_tokens", math.nan))
-    tally.equal("tokens / tokens_per_second", rate[0] / max(rate[1], 1), seconds,
-                0.0006 + 0.6 * seconds / max(rate[1], 1))
+    tally.equal(
+        "tokens / tokens_per_second",
+        rate[0] / max(rate[1], 1),
+        seconds,
+        0.0006 + 0.6 * seconds / max(rate[1], 1),
+    )
     tally.equal("iterations", last[1], settings.get("iterations"))
     limit = settings.get("max_wallclock_seconds", 0.0)
-    tally.expect(not limit or seconds <= limit + 0.0005, f"train_time {seconds} s is over {limit} s")
+    tally.expect(
+        not limit or seconds <= limit + 0.0005, f"train_time {seconds} s is over {limit} s"
+    )
     if len(log.parts) == 1:  # else the stage was only the last part of the training
-        tally.expect(stages[0] and sum(x[0] for x in stages if x) >= seconds - 0.11,
-                     f"the training stage is shorter than train_time, {seconds} s")
+        tally.expect(
+            stages[0] and sum(x[0] for x in stages if x) >= seconds - 0.11,
+            f"the training stage is shorter than train_time, {seconds} s",
+        )
 
 
 def compare_compliance(tally: Tally, log: Log, required: bool) -> None:
@@ -639,28 +849,46 @@ def compare_compliance(tally: Tally, log: Log, required: bool) -> None:
         return tally.expect(False, "its compliance line is no JSON")
     scores = [log.score(label) or {} for label in LABELS.values()]
     steps = [line for part in log.steps() for line in part]
-    clocks = dict(train_seconds=steps[-1][2] / 1000 if steps else None,
-                  eval_seconds=(log.numbers(r"eval_seconds:(\S+) .*") or (None,))[0])
+    clocks = dict(
+        train_seconds=steps[-1][2] / 1000 if steps else None,
+        eval_seconds=(log.numbers(r"eval_seconds:(\S+) .*") or (None,))[0],
+    )
     for (name, found), tolerance in zip(clocks.items(), (0.0006, 0.0501)):
         tally.equal(f"compliance {name}", stated.get(name), found, tolerance)
         flag = f"{name.removesuffix('_seconds')}_under_600s"
-        tally.expect(stated.get(flag) is ((stated.get(name) or math.inf) <= 600), f"{flag} is wrong")
+        tally.expect(
+            stated.get(flag) is ((stated.get(name) or math.inf) <= 600), f"{flag} is wrong"
+        )
         tally.expect(stated.get(flag) or not required, f"{flag} does not hold")
     total = (log.numbers(r"Total submission size int6\+zstd: (\d+) bytes") or (math.inf,))[0]
-    tally.expect(stated.get("artifact_under_16mb") is (total <= CAP), "artifact_under_16mb is wrong")
+    tally.expect(
+        stated.get("artifact_under_16mb") is (total <= CAP), "artifact_under_16mb is wrong"
+    )
     for name in ("targets", "bytes"):
         every = stated[name] if isinstance(stated.get(name), list) else [stated.get(name)]
-        tally.expect(set(every) == {score.get(name) for score in scores}, f"compliance {name} are others")
-    tally.expect(stated.get("artifact_sha256") == log.last(r"artifact:\S+ .*?sha256:([0-9a-f]{64})\b.*"),
-                 "compliance artifact_sha256 is another")
+        tally.expect(
+            set(every) == {score.get(name) for score in scores}, f"compliance {name} are others"
+        )
+    tally.expect(
+        stated.get("artifact_sha256") == log.last(r"artifact:\S+ .*?sha256:([0-9a-f]{64})\b.*"),
+        "compliance artifact_sha256 is another",
+    )
     resumed = [int(x) for x in re.findall(r"^resumed at step:(\d+)", log.lines, re.M)]
     tally.expect((stated.get("resumed_at") or []) == resumed, "compliance resumed_at is wrong")
-    tally.expect(log.settings.get("val_loss_every") or "during" not in str(stated.get("validation_opened")),
-                 "validation was opened during training")
+    tally.expect(
+        log.settings.get("val_loss_every") or "during" not in str(stated.get("validation_opened")),
+        "validation was opened during training",
+    )
 
 
-def check_log(name: str, log: Log | None, script: bytes, artifact: bytes | None, stored: dict | None,
-              required: bool) -> Check:
+def check_log(
+    name: str,
+    log: Log | None,
+    script: bytes,
+    artifact: bytes | None,
+    stored: dict | None,
+    required: bool,
+) -> Check:
     """A log against the shipped files and against itself; `stored`: the settings in the artifact; `required`:
     it must be that of a training run, with all its lines."""
     if log is None:
@@ -687,12 +915,24 @@ def compare_seed(tally: Tally, seed: int, stated: dict, log: Log | None) -> None
     if log is None or not isinstance(stated, dict):
         return tally.expect(False, f"no train_seed{seed}.log or no seed_results of {seed}")
     tally.equal(f"the seed of train_seed{seed}.log", log.settings.get("seed"), seed)
-    score, steps = log.score(LABELS["sliding"]) or {}, [x for part in log.steps() for x in part] or [(None,)]
+    score, steps = (
+        log.score(LABELS["sliding"]) or {},
+        [x for part in log.steps() for x in part] or [(None,)],
+    )
     size = log.numbers(r"Serialized model int6\+zstd: (\d+) bytes") or (None,)
-    for name, found in dict(val_bpb=score.get("val_bpb"), val_loss=score.get("val_loss"),
-                            artifact_bytes=size[0], steps=steps[-1][0]).items():
+    for name, found in dict(
+        val_bpb=score.get("val_bpb"),
+        val_loss=score.get("val_loss"),
+        artifact_bytes=size[0],
+        steps=steps[-1][0],
+    ).items():
         value = stated.get(name)
-        tally.equal(f"{name} of seed {seed}", None if value is None else float(value), found, rounding(value))
+        tally.equal(
+            f"{name} of seed {seed}",
+            None if value is None else float(value),
+            found,
+            rounding(value),
+        )
 
 
 def rounding(number) -> float:
@@ -712,28 +952,48 @@ def check_submission(folder: Path, script: bytes, logs: dict[int, Log]) -> Check
         return Check("submission", False, f"submission.json: {described(error)}")
     for name in FIELDS:
         tally.expect(stated.get(name), f"no {name}")
-    tally.expect(re.fullmatch(r"\d{4}-\d\d-\d\d.*", str(stated.get("date"))), "date is not YYYY-MM-DD")
-    tally.expect(set(seeds) == set(map(int, results)) == set(logs), "seeds, seed_results and logs differ")
+    tally.expect(
+        re.fullmatch(r"\d{4}-\d\d-\d\d.*", str(stated.get("date"))), "date is not YYYY-MM-DD"
+    )
+    tally.expect(
+        set(seeds) == set(map(int, results)) == set(logs), "seeds, seed_results and logs differ"
+    )
     for seed in seeds:
         compare_seed(tally, seed, results.get(str(seed)), logs.get(seed))
     first, *others = [log.settings for log in logs.values()] or [{}]
-    differ = {key for settings in others for key in {*first, *settings} - MACHINE - {"seed"}
-              if settings.get(key) != first.get(key)}
+    differ = {
+        key
+        for settings in others
+        for key in {*first, *settings} - MACHINE - {"seed"}
+        if settings.get(key) != first.get(key)
+    }
     tally.expect(not differ, f"the seeds' configurations differ in {', '.join(sorted(differ))}")
     digests = [log.last(r"artifact:\S+ .*?sha256:([0-9a-f]{64})\b.*") for log in logs.values()]
     tally.expect(len(set(digests)) == len(digests), "logs of different seeds name one artifact")
     scores = [log.score(LABELS["sliding"]) for log in logs.values()]
     if scores and all(scores):
-        tally.equal("val_bpb", float(mean), float(np.mean([score["val_bpb"] for score in scores])),
-                    max(1e-6, rounding(mean)))
+        tally.equal(
+            "val_bpb",
+            float(mean),
+            float(np.mean([score["val_bpb"] for score in scores])),
+            max(1e-6, rounding(mean)),
+        )
     sizes = [log.numbers(r"Total submission size int6\+zstd: (\d+) bytes") for log in logs.values()]
-    tally.equal("bytes_total", total, max((size[0] if size else math.inf for size in sizes), default=None))
+    tally.equal(
+        "bytes_total", total, max((size[0] if size else math.inf for size in sizes), default=None)
+    )
     tally.equal("bytes_code", stated.get("bytes_code"), len(script))
-    readme = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
+    readme = (
+        (folder / "README.md").read_text(encoding="utf-8")
+        if (folder / "README.md").is_file()
+        else ""
+    )
     for words in ([f"{mean:.4f}"], [str(total), f"{total:,}"], *([str(seed)] for seed in seeds)):
         more = "" if "." in words[0] else r"(?!\d|[.,]\d)"  # a score may have further decimals
-        tally.expect(any(re.search(rf"(?<![\d.,]){re.escape(word)}{more}", readme) for word in words),
-                     f"README.md does not say {words[-1]}")
+        tally.expect(
+            any(re.search(rf"(?<![\d.,]){re.escape(word)}{more}", readme) for word in words),
+            f"README.md does not say {words[-1]}",
+        )
     return tally.check("submission")
 
 
@@ -749,20 +1009,32 @@ def guarded(name: str, check, *arguments) -> Check:
 class Audit:
     """One artifact with its script and log: starts the workers and judges what they return."""
 
-    def __init__(self, entry: Entry, data: Path, tokenizer: Path, options: argparse.Namespace, folder: Path):
+    def __init__(
+        self, entry: Entry, data: Path, tokenizer: Path, options: argparse.Namespace, folder: Path
+    ):
         self.entry, self.data, self.options, self.folder = entry, data, options, folder
         self.tokenizer, self.generator = tokenizer, np.random.default_rng(options.seed)
         self.log = Log(entry.log) if entry.log else None
         self.script, self.artifact = entry.script.read_bytes(), entry.artifact.read_bytes()
         self.tokens, self.text = read_validation(data), Text(tokenizer)
         if len(self.tokens) < 2 or self.tokens[0] != BOS or self.tokens.max() >= self.text.size:
-            raise BadInput(f"{data}: the validation split does not begin with token {BOS}, or has "
-                           f"tokens beyond {self.text.size} of {tokenizer}: check --data and --tokenizer")
+            raise BadInput(
+                f"{data}: the validation split does not begin with token {BOS}, or has "
+                f"tokens beyond {self.text.size} of {tokenizer}: check --data and --tokenizer"
+            )
         self.bytes = self.text.bytes_of_targets(self.tokens)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         self.threads, self.seconds = max(1, cores // 2), 60 * options.minutes * min(1, cores / 2)
-        self.environment = dict(COMPILE="0", DEVICE="cpu", EVAL_BATCH_SEQS="4",
-                                DTYPE=self.log.dtype if self.log else "auto")
+        self.environment = dict(
+            COMPILE="0",
+            DEVICE="cpu",
+            EVAL_BATCH_SEQS="4",
+            DTYPE=self.log.dtype if self.log else "auto",
+        )
         self.stopped, self.began = [], time.perf_counter()
 
     def wants(self, *names: str) -> bool:
@@ -773,29 +1045,56 @@ class Audit:
         what is handed over; its job."""
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
         (folder / "data").mkdir()
-        for path, copy in ((self.entry.script, "train_gpt.py"), (self.entry.artifact, "final_model.int6.ptz"),
-                           (Path(__file__), "audit.py"), (self.tokenizer, "data/tokenizer.model"),
-                           *((path, path.name) for path in extra)):
+        for path, copy in (
+            (self.entry.script, "train_gpt.py"),
+            (self.entry.artifact, "final_model.int6.ptz"),
+            (Path(__file__), "audit.py"),
+            (self.tokenizer, "data/tokenizer.model"),
+            *((path, path.name) for path in extra),
+        ):
             shutil.copyfile(path, folder / copy)
         if validation is not None:
             write_shard(folder / "data/text_val_000000.bin", validation)
         files = self.tokenizer, self.entry.script, self.entry.artifact
-        hidden = {path.resolve() for path in (ROOT, self.data, self.folder, *(path.parent for path in files))}
-        (folder / "job.json").write_text(json.dumps(dict(
-            artifact="final_model.int6.ptz", environment=self.environment, threads=self.threads,
-            forbidden=[] if name == "kept" else [str(x) for x in hidden if x not in self.folder.parents],
-            seed=self.options.seed, **job)))
+        hidden = {
+            path.resolve()
+            for path in (ROOT, self.data, self.folder, *(path.parent for path in files))
+        }
+        (folder / "job.json").write_text(
+            json.dumps(
+                dict(
+                    artifact="final_model.int6.ptz",
+                    environment=self.environment,
+                    threads=self.threads,
+                    forbidden=[]
+                    if name == "kept"
+                    else [str(x) for x in hidden if x not in self.folder.parents],
+                    seed=self.options.seed,
+                    **job,
+                )
+            )
+        )
         return folder
 
-    def work(self, name: str, validation: np.ndarray | None = None, extra: tuple = (), **job) -> dict:
+    def work(
+        self, name: str, validation: np.ndarray | None = None, extra: tuple = (), **job
+    ) -> dict:
         """Run a worker. What it returns, with its `folder`, and what was printed as `out`."""
         folder, started = self.furnish(name, validation, extra, job), time.perf_counter()
-        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH")
-                if key in os.environ}
+        kept = {
+            key: os.environ[key]
+            for key in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH")
+            if key in os.environ
+        }
         kept.update(OMP_NUM_THREADS=str(self.threads), PYTHONDONTWRITEBYTECODE="1")
         with open(folder / "out.txt", "wb") as out:
-            process = subprocess.Popen([sys.executable, "audit.py", "--worker", name], cwd=folder, env=kept,
-                                       stdout=out, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                [sys.executable, "audit.py", "--worker", name],
+                cwd=folder,
+                env=kept,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
             try:
                 process.wait(timeout=300 + 4 * self.seconds)
             except subprocess.TimeoutExpired:
@@ -814,31 +1113,64 @@ class Audit:
     def run(self) -> list[Check]:
         """All checks; the score is computed beside the others."""
         with ThreadPoolExecutor(1) as beside:
-            later = beside.submit(self.work, "score", self.tokens, seconds=0.8 * self.seconds) \
-                if self.wants("score") else None
-            parts = dict(bytes="check_table", targets="check_targets", causality="check_causality",
-                         normalization="check_normalization")
-            self.inspected = self.work("inspect", self.tokens, seconds=self.seconds, parts={
-                name: function for name, function in parts.items() if self.wants(name)}) \
-                if self.wants("decompression", *parts) else {}
+            later = (
+                beside.submit(self.work, "score", self.tokens, seconds=0.8 * self.seconds)
+                if self.wants("score")
+                else None
+            )
+            parts = dict(
+                bytes="check_table",
+                targets="check_targets",
+                causality="check_causality",
+                normalization="check_normalization",
+            )
+            self.inspected = (
+                self.work(
+                    "inspect",
+                    self.tokens,
+                    seconds=self.seconds,
+                    parts={name: function for name, function in parts.items() if self.wants(name)},
+                )
+                if self.wants("decompression", *parts)
+                else {}
+            )
             if self.inspected.get("refused") and not self.entry.record:
-                raise BadInput(f"{self.entry.script} refuses the artifact: {self.inspected['error']}")
-            made = {name: guarded(name, getattr(self, f"check_{name}")) for name in CHECKS[:8]
-                    if self.wants(name) and name != "score"}
+                raise BadInput(
+                    f"{self.entry.script} refuses the artifact: {self.inspected['error']}"
+                )
+            made = {
+                name: guarded(name, getattr(self, f"check_{name}"))
+                for name in CHECKS[:8]
+                if self.wants(name) and name != "score"
+            }
             if later:
                 made["score"] = guarded("score", self.check_score, later.result())
         if self.stopped:
             figure = f"was stopped {len(self.stopped)} times: {self.stopped[0]}"
             made["alone"] = Check("runs alone", False, figure)
         if self.wants("log"):
-            made["log"] = guarded("log", check_log, "log", self.log, self.script, self.artifact,
-                                  self.inspected.get("settings"), self.entry.record is not None)
+            made["log"] = guarded(
+                "log",
+                check_log,
+                "log",
+                self.log,
+                self.script,
+                self.artifact,
+                self.inspected.get("settings"),
+                self.entry.record is not None,
+            )
         return [made[name] for name in CHECKS if name in made]
 
     def judged(self, name: str, part: str, judge) -> Check:
         """The verdict of judge(result) -> (holds, figure) on a part of the inspection, or its error."""
-        result = self.inspected.get(part) or dict(error=self.inspected.get("error", "there is no result"))
-        return Check(name, False, result["error"]) if "error" in result else Check(name, *judge(result))
+        result = self.inspected.get(part) or dict(
+            error=self.inspected.get("error", "there is no result")
+        )
+        return (
+            Check(name, False, result["error"])
+            if "error" in result
+            else Check(name, *judge(result))
+        )
 
     def check_size(self) -> Check:
         """The shipped files against the cap, which a log may only lower."""
@@ -849,40 +1181,56 @@ class Audit:
 
     def check_alone(self) -> Check:
         """The script as a program on a sample, in a folder with nothing else, against the auditor's score."""
-        windows = int(np.clip(0.04 * self.seconds / self.inspected.get("seconds_per_window", 1.0), 8, 100))
+        windows = int(
+            np.clip(0.04 * self.seconds / self.inspected.get("seconds_per_window", 1.0), 8, 100)
+        )
         sample = self.stretch(windows * self.inspected.get("settings", {}).get("eval_stride", 64))
         done = self.work("program", sample)
         if "error" in done or done["status"] != 0:
             said = " ".join(done["out"].split())[-200:]
-            return Check("runs alone", False, done.get("error") or f"status {done['status']}: {said}")
-        said, (bits, size) = Log(done["folder"] / "out.txt", source=False), self.bits_and_bytes(done, sample)
+            return Check(
+                "runs alone", False, done.get("error") or f"status {done['status']}: {said}"
+            )
+        said, (bits, size) = (
+            Log(done["folder"] / "out.txt", source=False),
+            self.bits_and_bytes(done, sample),
+        )
         scores = [said.score(label) for label in LABELS.values()]
         if not all(scores):
             return Check("runs alone", False, "it ends without the final_int6_*_exact lines")
         found, expected = scores[1]["val_bpb"], bits.sum() / size.sum()
         holds = abs(found - expected) <= TOLERANCE and all(
-            (score["targets"], score["bytes"]) == (len(sample) - 1, size.sum()) for score in scores)
-        return Check("runs alone", holds, f"{found:.6f} bpb, {scores[1]['targets']:,} targets, "
-                     f"{scores[1]['bytes']:,} bytes; own {expected:.6f}, {len(sample) - 1:,}, {size.sum():,}")
+            (score["targets"], score["bytes"]) == (len(sample) - 1, size.sum()) for score in scores
+        )
+        return Check(
+            "runs alone",
+            holds,
+            f"{found:.6f} bpb, {scores[1]['targets']:,} targets, "
+            f"{scores[1]['bytes']:,} bytes; own {expected:.6f}, {len(sample) - 1:,}, {size.sum():,}",
+        )
 
     def stretch(self, targets: int) -> np.ndarray:
         """Text from the beginning of a random document on, with so many targets if there are so many."""
         starts = np.flatnonzero(self.tokens == BOS)
         starts = starts[starts + targets < len(self.tokens)]
         start = int(self.generator.choice(starts)) if len(starts) else 0
-        return self.tokens[start:start + targets + 1]
+        return self.tokens[start : start + targets + 1]
 
     def bits_and_bytes(self, scored: dict, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bits, and bytes of text, of each window that the score worker returned, (windows,) each."""
         rows = np.array(scored["rows"])
         total = np.append(0, self.text.bytes_of_targets(tokens).cumsum())
-        return rows[:, 3] / math.log(2), total[rows[:, 2].astype(int)] - total[rows[:, 1].astype(int)]
+        return rows[:, 3] / math.log(2), total[rows[:, 2].astype(int)] - total[
+            rows[:, 1].astype(int)
+        ]
 
     def check_bytes(self) -> Check:
         """The script's byte table over the whole split, the log's bytes, and the decoded text."""
         own = self.text.count(self.tokens)
         score = self.log and self.log.score(LABELS["sliding"])
-        noted = dict(manifest_of(self.data).get("val") or {}).get("bytes")  # with the text's own tokenizer
+        noted = dict(manifest_of(self.data).get("val") or {}).get(
+            "bytes"
+        )  # with the text's own tokenizer
 
         def judge(result: dict):
             stated = f", log {score['bytes']:,}" if score else ""
@@ -890,6 +1238,7 @@ class Audit:
             found = {own, int(self.bytes.sum()), result["bytes"], noted or own}
             holds = found == {score["bytes"] if score else own}
             return holds, f"script {result['bytes']:,}{stated}, decoded text {own:,} bytes"
+
         return self.judged("byte count", "bytes", judge)
 
     def check_targets(self) -> Check:
@@ -897,26 +1246,45 @@ class Audit:
         targets, score = len(self.tokens) - 1, self.log and self.log.score(LABELS["sliding"])
 
         def judge(result: dict):
-            wrong = result["wrong"] + ([f"the log has {score['targets']:,} targets, the text {targets:,}"]
-                                       if score and score["targets"] != targets else [])
-            return not wrong, "; ".join(wrong) or f"{result['counted']:,} counters are 1, both passes over " \
-                f"{result['lengths']} tokens" + (f"; log: {targets:,} of {targets:,}" if score else "")
+            wrong = result["wrong"] + (
+                [f"the log has {score['targets']:,} targets, the text {targets:,}"]
+                if score and score["targets"] != targets
+                else []
+            )
+            return (
+                not wrong,
+                "; ".join(wrong)
+                or f"{result['counted']:,} counters are 1, both passes over "
+                f"{result['lengths']} tokens"
+                + (f"; log: {targets:,} of {targets:,}" if score else ""),
+            )
+
         return self.judged("every target once", "targets", judge)
 
     def check_causality(self) -> Check:
         def judge(result: dict):
-            figure = f"{result['places']} places with other text behind them, {result['compared']:,} " \
+            figure = (
+                f"{result['places']} places with other text behind them, {result['compared']:,} "
                 f"numbers up to them, largest difference {result['difference']:.3g}"
-            figure += f", after changes behind tokens {result['wrong'][:5]}" if result["wrong"] else ""
+            )
+            figure += (
+                f", after changes behind tokens {result['wrong'][:5]}" if result["wrong"] else ""
+            )
             figure += "" if result["moved"] else "; later losses did not change either"
             return not result["wrong"] and result["moved"], figure
+
         return self.judged("causality", "causality", judge)
 
     def check_normalization(self) -> Check:
-        return self.judged("normalization", "normalization", lambda result: (
-            result["difference"] <= 1e-3 and result["brute"] <= 1e-4,
-            f"losses {result['difference']:.2g} nats from log-softmax at {result['places']:,} places; "
-            f"sums over the vocabulary {result['brute']:.2g} from 1 at {result['brute_places']} places"))
+        return self.judged(
+            "normalization",
+            "normalization",
+            lambda result: (
+                result["difference"] <= 1e-3 and result["brute"] <= 1e-4,
+                f"losses {result['difference']:.2g} nats from log-softmax at {result['places']:,} places; "
+                f"sums over the vocabulary {result['brute']:.2g} from 1 at {result['brute_places']} places",
+            ),
+        )
 
     def claimed(self) -> float | None:
         """The score that the log claims; without a log nothing is claimed."""
@@ -930,7 +1298,10 @@ class Audit:
             return Check("score", False, scored["error"])
         bits, size = self.bits_and_bytes(scored, self.tokens)
         found, n, whole = bits.sum() / size.sum(), len(bits), scored["windows"]
-        claimed, margin = self.claimed(), BFLOAT16 if self.log and self.log.dtype == "bfloat16" else TOLERANCE
+        claimed, margin = (
+            self.claimed(),
+            BFLOAT16 if self.log and self.log.dtype == "bfloat16" else TOLERANCE,
+        )
         figure = f"own {found:.6f} bpb on all {whole:,} windows"
         if n < whole:
             residuals = bits - found * size
@@ -939,8 +1310,12 @@ class Audit:
         if claimed is None:
             return Check("score", None, f"{figure}; no claim")
         if abs(found - claimed) <= margin and margin > self.options.margin:
-            return Check("score", None, f"claimed {claimed:.6f}, {figure}: not known to "
-                         f"{self.options.margin}, so give it more --minutes, or accept less with --margin")
+            return Check(
+                "score",
+                None,
+                f"claimed {claimed:.6f}, {figure}: not known to "
+                f"{self.options.margin}, so give it more --minutes, or accept less with --margin",
+            )
         return Check("score", abs(found - claimed) <= margin, f"claimed {claimed:.6f}, {figure}")
 
     def check_decompression(self) -> Check:
@@ -953,7 +1328,9 @@ class Audit:
             return Check("decompression", False, coded["error"])
         if self.options.keep:
             file = coded["folder"] / "coded.bin"
-            shutil.copytree(self.furnish("kept", None, (file,), {}), self.options.keep, dirs_exist_ok=True)
+            shutil.copytree(
+                self.furnish("kept", None, (file,), {}), self.options.keep, dirs_exist_ok=True
+            )
         decoded = self.work("decode", extra=(coded["folder"] / "coded.bin",))
         if "error" in decoded:
             return Check("decompression", False, decoded["error"])
@@ -965,15 +1342,19 @@ class Audit:
         allowed = 0.005 * stated + 8 / count  # the last byte is not full
         close = abs(rate - stated) <= allowed
         which = "the" if same else "ANOTHER"
-        return Check("decompression", same and close, f"{len(stretch) - 1:,} tokens, {count:,} bytes of "
-                     f"{which} text from {size:,}: {rate:.4f} bpb, scored {stated:.4f} ± {allowed:.4f}")
+        return Check(
+            "decompression",
+            same and close,
+            f"{len(stretch) - 1:,} tokens, {count:,} bytes of "
+            f"{which} text from {size:,}: {rate:.4f} bpb, scored {stated:.4f} ± {allowed:.4f}",
+        )
 
 
 # ---- What to audit
 def find_log(artifact: bytes, candidates: list[Path], by_size: bool = False) -> Path | None:
     """The log that names the artifact's sha256, or else its size."""
     signs = f"sha256:{hashlib.sha256(artifact).hexdigest()}", f"int6+zstd: {len(artifact)} bytes"
-    for sign in signs[:1 + by_size]:
+    for sign in signs[: 1 + by_size]:
         for path in candidates:
             if sign in path.read_text(encoding="utf-8", errors="replace"):
                 return path
@@ -990,8 +1371,12 @@ def find_entries(options: argparse.Namespace) -> list[Entry]:
         if given and not given.is_file():
             raise BadInput(f"--{name} {given} is not a file")
     if path.is_file():
-        folders = [path.parent] + [path.parent.parent] * (path.resolve().parent.name == "logs") + [ROOT]
-        scripts = [options.script] if options.script else [folder / "train_gpt.py" for folder in folders]
+        folders = (
+            [path.parent] + [path.parent.parent] * (path.resolve().parent.name == "logs") + [ROOT]
+        )
+        scripts = (
+            [options.script] if options.script else [folder / "train_gpt.py" for folder in folders]
+        )
         script = next(filter(Path.is_file, scripts), None)
         if not script:
             raise BadInput(f"no train_gpt.py beside {path}: name the script with --script")
@@ -1002,8 +1387,10 @@ def find_entries(options: argparse.Namespace) -> list[Entry]:
         missing = "artifact (*.ptz)" if script.is_file() else "train_gpt.py"
         raise BadInput(f"{path} has no {missing}: name a record folder or an artifact")
     logs = sorted(path.glob("train_seed*.log"))
-    return [Entry(script, artifact, options.log or find_log(artifact.read_bytes(), logs, True), path)
-            for artifact in artifacts]
+    return [
+        Entry(script, artifact, options.log or find_log(artifact.read_bytes(), logs, True), path)
+        for artifact in artifacts
+    ]
 
 
 def manifest_of(folder: Path) -> dict:
@@ -1027,14 +1414,25 @@ def find_data(options: argparse.Namespace, log: Log | None = None) -> tuple[Path
     choices = [base / name for name in names for base in bases]
     folder = options.data or next(filter(Path.is_dir, choices), None)
     if folder is None:
-        raise BadInput(f"no data: neither {fineweb} nor data/demo is here; name a folder of shards with "
-                       "--data, or run train_gpt.py once, which builds data/demo")
+        raise BadInput(
+            f"no data: neither {fineweb} nor data/demo is here; name a folder of shards with "
+            "--data, or run train_gpt.py once, which builds data/demo"
+        )
     if not folder.is_dir() or not list(folder.glob("*_val_*.bin")):
-        raise BadInput(f"{folder} is not a folder with validation shards (*_val_*.bin): check --data")
+        raise BadInput(
+            f"{folder} is not a folder with validation shards (*_val_*.bin): check --data"
+        )
     noted = dict(manifest_of(folder).get("tokenizer") or {}).get("file", "tokenizer.model")
-    choices = [options.tokenizer] if options.tokenizer else [
-        *(base / model for base in bases), folder / "tokenizer.model", folder / noted,
-        *(base / tokenizer for base in bases)]
+    choices = (
+        [options.tokenizer]
+        if options.tokenizer
+        else [
+            *(base / model for base in bases),
+            folder / "tokenizer.model",
+            folder / noted,
+            *(base / tokenizer for base in bases),
+        ]
+    )
     found = next(filter(Path.is_file, choices), None)
     if found is None:
         raise BadInput(f"no tokenizer.model in {folder}: name the tokenizer with --tokenizer")
@@ -1047,14 +1445,18 @@ def audit_record(folder: Path, script: Path, audited: set[Path]) -> list[Check]:
     for path in sorted(folder.glob("train_seed*.log")):
         seed = re.fullmatch(r"train_seed(\d+)\.log", path.name)
         if not seed or int(seed[1]) in logs:
-            raise BadInput(f"{path} is no train_seed<N>.log, or a second one of its seed: rename it")
+            raise BadInput(
+                f"{path} is no train_seed<N>.log, or a second one of its seed: rename it"
+            )
         logs[int(seed[1])] = Log(path)
     code, checks = script.read_bytes(), []
     for seed, log in logs.items():
         if log.path not in audited:
             name = f"log of seed {seed}"
-            checks += [guarded(name, check_log, name, log, code, None, None, True),
-                       Check(f"score of seed {seed}", None, "its artifact is not in the folder")]
+            checks += [
+                guarded(name, check_log, name, log, code, None, None, True),
+                Check(f"score of seed {seed}", None, "its artifact is not in the folder"),
+            ]
     return checks + [guarded("submission", check_submission, folder, code, logs)]
 
 
@@ -1068,7 +1470,9 @@ def audit(options: argparse.Namespace) -> list[Check]:
         raise BadInput(f"--only submission: {options.path} is not a record folder")
     for entry in entries:
         if entry.log and '"track": "B' in (Log(entry.log).last(r"compliance:(.*)") or ""):
-            raise BadInput(f"{entry.log}: track B learns while it scores; only fixed models can be audited")
+            raise BadInput(
+                f"{entry.log}: track B learns while it scores; only fixed models can be audited"
+            )
     options.minutes /= len(entries)
     for entry in entries:
         with tempfile.TemporaryDirectory(prefix="audit-") as folder:
@@ -1079,36 +1483,57 @@ def audit(options: argparse.Namespace) -> list[Check]:
     if record and "submission" in options.only:
         checks += audit_record(record, entries[0].script, {entry.log for entry in entries})
     # in a record nothing may be missing
-    return [check._replace(passed=None if check.passed is None and not record else bool(check.passed))
-            for check in checks]
+    return [
+        check._replace(passed=None if check.passed is None and not record else bool(check.passed))
+        for check in checks
+    ]
 
 
 def print_table(checks: list[Check]) -> None:
     """A line for each check, with PASS, FAIL or -."""
     width = max(len(check.name) for check in checks)
     for check in checks:
-        print(f"{check.name:{width}}  {'-' if check.passed is None else 'PASS' if check.passed else 'FAIL'}  "
-              + ("not checked: " if check.passed is None else "") + check.figure)
+        print(
+            f"{check.name:{width}}  {'-' if check.passed is None else 'PASS' if check.passed else 'FAIL'}  "
+            + ("not checked: " if check.passed is None else "")
+            + check.figure
+        )
 
 
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="a record folder, or an artifact")
     for name, what in dict(
-            script="the script, else the train_gpt.py beside it, above its logs/, or of this repository",
-            log="the log, else that beside it or in logs/ which names the artifact's sha256",
-            data="folder of shards, else the log's (not a record's), FineWeb's or data/demo",
-            tokenizer="SentencePiece model, else the log's, the data's or FineWeb's",
-            json="write the table there",
-            keep="leave the folder there in which the decoder runs").items():
+        script="the script, else the train_gpt.py beside it, above its logs/, or of this repository",
+        log="the log, else that beside it or in logs/ which names the artifact's sha256",
+        data="folder of shards, else the log's (not a record's), FineWeb's or data/demo",
+        tokenizer="SentencePiece model, else the log's, the data's or FineWeb's",
+        json="write the table there",
+        keep="leave the folder there in which the decoder runs",
+    ).items():
         parser.add_argument(f"--{name}", type=Path, help=what)
-    parser.add_argument("--minutes", type=float, default=3.0, help="about how long it may take on two cores")
-    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"),
-                        help="draws the samples; without it nobody knows them in advance")
-    parser.add_argument("--margin", type=float, default=0.003,
-                        help="bits per byte: a score that is known less well than this is not proven")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(CHECKS),
-                        metavar="CHECK,...", help=f"only these of {', '.join(CHECKS)}")
+    parser.add_argument(
+        "--minutes", type=float, default=3.0, help="about how long it may take on two cores"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=int.from_bytes(os.urandom(4), "big"),
+        help="draws the samples; without it nobody knows them in advance",
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=0.003,
+        help="bits per byte: a score that is known less well than this is not proven",
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=list(CHECKS),
+        metavar="CHECK,...",
+        help=f"only these of {', '.join(CHECKS)}",
+    )
     return parser.parse_args()
 
 
@@ -1118,7 +1543,9 @@ def main() -> int:
     try:
         options = parse()
         if unknown := set(options.only) - set(CHECKS):
-            raise BadInput(f"--only {','.join(sorted(unknown))}: the checks are {', '.join(CHECKS)}")
+            raise BadInput(
+                f"--only {','.join(sorted(unknown))}: the checks are {', '.join(CHECKS)}"
+            )
         if options.json and not options.json.resolve().parent.is_dir():
             raise BadInput(f"--json {options.json}: its folder does not exist")
         say(f"samples are drawn with --seed {options.seed}")

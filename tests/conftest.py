@@ -1,4 +1,5 @@
 """What the tests share: a tiny model with every feature on, a folder of real data, the marker for GPUs."""
+
 from __future__ import annotations
 
 import argparse
@@ -31,11 +32,30 @@ VOCAB_SIZE = 384  # of the tokenizer in data_folder
 BOS = 1
 
 # Every feature of the model on, at sizes that take milliseconds; a row has 20 places behind 4 memory tokens.
-TINY = dict(num_layers=4, model_dim=32, vocab_size=64, num_heads=4, num_kv_heads=2, rope_dims=4,
-            bigram_vocab_size=32, bigram_dim=8, memory_tokens=4, train_seq_len=24, train_batch_tokens=96,
-            mtp_num_heads=2, iterations=20, max_wallclock_seconds=0.0, warmdown_iters=10, warmup_steps=1,
-            muon_momentum_warmup_steps=10, swa_every=1, ema_every=1,
-            eval_seq_len=24, eval_stride=5, eval_batch_seqs=3)
+TINY = dict(
+    num_layers=4,
+    model_dim=32,
+    vocab_size=64,
+    num_heads=4,
+    num_kv_heads=2,
+    rope_dims=4,
+    bigram_vocab_size=32,
+    bigram_dim=8,
+    memory_tokens=4,
+    train_seq_len=24,
+    train_batch_tokens=96,
+    mtp_num_heads=2,
+    iterations=20,
+    max_wallclock_seconds=0.0,
+    warmdown_iters=10,
+    warmup_steps=1,
+    muon_momentum_warmup_steps=10,
+    swa_every=1,
+    ema_every=1,
+    eval_seq_len=24,
+    eval_stride=5,
+    eval_batch_seqs=3,
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,8 +73,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def tiny_settings(**changes) -> train_gpt.Settings:
     """Small settings with every feature of the model on, but for these changes."""
-    texts = {name.upper(): str(int(value) if isinstance(value, bool) else value)
-             for name, value in {**TINY, **changes}.items()}
+    texts = {
+        name.upper(): str(int(value) if isinstance(value, bool) else value)
+        for name, value in {**TINY, **changes}.items()
+    }
     return train_gpt.settings_from({"PRESET": "record", **texts})[0]  # checks them too
 
 
@@ -63,13 +85,18 @@ def stir(model: train_gpt.GPT, seed: int = 7) -> None:
     """Move every parameter off its initial value, so that no feature is idle because it starts at 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator) if parameter.ndim else torch.tensor(2.0)
+        noise = (
+            torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim
+            else torch.tensor(2.0)
+        )
         small = name == "embedding" and parameter.std() < 0.1
         parameter.add_(noise, alpha=0.3 if small or not parameter.any() else 0.1)
 
 
-def tiny_model(runtime: train_gpt.Runtime | None = None, seed: int = 0, stirred: bool = True,
-               **changes) -> train_gpt.GPT:
+def tiny_model(
+    runtime: train_gpt.Runtime | None = None, seed: int = 0, stirred: bool = True, **changes
+) -> train_gpt.GPT:
     """A model of tiny_settings(**changes) in which every parameter acts; stirred=False: as initialised."""
     torch.manual_seed(seed)
     model = train_gpt.GPT(tiny_settings(**changes), runtime or train_gpt.Runtime())
@@ -95,7 +122,18 @@ def write_shard(path: Path, tokens) -> Path:
 def documents() -> list[str]:
     """Docstrings of the standard library, the same on every machine with one Python."""
     found = []
-    for module in (argparse, dataclasses, inspect, io, pathlib, random, statistics, struct, sys, textwrap):
+    for module in (
+        argparse,
+        dataclasses,
+        inspect,
+        io,
+        pathlib,
+        random,
+        statistics,
+        struct,
+        sys,
+        textwrap,
+    ):
         for name in sorted(vars(module)):
             text = inspect.getdoc(vars(module)[name])
             if text and len(text) > 120 and text not in found:
@@ -110,14 +148,31 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts, model = documents(), io.BytesIO()
     lines = [line for text in texts for line in text.splitlines() if line]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=VOCAB_SIZE,
-        character_coverage=0.9995, byte_fallback=True, normalization_rule_name="identity",
-        add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
-        user_defined_symbols=["\n"], pad_id=0, bos_id=BOS, eos_id=2, unk_id=3,
-        max_sentence_length=1 << 20, num_threads=1, minloglevel=2)
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=VOCAB_SIZE,
+        character_coverage=0.9995,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        user_defined_symbols=["\n"],
+        pad_id=0,
+        bos_id=BOS,
+        eos_id=2,
+        unk_id=3,
+        max_sentence_length=1 << 20,
+        num_threads=1,
+        minloglevel=2,
+    )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     encoded = [[BOS, *tokenizer.encode(text)] for text in texts]
-    for split, part in (("val", encoded[::10]), ("train", [ids for i, ids in enumerate(encoded) if i % 10])):
+    for split, part in (
+        ("val", encoded[::10]),
+        ("train", [ids for i, ids in enumerate(encoded) if i % 10]),
+    ):
         write_shard(folder / f"x_{split}_000000.bin", [token for ids in part for token in ids])
     return folder

@@ -1,4 +1,5 @@
 """What test_distributed.py measures on one process and on several; torchrun runs it, rank 0 writes JSON."""
+
 from __future__ import annotations
 
 import itertools
@@ -13,18 +14,39 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from conftest import VOCAB_SIZE, tiny_model, tiny_settings
-import train_gpt
-from train_gpt import (ByteTable, Evaluator, Muon, Runtime, Trainer, TrainingRows, build_model, find_shards,
-                       load_tokenizer, load_validation, start_runtime)
 
-TRAINING = dict(  # 4 rows fall evenly on two ranks, 3 and 5 do not, and of 1 the second rank has none
-    even=dict(), accumulated=dict(micro_batch_tokens=24), uneven=dict(train_batch_tokens=72),
-    five=dict(train_batch_tokens=120, micro_batch_tokens=48), one=dict(train_batch_tokens=24),
-    ema=dict(ema_enabled=True))
-EVALUATION = dict(plain=("plain", 501, {}), sliding=("sliding", 501, {}),
-                  fewer_windows_than_ranks=("sliding", 12, {}),
-                  full_batches=("sliding", 621, dict(eval_batch_seqs=4)),
-                  one_target=("plain", 2, {}))
+import train_gpt
+from train_gpt import (
+    ByteTable,
+    Evaluator,
+    Muon,
+    Runtime,
+    Trainer,
+    TrainingRows,
+    build_model,
+    find_shards,
+    load_tokenizer,
+    load_validation,
+    start_runtime,
+)
+
+TRAINING = (
+    dict(  # 4 rows fall evenly on two ranks, 3 and 5 do not, and of 1 the second rank has none
+        even=dict(),
+        accumulated=dict(micro_batch_tokens=24),
+        uneven=dict(train_batch_tokens=72),
+        five=dict(train_batch_tokens=120, micro_batch_tokens=48),
+        one=dict(train_batch_tokens=24),
+        ema=dict(ema_enabled=True),
+    )
+)
+EVALUATION = dict(
+    plain=("plain", 501, {}),
+    sliding=("sliding", 501, {}),
+    fewer_windows_than_ranks=("sliding", 12, {}),
+    full_batches=("sliding", 621, dict(eval_batch_seqs=4)),
+    one_target=("plain", 2, {}),
+)
 
 
 def quiet(line: str, console: bool = True) -> None:
@@ -43,12 +65,19 @@ def train(folder: Path, runtime: Runtime, **changes) -> dict:
     def keeping(*arguments) -> None:
         report(*arguments)
         losses.append(trainer.train_loss)
+
     trainer.report = keeping
     trainer.run(None)
     trainer.average.load_into(trainer.stored)
     weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-    return dict(losses=losses, weights=weights[::97].tolist(), digest=zlib.crc32(weights.numpy().tobytes()),
-                steps=trainer.steps, qat_steps=trainer.qat_steps, seconds=trainer.clock.seconds)
+    return dict(
+        losses=losses,
+        weights=weights[::97].tolist(),
+        digest=zlib.crc32(weights.numpy().tobytes()),
+        steps=trainer.steps,
+        qat_steps=trainer.qat_steps,
+        seconds=trainer.clock.seconds,
+    )
 
 
 def muon(runtime: Runtime) -> list[float]:
@@ -71,7 +100,9 @@ def evaluate(folder: Path, runtime: Runtime, name: str, length: int, changes: di
     tokens = load_validation(find_shards(folder, "val"), VOCAB_SIZE)[:length]
     settings = tiny_settings(vocab_size=VOCAB_SIZE, **changes)
     score = Evaluator(settings, runtime, table, quiet).score(model, tokens, name)
-    return dict(val_loss=score.val_loss, val_bpb=score.val_bpb, targets=score.targets, bytes=score.bytes)
+    return dict(
+        val_loss=score.val_loss, val_bpb=score.val_bpb, targets=score.targets, bytes=score.bytes
+    )
 
 
 def train_by_clock(folder: Path, runtime: Runtime) -> dict:
@@ -80,19 +111,25 @@ def train_by_clock(folder: Path, runtime: Runtime) -> dict:
     readings = itertools.count()
     clock = types.SimpleNamespace(perf_counter=lambda: next(readings) * 0.1 * (1 + runtime.rank))
     with mock.patch.object(train_gpt, "time", clock):
-        return train(folder, runtime, iterations=100_000, max_wallclock_seconds=5.0, late_qat_threshold=0.5)
+        return train(
+            folder, runtime, iterations=100_000, max_wallclock_seconds=5.0, late_qat_threshold=0.5
+        )
 
 
 def measure(folder: Path, runtime: Runtime) -> dict:
     """Everything, the same for any number of ranks."""
-    return dict(training={name: train(folder, runtime, **changes) for name, changes in TRAINING.items()},
-                muon=muon(runtime),
-                evaluation={name: evaluate(folder, runtime, *case) for name, case in EVALUATION.items()})
+    return dict(
+        training={name: train(folder, runtime, **changes) for name, changes in TRAINING.items()},
+        muon=muon(runtime),
+        evaluation={name: evaluate(folder, runtime, *case) for name, case in EVALUATION.items()},
+    )
 
 
 def main() -> None:
     folder, output = map(Path, sys.argv[1:])
-    runtime = start_runtime(tiny_settings(device="cpu", dtype="float32", attention="sdpa", compile="0"))
+    runtime = start_runtime(
+        tiny_settings(device="cpu", dtype="float32", attention="sdpa", compile="0")
+    )
     found = measure(folder, runtime)
     found["by_clock"] = train_by_clock(folder, runtime)
     everyone = [None] * runtime.world_size

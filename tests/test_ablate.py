@@ -1,4 +1,5 @@
 """records/ablate.py: what it asks for, runs, resumes, divides, computes and refuses."""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,13 +17,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import ablate
 import pytest
 from conftest import ROOT
 from scipy import stats
 from test_end_to_end import TINY_RUN, environment_with
 from test_submit import running
 
-import ablate
 import train_gpt
 
 # A script that has train_gpt.py's settings, without torch, and writes at once what a run writes.
@@ -85,7 +86,9 @@ class Done(NamedTuple):
         return next(row for row in self.report()["rows"] if row["label"] == label)
 
     def run(self, name: str) -> dict:
-        return json.loads((self.folder / f"logs/ablations/ablation/{name}/logs/{name}.json").read_text())
+        return json.loads(
+            (self.folder / f"logs/ablations/ablation/{name}/logs/{name}.json").read_text()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +104,11 @@ def call(folder: Path, *arguments, **environment: str) -> Done:
     """ablate.py in this process, from this folder, with no setting in the environment but these."""
     folder.mkdir(exist_ok=True)
     out, err, handlers = io.StringIO(), io.StringIO(), {x: signal.getsignal(x) for x in (15, 1)}
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), \
-            contextlib.redirect_stderr(err):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         for name in set(os.environ) & {field.name.upper() for field in train_gpt.fields_of()}:
             patch.delenv(name)
         for name, value in environment.items():
@@ -118,22 +124,42 @@ def call(folder: Path, *arguments, **environment: str) -> Done:
 @pytest.fixture(scope="module")
 def first(standin, tmp_path_factory) -> Done:
     """Base, a worse change, one that fails, a group and one with other seeds' spread; three seeds each."""
-    return call(tmp_path_factory.mktemp("first"), "--script", standin, "--base", BASE, "NUM_LAYERS=10,13",
-                "SWA_ENABLED=0 EMA_ENABLED=1", "MODEL_DIM=384")
+    return call(
+        tmp_path_factory.mktemp("first"),
+        "--script",
+        standin,
+        "--base",
+        BASE,
+        "NUM_LAYERS=10,13",
+        "SWA_ENABLED=0 EMA_ENABLED=1",
+        "MODEL_DIM=384",
+    )
 
 
 # ---- what arguments stand for
 
 
-@pytest.mark.parametrize("arguments, grid, labels", [
-    (["BACKOUT_ENABLED=0"], False, ["BACKOUT_ENABLED=0"]),
-    (["MEMORY_TOKENS=0,32"], False, ["MEMORY_TOKENS=0", "MEMORY_TOKENS=32"]),
-    (["EMA_ENABLED=1 SWA_ENABLED=0"], False, ["SWA_ENABLED=0 EMA_ENABLED=1"]),
-    (["MATRIX_LR=2e-2,.03 MUON_WD=0"], False, ["MATRIX_LR=0.02 MUON_WD=0.0", "MATRIX_LR=0.03 MUON_WD=0.0"]),
-    (["SEED_=1"], False, None),
-    (["QUANT=rows", "MEMORY_TOKENS=0,4"], True, ["MEMORY_TOKENS=0 QUANT=rows", "MEMORY_TOKENS=4 QUANT=rows"]),
-    (["QUANT=rows", "QUANT=fit"], True, None),
-    ([], True, [])])
+@pytest.mark.parametrize(
+    "arguments, grid, labels",
+    [
+        (["BACKOUT_ENABLED=0"], False, ["BACKOUT_ENABLED=0"]),
+        (["MEMORY_TOKENS=0,32"], False, ["MEMORY_TOKENS=0", "MEMORY_TOKENS=32"]),
+        (["EMA_ENABLED=1 SWA_ENABLED=0"], False, ["SWA_ENABLED=0 EMA_ENABLED=1"]),
+        (
+            ["MATRIX_LR=2e-2,.03 MUON_WD=0"],
+            False,
+            ["MATRIX_LR=0.02 MUON_WD=0.0", "MATRIX_LR=0.03 MUON_WD=0.0"],
+        ),
+        (["SEED_=1"], False, None),
+        (
+            ["QUANT=rows", "MEMORY_TOKENS=0,4"],
+            True,
+            ["MEMORY_TOKENS=0 QUANT=rows", "MEMORY_TOKENS=4 QUANT=rows"],
+        ),
+        (["QUANT=rows", "QUANT=fit"], True, None),
+        ([], True, []),
+    ],
+)
 def test_arguments_become_changes(arguments, grid, labels):
     reader = ablate.Reader(train_gpt)
     if labels is None:
@@ -143,7 +169,9 @@ def test_arguments_become_changes(arguments, grid, labels):
         assert [ablate.label_of(changes) for changes in reader.changes(arguments, grid)] == labels
 
 
-@pytest.mark.parametrize("text, seeds", [("3", [1, 2, 3]), ("1337,42,7", [1337, 42, 7]), ("42,", [42])])
+@pytest.mark.parametrize(
+    "text, seeds", [("3", [1, 2, 3]), ("1337,42,7", [1337, 42, 7]), ("42,", [42])]
+)
 def test_seeds_are_a_number_or_a_list(text, seeds):
     assert ablate.parse_seeds(text) == seeds
 
@@ -151,6 +179,7 @@ def test_seeds_are_a_number_or_a_list(text, seeds):
 def test_a_run_is_named_for_its_change():
     def slug(**changes):
         return ablate.Configuration(changes, {}, {}).slug
+
     assert slug() == "base" and slug(BACKOUT_ENABLED="0") == "backout_enabled_0"
     assert slug(SWA_ENABLED="0", EMA_ENABLED="1") == "swa_enabled_0+ema_enabled_1"
     assert slug(DATA_PATH="a/b") != slug(DATA_PATH="a_b") and "/" not in slug(DATA_PATH="a/b")
@@ -162,28 +191,51 @@ def test_a_grid_that_passes_through_the_base_leaves_that_point_to_the_base(stand
     assert [len(x.changes) for x in found] == [0, 2, 2, 2]
 
 
-@pytest.mark.parametrize("change, steps", [
-    ("TRAIN_BATCH_TOKENS=4096", 19200), ("PRESET=record", 100), ("QUANT=rows", 38400)])
+@pytest.mark.parametrize(
+    "change, steps",
+    [("TRAIN_BATCH_TOKENS=4096", 19200), ("PRESET=record", 100), ("QUANT=rows", 38400)],
+)
 def test_equal_tokens_scales_the_steps_to_the_batch(standin, tmp_path, change, steps):
     ablation = ablate.Ablation(standin, "ITERATIONS=38400", "tokens", tmp_path / "new")
     [_, changed] = ablation.configurations([change], grid=False)
-    assert changed.settings["iterations"] == steps and changed.settings["max_wallclock_seconds"] == 0
+    assert (
+        changed.settings["iterations"] == steps and changed.settings["max_wallclock_seconds"] == 0
+    )
 
 
-@pytest.mark.parametrize("base, change, seconds, steps", [
-    ("MAX_WALLCLOCK_SECONDS=60", "TRAIN_BATCH_TOKENS=4096", 60, 20000), ("", "PRESET=record", 150, 9000)])
+@pytest.mark.parametrize(
+    "base, change, seconds, steps",
+    [
+        ("MAX_WALLCLOCK_SECONDS=60", "TRAIN_BATCH_TOKENS=4096", 60, 20000),
+        ("", "PRESET=record", 150, 9000),
+    ],
+)
 def test_equal_seconds_leaves_steps_alone_and_keeps_the_clock(
-        standin, tmp_path, base, change, seconds, steps):
+    standin, tmp_path, base, change, seconds, steps
+):
     ablation = ablate.Ablation(standin, base, "seconds", tmp_path / "new")
     [_, changed] = ablation.configurations([change], grid=False)
-    assert (changed.settings["max_wallclock_seconds"], changed.settings["iterations"]) == (seconds, steps)
+    assert (changed.settings["max_wallclock_seconds"], changed.settings["iterations"]) == (
+        seconds,
+        steps,
+    )
 
 
 def test_without_iterations_runs_have_equal_seconds(standin, tmp_path):
     """The command of the docstring's first line."""
-    done = call(tmp_path, "--script", standin, "--seeds", "1", "BACKOUT_ENABLED=0", "MEMORY_TOKENS=0,32",
-                "SWA_ENABLED=0 EMA_ENABLED=1")
-    assert done.status == 0 and "--equal seconds: runs end by MAX_WALLCLOCK_SECONDS=150\n" in done.err
+    done = call(
+        tmp_path,
+        "--script",
+        standin,
+        "--seeds",
+        "1",
+        "BACKOUT_ENABLED=0",
+        "MEMORY_TOKENS=0,32",
+        "SWA_ENABLED=0 EMA_ENABLED=1",
+    )
+    assert (
+        done.status == 0 and "--equal seconds: runs end by MAX_WALLCLOCK_SECONDS=150\n" in done.err
+    )
     assert len(done.report()["runs"]) == 5 and done.report()["equal"] == "seconds"
 
 
@@ -214,11 +266,17 @@ def test_welchs_test_is_as_computed_by_hand():
     reach = stats.t.ppf(0.975, 50 / 17) * (5 / 3) ** 0.5
     assert (low, high) == pytest.approx((-4 - reach, -4 + reach))
     assert p == pytest.approx(2 * stats.t.sf(4 / (5 / 3) ** 0.5, 50 / 17))
-    assert ablate.welch([1.0], [1.0, 2.0]) == ablate.welch([1.0, 1.0], [2.0, 2.0]) == (None, None, None)
+    assert (
+        ablate.welch([1.0], [1.0, 2.0])
+        == ablate.welch([1.0, 1.0], [2.0, 2.0])
+        == (None, None, None)
+    )
 
 
 def test_holms_adjustment_is_as_computed_by_hand():
-    assert ablate.holm([0.04, None, 0.01, 0.03, 0.5]) == pytest.approx([0.09, None, 0.04, 0.09, 0.5])
+    assert ablate.holm([0.04, None, 0.01, 0.03, 0.5]) == pytest.approx(
+        [0.09, None, 0.04, 0.09, 0.5]
+    )
 
 
 def test_the_table_holds_what_scipy_says_of_the_runs(first):
@@ -238,16 +296,26 @@ def test_the_table_holds_what_scipy_says_of_the_runs(first):
 
 def test_only_seeds_that_both_have_are_compared():
     scores = dict(base={1: 2.0, 2: 2.2, 3: 2.7}, new={2: 2.1, 3: 2.4, 4: 9.0})
-    [_, row] = ablate.compare([
-        ablate.Outcome("x", {} if label == "base" else {"A": "1"}, seed, "finished", val_bpb=bpb)
-        for label, group in scores.items() for seed, bpb in group.items()])
+    [_, row] = ablate.compare(
+        [
+            ablate.Outcome(
+                "x", {} if label == "base" else {"A": "1"}, seed, "finished", val_bpb=bpb
+            )
+            for label, group in scores.items()
+            for seed, bpb in group.items()
+        ]
+    )
     assert row.mean == pytest.approx(4.5) and row.difference == pytest.approx(-0.2)
     welch = stats.ttest_ind([2.1, 2.4], [2.2, 2.7], equal_var=False)
-    assert row.p_welch == pytest.approx(welch.pvalue) and (row.low + row.high) / 2 == pytest.approx(-0.2)
+    assert row.p_welch == pytest.approx(welch.pvalue) and (row.low + row.high) / 2 == pytest.approx(
+        -0.2
+    )
 
 
 def test_a_score_of_another_text_is_not_compared(standin, tmp_path):
-    done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "VOCAB_SIZE=2048")
+    done = call(
+        tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "VOCAB_SIZE=2048"
+    )
     assert done.status == 1 and "another text" in done.report()["runs"][1]["error"]
     assert done.row("VOCAB_SIZE=2048")["mean"] is None
 
@@ -256,8 +324,11 @@ def test_a_score_of_another_text_is_not_compared(standin, tmp_path):
 
 
 def test_all_seeds_of_a_change_are_run_seed_by_seed(first):
-    names = [f"{slug}-seed{seed}" for seed in (1, 2, 3) for slug in (
-        "base", "num_layers_10", "swa_enabled_0+ema_enabled_1", "model_dim_384")]
+    names = [
+        f"{slug}-seed{seed}"
+        for seed in (1, 2, 3)
+        for slug in ("base", "num_layers_10", "swa_enabled_0+ema_enabled_1", "model_dim_384")
+    ]
     began = [first.run(name)["began"] for name in names]
     assert began == sorted(began)
     assert [run["name"] for run in first.report()["runs"] if run["status"] == "finished"] == names
@@ -268,22 +339,35 @@ def test_a_run_that_fails_is_a_row_that_says_so(first):
     assert first.status == 1
     for text in (first.out, (first.folder / "logs/ablations/ablation/ablation.md").read_text()):
         assert "| NUM_LAYERS=13 | failed | failed | failed | - |" in text
-    assert ("- num_layers_13-seed2: ended with status 1: error: train_loss is nan at step 7 in "
-            "logs/ablations/ablation/num_layers_13-seed2\n") in text
+    assert (
+        "- num_layers_13-seed2: ended with status 1: error: train_loss is nan at step 7 in "
+        "logs/ablations/ablation/num_layers_13-seed2\n"
+    ) in text
 
 
 def test_a_run_that_is_killed_is_said_to_be(standin, tmp_path):
-    done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "NUM_LAYERS=14")
+    done = call(
+        tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "NUM_LAYERS=14"
+    )
     assert done.status == 1 and done.report()["runs"][1]["error"] == "ended by SIGKILL: at work"
 
 
 def test_a_report_that_cannot_be_written_stops_no_run(standin, tmp_path, monkeypatch):
     arguments = ["--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "QUANT=rows"]
     with monkeypatch.context() as patch:
-        patch.setattr(ablate, "write_atomically", lambda path, data: path.write_bytes(data)
-                      if path.name == "plan.json" else (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr(
+            ablate,
+            "write_atomically",
+            lambda path, data: (
+                path.write_bytes(data)
+                if path.name == "plan.json"
+                else (_ for _ in ()).throw(OSError("disk full"))
+            ),
+        )
         done = call(tmp_path, *arguments)
-    assert done.status == 2 and "warning: no report could be written: OSError: disk full" in done.err
+    assert (
+        done.status == 2 and "warning: no report could be written: OSError: disk full" in done.err
+    )
     assert done.err.endswith("error: disk full\n") and done.run("quant_rows-seed1")
     monkeypatch.setattr(ablate, "draw_curves", lambda *_: 1 / 0)
     done = call(tmp_path, *arguments)
@@ -292,12 +376,21 @@ def test_a_report_that_cannot_be_written_stops_no_run(standin, tmp_path, monkeyp
 
 
 def test_the_report_names_what_it_was_made_with(first, standin):
-    report, text = first.report(), (first.folder / "logs/ablations/ablation/ablation.md").read_text()
+    report, text = (
+        first.report(),
+        (first.folder / "logs/ablations/ablation/ablation.md").read_text(),
+    )
     sha256 = hashlib.sha256(standin.read_bytes()).hexdigest()
     assert report["script_sha256"] == sha256 and sha256 in text
     assert report["base"] == dict(ITERATIONS="400", VAL_LOSS_EVERY="9", MAX_WALLCLOCK_SECONDS="0.0")
-    for part in ("ITERATIONS=400 VAL_LOSS_EVERY=9", "device:cpu", "torch 2.0", "1,000 targets, 3,024 bytes",
-                 "3 changes are compared", "--base 'ITERATIONS=400 VAL_LOSS_EVERY=9' NUM_LAYERS=10,13"):
+    for part in (
+        "ITERATIONS=400 VAL_LOSS_EVERY=9",
+        "device:cpu",
+        "torch 2.0",
+        "1,000 targets, 3,024 bytes",
+        "3 changes are compared",
+        "--base 'ITERATIONS=400 VAL_LOSS_EVERY=9' NUM_LAYERS=10,13",
+    ):
         assert part in text, part
 
 
@@ -316,8 +409,18 @@ def test_the_plot_is_a_picture_and_artifacts_are_gone(first):
 def test_what_has_finished_is_not_run_again_and_the_rest_is(first, standin, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(first.folder, folder)
-    done = call(folder, "--script", standin, "--base", BASE, "--seeds", "4", "NUM_LAYERS=10,13",
-                "--keep-artifacts", STANDIN_MENDED="1")
+    done = call(
+        folder,
+        "--script",
+        standin,
+        "--base",
+        BASE,
+        "--seeds",
+        "4",
+        "NUM_LAYERS=10,13",
+        "--keep-artifacts",
+        STANDIN_MENDED="1",
+    )
     assert done.status == 0 and "12 runs, 6 of them have finished before" in done.err
     for name in ("base-seed3", "num_layers_10-seed1"):
         assert done.run(name)["began"] == first.run(name)["began"]
@@ -327,7 +430,9 @@ def test_what_has_finished_is_not_run_again_and_the_rest_is(first, standin, tmp_
     assert len(done.row("MODEL_DIM=384")["val_bpb"]) == 3  # of the earlier call
     assert len(list(folder.rglob("*.ptz"))) == 2 * (4 + 1 + 1)
     call(folder, "--script", standin, "--base", BASE, "--seeds", "5,")
-    assert len(list(folder.rglob("*.ptz"))) == 2 * (4 + 1 + 1)  # these stay, those of seed 5 are gone
+    assert len(list(folder.rglob("*.ptz"))) == 2 * (
+        4 + 1 + 1
+    )  # these stay, those of seed 5 are gone
 
 
 def test_the_plan_is_read_when_the_folder_is_ones_own(standin, tmp_path):
@@ -346,8 +451,20 @@ def test_an_ablation_is_published_without_private_names(standin, tmp_path, monke
     for module in (ablate, ablate.sys.modules["submit"]):
         monkeypatch.setattr(module, "RECORDS", records)
     target = records / "track_mine/2026-01-02_Ablation"
-    arguments = ["--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "--name", "mine",
-                 "--publish", target, "NUM_LAYERS=10,13", "QUANT=rows"]
+    arguments = [
+        "--script",
+        standin,
+        "--base",
+        "ITERATIONS=4",
+        "--seeds",
+        "1",
+        "--name",
+        "mine",
+        "--publish",
+        target,
+        "NUM_LAYERS=10,13",
+        "QUANT=rows",
+    ]
     done = call(tmp_path / "run", *arguments, DATA_PATH=str(data))
     assert done.status == 1, done.err
     texts = {path.name: path.read_bytes() for path in target.iterdir()}
@@ -356,17 +473,26 @@ def test_an_ablation_is_published_without_private_names(standin, tmp_path, monke
     report = texts["README.md"].decode() + texts["ablation.json"].decode()
     assert "NUM_LAYERS=13" in report and "DATA_PATH=data " in report and "some one" not in report
     assert not re.search(r"(?<![\w.])/\w", report) and str(tmp_path) not in report
-    assert "- ablation: [mine](track_mine/2026-01-02_Ablation/)" in (records / "README.md").read_text()
+    assert (
+        "- ablation: [mine](track_mine/2026-01-02_Ablation/)" in (records / "README.md").read_text()
+    )
     assert [path.name for path in target.parent.iterdir()] == [target.name]
     again = call(tmp_path / "run", *arguments, DATA_PATH=str(data))
     assert again.status == 2 and "exists already" in again.err and again.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_that_is_stopped_stops_its_runs_and_goes_on_when_called_again(standin, tmp_path, number):
+def test_one_that_is_stopped_stops_its_runs_and_goes_on_when_called_again(
+    standin, tmp_path, number
+):
     command = ["--script", str(standin), "--base", "ITERATIONS=4", "--seeds", "2"]
-    process = subprocess.Popen([sys.executable, ROOT / "records/ablate.py", *command], cwd=tmp_path,
-                               text=True, stderr=subprocess.PIPE, env=environment_with(STANDIN_SECONDS="60"))
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "records/ablate.py", *command],
+        cwd=tmp_path,
+        text=True,
+        stderr=subprocess.PIPE,
+        env=environment_with(STANDIN_SECONDS="60"),
+    )
     pid, end = tmp_path / "logs/ablations/ablation/base-seed2/pid", time.monotonic() + 60
     while not (pid.is_file() and pid.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
@@ -383,8 +509,10 @@ def test_one_that_is_stopped_stops_its_runs_and_goes_on_when_called_again(standi
 
 
 def test_gpus_are_counted_as_nvidia_smi_lists_them(tmp_path, monkeypatch):
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho '  MIG 1g Device 0: y'\n"
-                                         "echo 'GPU 1: A (UUID: z)'\n")
+    (tmp_path / "nvidia-smi").write_text(
+        "#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho '  MIG 1g Device 0: y'\n"
+        "echo 'GPU 1: A (UUID: z)'\n"
+    )
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -398,10 +526,14 @@ def test_jobs_get_equal_shares_of_cores_and_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,4,6")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert ablate.divide(2, [], on_gpus=False) == [
-        ((3, 4, 5, 6), {"OMP_NUM_THREADS": "4"}), ((7, 8, 9, 10), {"OMP_NUM_THREADS": "4"})]
+        ((3, 4, 5, 6), {"OMP_NUM_THREADS": "4"}),
+        ((7, 8, 9, 10), {"OMP_NUM_THREADS": "4"}),
+    ]
     shares = ablate.divide(2, ["/usr/bin/torchrun", "--standalone"], on_gpus=True)
     assert [share.variables["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0,2", "4,6"]
-    assert ablate.divide(50, ["srun"], on_gpus=True) == [((), {})] * 50  # it has machines of its own
+    assert (
+        ablate.divide(50, ["srun"], on_gpus=True) == [((), {})] * 50
+    )  # it has machines of its own
     for jobs, gpus in ((10, False), (5, True)):
         with pytest.raises(ablate.BadInput, match="there are only"):
             ablate.divide(jobs, [], gpus)
@@ -410,8 +542,18 @@ def test_jobs_get_equal_shares_of_cores_and_gpus(monkeypatch):
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_jobs_run_at_the_same_time_on_cores_of_their_own(standin, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "2,3", "--jobs", "2",
-                STANDIN_SECONDS="0.4")
+    done = call(
+        tmp_path,
+        "--script",
+        standin,
+        "--base",
+        "ITERATIONS=4",
+        "--seeds",
+        "2,3",
+        "--jobs",
+        "2",
+        STANDIN_SECONDS="0.4",
+    )
     two, three = done.run("base-seed2"), done.run("base-seed3")
     assert two["cores"] and three["cores"] and not set(two["cores"]) & set(three["cores"])
     assert two["environment"]["OMP_NUM_THREADS"] == str(len(two["cores"]))
@@ -428,7 +570,11 @@ def test_a_launcher_stands_in_front_and_can_carry_the_settings(standin, tmp_path
     done = call(tmp_path, *arguments, "ITERATIONS=4 PRESET=pocket")
     assert done.status == 0, done.err
     environment = done.run("base-seed42")["environment"]
-    assert environment["LAUNCHED"] == "yes" and environment["SEED"] == "42" and "HOME" not in environment
+    assert (
+        environment["LAUNCHED"] == "yes"
+        and environment["SEED"] == "42"
+        and "HOME" not in environment
+    )
 
 
 def test_a_launcher_for_a_remote_shell_has_quoted_words():
@@ -438,8 +584,17 @@ def test_a_launcher_for_a_remote_shell_has_quoted_words():
 
 
 def test_settings_in_the_environment_are_the_bases(standin, tmp_path):
-    done = call(tmp_path, "--script", standin, "--seeds", "1", ITERATIONS="4", MODEL_DIM="96", SEED="9",
-                NUM_LAYER="7")
+    done = call(
+        tmp_path,
+        "--script",
+        standin,
+        "--seeds",
+        "1",
+        ITERATIONS="4",
+        MODEL_DIM="96",
+        SEED="9",
+        NUM_LAYER="7",
+    )
     assert done.status == 0 and done.run("base-seed1")["settings"]["model_dim"] == 96
     assert "warning: NUM_LAYER is not a setting; did you mean NUM_LAYERS?" in done.err
 
@@ -453,56 +608,73 @@ def test_real_runs_of_train_gpt_are_compared(data_folder, tmp_path):
     [one, two] = done.report()["runs"]
     assert one["val_bpb"] != two["val_bpb"] and one["val_bpb"] == done.row("base")["mean"]
     assert [tokens for tokens, _ in one["val_curve"]] == [512, 1024] and one["steps"] == 4
-    assert one["data"].startswith(f"{data_folder.name} tokenizer:{data_folder.name}/tokenizer.model ")
+    assert one["data"].startswith(
+        f"{data_folder.name} tokenizer:{data_folder.name}/tokenizer.model "
+    )
     assert one["val_bytes"] > 0 and one["bytes_total"] > 0
     log = ablate.Log(tmp_path / "logs/ablations/ablation/base-seed1/logs/base-seed1.txt")
-    assert log.score("final_int6_sliding_window")["val_bpb"] == pytest.approx(one["val_bpb"], abs=1e-8)
+    assert log.score("final_int6_sliding_window")["val_bpb"] == pytest.approx(
+        one["val_bpb"], abs=1e-8
+    )
 
 
 # ---- what is refused
 
 
-@pytest.mark.parametrize("change, message", [
-    ("NUM_LAYER=1", "NUM_LAYER is not a setting; did you mean NUM_LAYERS?"),
-    ("backout_enabled=0", "did you mean BACKOUT_ENABLED?"),
-    ("FROBNICATE=1", "FROBNICATE is not a setting"),
-    ("NUM_LAYERS=many", "NUM_LAYERS=many must be a whole number"),
-    ("NUM_HEADS=5", "NUM_HEADS=5: settings: MODEL_DIM=192 must be"),
-    ("NUM_LAYERS", "NUM_LAYERS: write NAME=value"),
-    ("MEMORY_TOKENS=0,,4", "MEMORY_TOKENS: a value is empty"),
-    ("", "an argument is empty"),
-    ("QUANT=fit", "QUANT=fit is what the base has"),
-    ("QUANT=rows,rows", "QUANT=rows is what QUANT=rows is"),
-    ("QUANT=rows QUANT=fit", "QUANT is given twice"),
-    ("SEED=3", "use --seeds"),
-    ("RUN_ID=x", "every run has its own"),
-    ("ITERATIONS=7", "ITERATIONS cannot change"),
-    ("TRAIN_BATCH_TOKENS=6144", "1 of its steps of 6,144 tokens are not the base's 8,192"),
-    ("MAX_WALLCLOCK_SECONDS=7", "MAX_WALLCLOCK_SECONDS cannot change"),
-    ("DATA_PATH=/no/such", "DATA_PATH=/no/such is not a folder")])
-def test_a_change_that_cannot_be_is_one_line_before_anything_runs(standin, tmp_path, change, message):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("NUM_LAYER=1", "NUM_LAYER is not a setting; did you mean NUM_LAYERS?"),
+        ("backout_enabled=0", "did you mean BACKOUT_ENABLED?"),
+        ("FROBNICATE=1", "FROBNICATE is not a setting"),
+        ("NUM_LAYERS=many", "NUM_LAYERS=many must be a whole number"),
+        ("NUM_HEADS=5", "NUM_HEADS=5: settings: MODEL_DIM=192 must be"),
+        ("NUM_LAYERS", "NUM_LAYERS: write NAME=value"),
+        ("MEMORY_TOKENS=0,,4", "MEMORY_TOKENS: a value is empty"),
+        ("", "an argument is empty"),
+        ("QUANT=fit", "QUANT=fit is what the base has"),
+        ("QUANT=rows,rows", "QUANT=rows is what QUANT=rows is"),
+        ("QUANT=rows QUANT=fit", "QUANT is given twice"),
+        ("SEED=3", "use --seeds"),
+        ("RUN_ID=x", "every run has its own"),
+        ("ITERATIONS=7", "ITERATIONS cannot change"),
+        ("TRAIN_BATCH_TOKENS=6144", "1 of its steps of 6,144 tokens are not the base's 8,192"),
+        ("MAX_WALLCLOCK_SECONDS=7", "MAX_WALLCLOCK_SECONDS cannot change"),
+        ("DATA_PATH=/no/such", "DATA_PATH=/no/such is not a folder"),
+    ],
+)
+def test_a_change_that_cannot_be_is_one_line_before_anything_runs(
+    standin, tmp_path, change, message
+):
     done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", change)
     assert done.status == 2 and message in done.err and done.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--equal", "tokens"], "--equal tokens needs ITERATIONS"),
-    (["--equal", "bytes"], "--help lists the options"),
-    (["--luck"], "--help lists the options"),
-    (["--base", "ITERATIONS=4 MAX_WALLCLOCK_SECONDS=9"], "leave it out"),
-    (["--base", "ITERATIONS="], "ITERATIONS: a value is empty"),
-    (["--base", "SEED=1"], "use --seeds"),
-    (["--equal", "seconds", "--base", "MAX_WALLCLOCK_SECONDS=0"], "MAX_WALLCLOCK_SECONDS above 0"),
-    (["--jobs", "0"], "--jobs 0 must be"),
-    (["--seeds", "0"], "--seeds 0: write"),
-    (["--seeds", "1,1"], "each once"),
-    (["--seeds", "few"], "--seeds few"),
-    (["--launcher", "/no/such -n1"], "there is no program /no/such"),
-    (["--launcher", "'x"], "No closing quotation"),
-    (["--script", "/no/such.py"], "no Python file"),
-    (["--script", ROOT / "data/shards.py"], "has no settings_from"),
-    (["--script", "{exits}"], "cannot be imported: SystemExit: 3")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--equal", "tokens"], "--equal tokens needs ITERATIONS"),
+        (["--equal", "bytes"], "--help lists the options"),
+        (["--luck"], "--help lists the options"),
+        (["--base", "ITERATIONS=4 MAX_WALLCLOCK_SECONDS=9"], "leave it out"),
+        (["--base", "ITERATIONS="], "ITERATIONS: a value is empty"),
+        (["--base", "SEED=1"], "use --seeds"),
+        (
+            ["--equal", "seconds", "--base", "MAX_WALLCLOCK_SECONDS=0"],
+            "MAX_WALLCLOCK_SECONDS above 0",
+        ),
+        (["--jobs", "0"], "--jobs 0 must be"),
+        (["--seeds", "0"], "--seeds 0: write"),
+        (["--seeds", "1,1"], "each once"),
+        (["--seeds", "few"], "--seeds few"),
+        (["--launcher", "/no/such -n1"], "there is no program /no/such"),
+        (["--launcher", "'x"], "No closing quotation"),
+        (["--script", "/no/such.py"], "no Python file"),
+        (["--script", ROOT / "data/shards.py"], "has no settings_from"),
+        (["--script", "{exits}"], "cannot be imported: SystemExit: 3"),
+    ],
+)
 def test_an_option_that_cannot_be_is_one_line(standin, tmp_path, arguments, message):
     exits = standin.with_name("exits.py")
     exits.write_text("raise SystemExit(3)")
@@ -517,20 +689,31 @@ def test_a_folder_takes_no_runs_of_another_script_or_base(first, standin, tmp_pa
     edited.write_text(standin.read_text() + "# another\n")
     before = (first.folder / "logs/ablations/ablation/plan.json").read_text()
     for script, settings, message in (
-            (edited, BASE, "another script_sha256"),
-            (standin, BASE + " MODEL_DIM=96", "another base (MODEL_DIM=unset, not 96)")):
+        (edited, BASE, "another script_sha256"),
+        (standin, BASE + " MODEL_DIM=96", "another base (MODEL_DIM=unset, not 96)"),
+    ):
         done = call(first.folder, "--script", script, "--base", settings)
         assert done.status == 2 and message in done.err and "use another --name" in done.err
     assert (first.folder / "logs/ablations/ablation/plan.json").read_text() == before
 
 
-@pytest.mark.parametrize("file, before, after, message", [
-    ("base-seed2.json", '"seed": 2', '"seed": 5', "SEED is not as planned"),
-    ("base-seed2.json", '"val_loss_every": 9', '"val_loss_every": 8', "VAL_LOSS_EVERY is not as planned"),
-    ("base-seed2.txt", "import", "import glob,", "its log begins with another script"),
-    ("base-seed2.json", '"stages"', '"phases"', "KeyError: 'stages'")])
+@pytest.mark.parametrize(
+    "file, before, after, message",
+    [
+        ("base-seed2.json", '"seed": 2', '"seed": 5', "SEED is not as planned"),
+        (
+            "base-seed2.json",
+            '"val_loss_every": 9',
+            '"val_loss_every": 8',
+            "VAL_LOSS_EVERY is not as planned",
+        ),
+        ("base-seed2.txt", "import", "import glob,", "its log begins with another script"),
+        ("base-seed2.json", '"stages"', '"phases"', "KeyError: 'stages'"),
+    ],
+)
 def test_a_finished_run_that_is_not_as_planned_is_neither_taken_nor_lost(
-        first, standin, tmp_path, file, before, after, message):
+    first, standin, tmp_path, file, before, after, message
+):
     shutil.copytree(first.folder / "logs/ablations/ablation", tmp_path / "own")
     path = tmp_path / "own/base-seed2/logs" / file
     path.write_text(path.read_text().replace(before, after, 1))
@@ -539,8 +722,10 @@ def test_a_finished_run_that_is_not_as_planned_is_neither_taken_nor_lost(
     assert done.status == 2 and message in done.err and path.read_text() == kept
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("notes.txt", "mine", "no ablation's folder"), ("plan.json", "{", "plan.json is damaged")])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [("notes.txt", "mine", "no ablation's folder"), ("plan.json", "{", "plan.json is damaged")],
+)
 def test_a_folder_with_something_else_is_left_alone(standin, tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--out", tmp_path)
@@ -549,7 +734,9 @@ def test_a_folder_with_something_else_is_left_alone(standin, tmp_path, name, con
 
 def test_a_folder_with_only_a_lock_is_taken(standin, tmp_path):
     (tmp_path / ".lock").touch()
-    done = call(tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "--out", tmp_path)
+    done = call(
+        tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "--out", tmp_path
+    )
     assert done.status == 0, done.err
 
 

@@ -1,4 +1,5 @@
 """data/check.py: what it finds in a folder of shards, whole and harmed in every way."""
+
 from __future__ import annotations
 
 import io
@@ -7,11 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import check
 import numpy as np
 import pytest
 import sentencepiece
-
-import check
 from conftest import BOS, VOCAB_SIZE, documents, write_shard
 from prepare import TOKENIZER_OPTIONS
 from shards import DataError, digest, read_shard
@@ -29,8 +29,11 @@ def folder(data_folder: Path, tmp_path: Path) -> Path:
 
 
 def write_manifest(folder: Path, **changes) -> None:
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)}
-             for path in folder.iterdir() if path.suffix in (".bin", ".model")}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": digest(path)}
+        for path in folder.iterdir()
+        if path.suffix in (".bin", ".model")
+    }
     content = {"format": 1, "vocabulary_size": VOCAB_SIZE, "files": files, **changes}
     (folder / "manifest.json").write_text(json.dumps(content))
 
@@ -39,8 +42,9 @@ def tokens(folder: Path, name: str) -> list[int]:
     return read_shard(folder / name).tolist()
 
 
-def run(folder: Path, capsys: pytest.CaptureFixture,
-        *more: str) -> tuple[int, dict[str, tuple[str, str]], str]:
+def run(
+    folder: Path, capsys: pytest.CaptureFixture, *more: str
+) -> tuple[int, dict[str, tuple[str, str]], str]:
     """The exit status, {check: (PASS or FAIL or -, figure)} and what was on standard error."""
     status = check.main([str(folder), *more])
     said = capsys.readouterr()
@@ -57,25 +61,52 @@ def tokenizer(path: Path, texts: list[str] | None = None, **options) -> Path:
     model = io.BytesIO()
     lines = [line for text in texts or documents() for line in text.splitlines() if line]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model,
-        **{**TOKENIZER_OPTIONS, "vocab_size": VOCAB_SIZE, "max_sentence_length": 1 << 20, **options})
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        **{
+            **TOKENIZER_OPTIONS,
+            "vocab_size": VOCAB_SIZE,
+            "max_sentence_length": 1 << 20,
+            **options,
+        },
+    )
     path.write_bytes(model.getvalue())
     return path
 
 
 def write_split(folder: Path, name: str, texts: list[str], model: Path) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    write_shard(folder / name, [token for text in texts for token in (BOS, *processor.encode(text))])
+    write_shard(
+        folder / name, [token for text in texts for token in (BOS, *processor.encode(text))]
+    )
 
 
 def test_a_whole_folder_passes_and_its_counts_are_those_of_its_text(folder, capsys):
-    texts = {"val": documents()[::10], "train": [text for i, text in enumerate(documents()) if i % 10]}
-    facts = {split: {"documents": len(held), "bytes": sum(len(text.encode()) for text in held),
-                     "tokens": len(tokens(folder, f"x_{split}_000000.bin"))} for split, held in texts.items()}
+    texts = {
+        "val": documents()[::10],
+        "train": [text for i, text in enumerate(documents()) if i % 10],
+    }
+    facts = {
+        split: {
+            "documents": len(held),
+            "bytes": sum(len(text.encode()) for text in held),
+            "tokens": len(tokens(folder, f"x_{split}_000000.bin")),
+        }
+        for split, held in texts.items()
+    }
     write_manifest(folder, **facts)
     status, rows, errors = run(folder, capsys, "--json", str(folder / "found.json"))
     assert (status, errors) == (0, "")
-    assert list(rows) == ["shards", "manifest", "tokenizer", "ids", "bytes", "lossless", "overlap", "counts"]
+    assert list(rows) == [
+        "shards",
+        "manifest",
+        "tokenizer",
+        "ids",
+        "bytes",
+        "lossless",
+        "overlap",
+        "counts",
+    ]
     assert {word for word, _ in rows.values()} == {"PASS"}
     found = json.loads((folder / "found.json").read_text())
     for split, fact in facts.items():
@@ -89,20 +120,24 @@ def harm_shard(change: Callable[[bytes], bytes], name: str = VAL) -> Callable[[P
     def harm(folder: Path) -> None:
         (folder / name).write_bytes(change((folder / name).read_bytes()))
         write_manifest(folder)
+
     return harm
 
 
-def harm_tokens(change: Callable[[list[int]], list[int]], name: str = VAL) -> Callable[[Path], None]:
+def harm_tokens(
+    change: Callable[[list[int]], list[int]], name: str = VAL
+) -> Callable[[Path], None]:
     def harm(folder: Path) -> None:
         write_shard(folder / name, change(tokens(folder, name)))
         write_manifest(folder)
+
     return harm
 
 
 def plant_overlap(folder: Path) -> None:
     """The last validation document becomes a training document that begins in one shard, ends in the next."""
     held_out = tokens(folder, VAL)
-    last = held_out[len(held_out) - held_out[::-1].index(BOS) - 1:]
+    last = held_out[len(held_out) - held_out[::-1].index(BOS) - 1 :]
     write_shard(folder / "x_train_000001.bin", [BOS, 70, 71, *last[:9]])
     write_shard(folder / "x_train_000002.bin", last[9:])
     write_manifest(folder)
@@ -121,26 +156,58 @@ def spaceless(folder: Path) -> None:
     write_manifest(folder)
 
 
-@pytest.mark.parametrize("harm, name, said", [
-    (harm_shard(lambda content: content[:-2]), "shards", "tokens in its header"),
-    (harm_shard(lambda content: content[:500]), "shards", "no token shard"),
-    (harm_shard(lambda content: b"PK\3\4" + content[4:]), "shards", "no token shard: magic"),
-    (harm_shard(lambda content: content[:4] + b"\2" + content[5:], TRAIN), "shards", "version 1"),
-    (harm_tokens(lambda _: []), "shards", "the val split is empty"),
-    (lambda folder: (folder / TRAIN).unlink(), "shards", "there is no train split"),
-    (harm_tokens(lambda ids: [*ids, VOCAB_SIZE]), "ids", f"id {VOCAB_SIZE} in val"),
-    (harm_tokens(lambda ids: ids[1:], TRAIN), "ids", "train begins with id"),
-    (harm_tokens(lambda ids: [*ids, 3, 3]), "ids", "val has 2 ids for unknown (3)"),
-    (harm_tokens(lambda ids: [*ids, 0], TRAIN), "ids", "train has 1 ids for padding (0)"),
-    (harm_tokens(lambda ids: [*ids, BOS, 4 + 0xE2]), "bytes", "decoded"),  # one byte of three, alone
-    (plant_overlap, "overlap", "1 of"),
-    (other_content, "manifest", f"{TRAIN} has another SHA-256"),
-    (lambda folder: shutil.copy(folder / TRAIN, folder / "x_train_000001.bin"), "manifest", "is not in"),
-    (lambda folder: write_manifest(folder, val={"documents": 1}), "counts", "but manifest.json says 1"),
-    (lambda folder: write_manifest(folder, vocabulary_size=512), "tokenizer", "384 pieces, but"),
-    (lambda folder: write_manifest(folder, tokenizer={"sha256": "0"}), "manifest", "model has another SHA"),
-    (spaceless, "tokenizer", "it needs a piece ▁ of its own"),
-    (lambda folder: (folder / "tokenizer.model").write_bytes(b"no model"), "tokenizer", "not a Sentence")])
+@pytest.mark.parametrize(
+    "harm, name, said",
+    [
+        (harm_shard(lambda content: content[:-2]), "shards", "tokens in its header"),
+        (harm_shard(lambda content: content[:500]), "shards", "no token shard"),
+        (harm_shard(lambda content: b"PK\3\4" + content[4:]), "shards", "no token shard: magic"),
+        (
+            harm_shard(lambda content: content[:4] + b"\2" + content[5:], TRAIN),
+            "shards",
+            "version 1",
+        ),
+        (harm_tokens(lambda _: []), "shards", "the val split is empty"),
+        (lambda folder: (folder / TRAIN).unlink(), "shards", "there is no train split"),
+        (harm_tokens(lambda ids: [*ids, VOCAB_SIZE]), "ids", f"id {VOCAB_SIZE} in val"),
+        (harm_tokens(lambda ids: ids[1:], TRAIN), "ids", "train begins with id"),
+        (harm_tokens(lambda ids: [*ids, 3, 3]), "ids", "val has 2 ids for unknown (3)"),
+        (harm_tokens(lambda ids: [*ids, 0], TRAIN), "ids", "train has 1 ids for padding (0)"),
+        (
+            harm_tokens(lambda ids: [*ids, BOS, 4 + 0xE2]),
+            "bytes",
+            "decoded",
+        ),  # one byte of three, alone
+        (plant_overlap, "overlap", "1 of"),
+        (other_content, "manifest", f"{TRAIN} has another SHA-256"),
+        (
+            lambda folder: shutil.copy(folder / TRAIN, folder / "x_train_000001.bin"),
+            "manifest",
+            "is not in",
+        ),
+        (
+            lambda folder: write_manifest(folder, val={"documents": 1}),
+            "counts",
+            "but manifest.json says 1",
+        ),
+        (
+            lambda folder: write_manifest(folder, vocabulary_size=512),
+            "tokenizer",
+            "384 pieces, but",
+        ),
+        (
+            lambda folder: write_manifest(folder, tokenizer={"sha256": "0"}),
+            "manifest",
+            "model has another SHA",
+        ),
+        (spaceless, "tokenizer", "it needs a piece ▁ of its own"),
+        (
+            lambda folder: (folder / "tokenizer.model").write_bytes(b"no model"),
+            "tokenizer",
+            "not a Sentence",
+        ),
+    ],
+)
 def test_what_is_wrong_fails_with_its_reason(folder, capsys, harm, name, said):
     harm(folder)
     status, rows, errors = run(folder, capsys)
@@ -154,12 +221,19 @@ def test_a_fault_of_the_shards_leaves_the_rest_unchecked_and_said_so(folder, cap
     assert rows["overlap"] == ("-", "not checked: shards are wrong")
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["nowhere"], "is not a folder"), (["empty"], "holds no token shards"),
-    ([f"own/{VAL}"], "is not a folder"),
-    (["own", "--tokenizer", "nowhere.model"], "no tokenizer at nowhere.model"),
-    (["own", "--json", "nowhere/found.json"], "its folder does not exist"),
-    (["broken"], "cannot be read as JSON"), (["listed"], "is no JSON object"), (["bare"], "no tokenizer at")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nowhere"], "is not a folder"),
+        (["empty"], "holds no token shards"),
+        ([f"own/{VAL}"], "is not a folder"),
+        (["own", "--tokenizer", "nowhere.model"], "no tokenizer at nowhere.model"),
+        (["own", "--json", "nowhere/found.json"], "its folder does not exist"),
+        (["broken"], "cannot be read as JSON"),
+        (["listed"], "is no JSON object"),
+        (["bare"], "no tokenizer at"),
+    ],
+)
 def test_what_cannot_be_checked_is_one_line(folder, capsys, monkeypatch, arguments, said):
     monkeypatch.chdir(folder.parent)
     for name, text in {"broken": "{", "listed": "[]", "bare": "{}"}.items():
@@ -169,7 +243,11 @@ def test_what_cannot_be_checked_is_one_line(folder, capsys, monkeypatch, argumen
     Path("empty").mkdir()
     assert check.main(arguments) == 2
     said_there = capsys.readouterr()
-    assert said_there.err.startswith("error: ") and said_there.err.count("\n") == 1 and said in said_there.err
+    assert (
+        said_there.err.startswith("error: ")
+        and said_there.err.count("\n") == 1
+        and said in said_there.err
+    )
     assert said_there.out == ""
 
 
@@ -202,7 +280,9 @@ def test_another_tokenizer_of_the_same_size_is_suspected(folder, capsys):
 
 
 @pytest.mark.parametrize("added, word", [([], "PASS"), (["\ufb01"], "FAIL")])
-def test_a_tokenizer_that_normalizes_fails_only_where_it_changes_the_text(folder, capsys, added, word):
+def test_a_tokenizer_that_normalizes_fails_only_where_it_changes_the_text(
+    folder, capsys, added, word
+):
     write_split(folder, VAL, [*documents()[::10], *added], tokenizer(folder / "one.model"))
     write_manifest(folder)
     other = tokenizer(folder / "other.model", normalization_rule_name="nfkc")
@@ -241,7 +321,10 @@ def test_fineweb_is_found_with_its_tokenizer_and_what_differs_is_only_said(folde
     status, rows, _ = run(published, capsys)
     assert status == 0
     assert (rows["tokenizer"][0], rows["overlap"][0], rows["bytes"][0]) == ("PASS", "-", "PASS")
-    assert "it normalizes" in rows["tokenizer"][1] and "5 of 5 validation documents" in rows["overlap"][1]
+    assert (
+        "it normalizes" in rows["tokenizer"][1]
+        and "5 of 5 validation documents" in rows["overlap"][1]
+    )
 
 
 def test_the_published_export_may_come_without_training_shards(folder, capsys):
@@ -251,19 +334,27 @@ def test_the_published_export_may_come_without_training_shards(folder, capsys):
     status, rows, errors = run(published, capsys)
     assert (status, errors, rows["overlap"]) == (0, "", ("-", "there is no train split"))
     assert "there is no train split" in rows["shards"][1]
-    assert [rows[name][0] for name in ("shards", "manifest", "tokenizer", "ids", "bytes")] == ["PASS"] * 5
+    assert [rows[name][0] for name in ("shards", "manifest", "tokenizer", "ids", "bytes")] == [
+        "PASS"
+    ] * 5
 
 
 def test_a_folder_at_the_root_is_looked_at_like_any(tmp_path):
-    with pytest.raises(DataError, match="no tokenizer at /fineweb10B_sp7/tokenizer.model or /tokenizers/"):
+    with pytest.raises(
+        DataError, match="no tokenizer at /fineweb10B_sp7/tokenizer.model or /tokenizers/"
+    ):
         check.find_tokenizer(Path("/fineweb10B_sp7"), None, {})
 
 
-@pytest.mark.parametrize("val, passed", [
-    (check.Counts(1, 62_021_846, 50_000, 151_080_891), True),
-    (check.Counts(1, 62_021_632, 50_000, 151_080_891), False),
-    (check.Counts(1, 62_021_846, 49_999, 151_080_891), False),
-    (check.Counts(1, 62_021_846, 50_000, 176_000_000), False)])
+@pytest.mark.parametrize(
+    "val, passed",
+    [
+        (check.Counts(1, 62_021_846, 50_000, 151_080_891), True),
+        (check.Counts(1, 62_021_632, 50_000, 151_080_891), False),
+        (check.Counts(1, 62_021_846, 49_999, 151_080_891), False),
+        (check.Counts(1, 62_021_846, 50_000, 176_000_000), False),
+    ],
+)
 def test_the_known_constants_of_fineweb_are_compared(val, passed):
     assert check.check_known(val).passed is passed
 
@@ -279,6 +370,7 @@ def test_the_known_constants_are_asked_of_that_split_alone(folder, capsys):
 def test_an_interruption_is_one_line(folder, capsys, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
+
     monkeypatch.setattr(check, "check_overlap", interrupt)
     assert check.main([str(folder), "--json", str(folder / "found.json")]) == 130
     assert capsys.readouterr().err.count("\n") == 1 and not (folder / "found.json").exists()

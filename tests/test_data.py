@@ -1,4 +1,5 @@
 """Shards, the order of training rows, tokenizers, and bytes of text behind the tokens."""
+
 from __future__ import annotations
 
 import io
@@ -10,8 +11,15 @@ import pytest
 import sentencepiece
 from conftest import BOS, VOCAB_SIZE, write_shard
 
-from train_gpt import (ByteTable, TrainingRows, UserError, find_shards, load_tokenizer, load_validation,
-                       open_shard)
+from train_gpt import (
+    ByteTable,
+    TrainingRows,
+    UserError,
+    find_shards,
+    load_tokenizer,
+    load_validation,
+    open_shard,
+)
 
 # ---- shards
 
@@ -31,17 +39,45 @@ def header(magic: int = 20240520, version: int = 1, tokens: int = 100) -> bytes:
     return struct.pack("<3i", magic, version, tokens).ljust(1024, b"\0")
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"\0", header()[:1023], header(magic=20240521) + bytes(200), header(version=2) + bytes(200),
-    header(), header() + bytes(199), header() + bytes(202), header(tokens=-1), header(tokens=-1) + bytes(2),
-    struct.pack(">3i", 20240520, 1, 100).ljust(1024, b"\0") + bytes(200), b"a text " * 500,
-], ids=["empty", "one-byte", "short-header", "magic", "version", "no-tokens-left", "truncated", "too-long",
-        "negative", "negative-with-tokens", "big-endian", "text"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0",
+        header()[:1023],
+        header(magic=20240521) + bytes(200),
+        header(version=2) + bytes(200),
+        header(),
+        header() + bytes(199),
+        header() + bytes(202),
+        header(tokens=-1),
+        header(tokens=-1) + bytes(2),
+        struct.pack(">3i", 20240520, 1, 100).ljust(1024, b"\0") + bytes(200),
+        b"a text " * 500,
+    ],
+    ids=[
+        "empty",
+        "one-byte",
+        "short-header",
+        "magic",
+        "version",
+        "no-tokens-left",
+        "truncated",
+        "too-long",
+        "negative",
+        "negative-with-tokens",
+        "big-endian",
+        "text",
+    ],
+)
 def test_a_damaged_shard_is_named(data, tmp_path):
     path = tmp_path / "x_val_000000.bin"
     path.write_bytes(data)
-    for read in (lambda: open_shard(path), lambda: load_validation([path], 65536),
-                 lambda: TrainingRows([path], 4, 0, 9)):
+    for read in (
+        lambda: open_shard(path),
+        lambda: load_validation([path], 65536),
+        lambda: TrainingRows([path], 4, 0, 9),
+    ):
         with pytest.raises(UserError, match="x_val_000000.bin") as error:
             read()
         assert "\n" not in str(error.value)
@@ -56,7 +92,9 @@ def test_the_whole_validation_split_in_order(tmp_path):
 
 
 def test_a_token_outside_the_vocabulary_is_found_at_load_in_validation(tmp_path):
-    files = [write_shard(tmp_path / f"x_val_{i}.bin", [1, token, 3]) for i, token in enumerate((2, 64))]
+    files = [
+        write_shard(tmp_path / f"x_val_{i}.bin", [1, token, 3]) for i, token in enumerate((2, 64))
+    ]
     assert len(load_validation(files, 65)) == 6
     with pytest.raises(UserError, match="x_val_1.bin.*64"):
         load_validation(files, 64)
@@ -102,8 +140,10 @@ def shards(tmp_path) -> list[Path]:
     """Shards of distinct tokens, among them an empty one and one that is too short for a row."""
     sizes = [100, 0, 9, 61, 500]
     ends = np.cumsum(sizes)
-    return [write_shard(tmp_path / f"x_train_{i}.bin", np.arange(end - size, end))
-            for i, (size, end) in enumerate(zip(sizes, ends))]
+    return [
+        write_shard(tmp_path / f"x_train_{i}.bin", np.arange(end - size, end))
+        for i, (size, end) in enumerate(zip(sizes, ends))
+    ]
 
 
 def rows_of(data: TrainingRows, epoch: int) -> np.ndarray:
@@ -123,9 +163,13 @@ def test_rows_are_contiguous_pieces_of_one_shard(shards):
 def test_each_row_comes_once_an_epoch(shards):
     data = TrainingRows(shards, LENGTH, 3, 1000)
     for epoch in range(4):
-        inputs = rows_of(data, epoch)[:, :-1]  # the last token of a row is only a target, and begins the next
+        inputs = rows_of(data, epoch)[
+            :, :-1
+        ]  # the last token of a row is only a target, and begins the next
         assert len(np.unique(inputs)) == inputs.size  # no token twice
-        assert inputs.size > 670 - 3 * 2 * LENGTH - 9  # at most two rows' worth is left over in each shard
+        assert (
+            inputs.size > 670 - 3 * 2 * LENGTH - 9
+        )  # at most two rows' worth is left over in each shard
 
 
 def test_the_order_is_new_in_each_epoch(shards):
@@ -140,27 +184,37 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone(shards):
     np.random.seed(0)
     forward = [data.row(i) for i in range(2 * data.rows)]
     np.random.seed(1)
-    backward = [same.row(i) for i in reversed(range(2 * data.rows))]  # also across an epoch, also twice
+    backward = [
+        same.row(i) for i in reversed(range(2 * data.rows))
+    ]  # also across an epoch, also twice
     assert np.array_equal(forward, backward[::-1])
     assert np.array_equal(data.row(5), forward[5])
-    assert not np.array_equal(forward[:data.rows], rows_of(other, 0))
+    assert not np.array_equal(forward[: data.rows], rows_of(other, 0))
 
 
 # ---- tokenizers
 
 
 TRAINING_TEXT = [
-    "The quick brown fox jumps over the lazy dog, and the dog sleeps.", "def add(a, b):\n    return a + b\n",
-    "\tindented\twith\ttabs and  double   spaces", "漢字と かな, 한국어, العربية", "emoji 👩‍🚀 🇫🇷 😀 café naïve",
-    "control \x01\x02\x7f characters", "  two leading spaces", "numbers 12345 67890 and (punctuation)!",
+    "The quick brown fox jumps over the lazy dog, and the dog sleeps.",
+    "def add(a, b):\n    return a + b\n",
+    "\tindented\twith\ttabs and  double   spaces",
+    "漢字と かな, 한국어, العربية",
+    "emoji 👩‍🚀 🇫🇷 😀 café naïve",
+    "control \x01\x02\x7f characters",
+    "  two leading spaces",
+    "numbers 12345 67890 and (punctuation)!",
 ] * 20
 
-LOSSLESS = dict(normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False)
+LOSSLESS = dict(
+    normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False
+)
 KINDS = {
     "identity": LOSSLESS,
     "challenge": dict(normalization_rule_name="nmt_nfkc", add_dummy_prefix=False),
-    "challenge-spaces-kept": dict(normalization_rule_name="nmt_nfkc", add_dummy_prefix=False,
-                                  remove_extra_whitespaces=False),
+    "challenge-spaces-kept": dict(
+        normalization_rule_name="nmt_nfkc", add_dummy_prefix=False, remove_extra_whitespaces=False
+    ),
     "defaults": dict(),
     "prefix-spaces-kept": dict(remove_extra_whitespaces=False),
     "suffix": dict(treat_whitespace_as_suffix=True, add_dummy_prefix=False),
@@ -170,19 +224,47 @@ KINDS = {
 }
 
 DOCUMENTS = [
-    "The quick brown fox", "x", " ", "   ", "  two leading", "trailing two  ", "a  b   c    d" + " " * 30,
-    "line\nline\n\n\n  indented\n\ttab\t\ttab\r\n", "\n", "\n x", "漢字 かな 한국어 العربية", "👩‍🚀🇫🇷 😀 \U0010ffff",
-    "".join(map(chr, range(1, 32))), "\x7f\x80\u200b\ufeff\u2028\u00a0\u3000", "e\u0301 é ﬁ Ω Ǆ ½",
-    "<s></s><unk> <0x41>", "the right-hand side, where “quotes” — and dashes – are", "",
+    "The quick brown fox",
+    "x",
+    " ",
+    "   ",
+    "  two leading",
+    "trailing two  ",
+    "a  b   c    d" + " " * 30,
+    "line\nline\n\n\n  indented\n\ttab\t\ttab\r\n",
+    "\n",
+    "\n x",
+    "漢字 かな 한국어 العربية",
+    "👩‍🚀🇫🇷 😀 \U0010ffff",
+    "".join(map(chr, range(1, 32))),
+    "\x7f\x80\u200b\ufeff\u2028\u00a0\u3000",
+    "e\u0301 é ﬁ Ω Ǆ ½",
+    "<s></s><unk> <0x41>",
+    "the right-hand side, where “quotes” — and dashes – are",
+    "",
 ]
 
 
 def train_tokenizer(path: Path, vocab_size: int = 400, **changes) -> Path:
     model = io.BytesIO()
-    options = dict(model_type="bpe", byte_fallback=True, pad_id=0, bos_id=BOS, eos_id=2, unk_id=3,
-                   num_threads=1, hard_vocab_limit=False, character_coverage=0.99, minloglevel=2)
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TRAINING_TEXT), model_writer=model,
-                                             vocab_size=vocab_size, **{**options, **changes})
+    options = dict(
+        model_type="bpe",
+        byte_fallback=True,
+        pad_id=0,
+        bos_id=BOS,
+        eos_id=2,
+        unk_id=3,
+        num_threads=1,
+        hard_vocab_limit=False,
+        character_coverage=0.99,
+        minloglevel=2,
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TRAINING_TEXT),
+        model_writer=model,
+        vocab_size=vocab_size,
+        **{**options, **changes},
+    )
     path.write_bytes(model.getvalue())
     return path
 
@@ -216,8 +298,11 @@ def test_single_tokens(tmp_path):
     table, letter = ByteTable(tokenizer), np.array([tokenizer.piece_to_id("e")])
     expected = {"<pad>": 0, "<s>": 0, "</s>": 0, "<unk>": 0}
     expected |= {"<0x41>": 1, "<0xFF>": 1, "▁": 1, "e": 1, "\n": 1}
-    expected |= {piece: len(piece.replace("▁", " ").encode()) for piece in ("▁the", "▁▁", "<0x0A>x", "字")
-                 if tokenizer.piece_to_id(piece) != tokenizer.unk_id()}
+    expected |= {
+        piece: len(piece.replace("▁", " ").encode())
+        for piece in ("▁the", "▁▁", "<0x0A>x", "字")
+        if tokenizer.piece_to_id(piece) != tokenizer.unk_id()
+    }
     assert "▁the" in expected and expected["▁the"] == 4
     for piece, size in expected.items():
         ids = np.array([tokenizer.piece_to_id(piece)])

@@ -1,5 +1,6 @@
 """data/demo_corpus.py: which docstrings become documents, and the corpus that data/prepare.py makes of them;
 built once, of parts of the installed packages."""
+
 from __future__ import annotations
 
 import json
@@ -20,8 +21,13 @@ from conftest import ROOT
 from shards import DataError
 
 DATA_FOLDER = ROOT / "data"
-PARTS = {"python": "asyncio", "torch": "nn/modules", "numpy": "_core", "sympy": "sets",
-         "networkx": "algorithms/flow"}
+PARTS = {
+    "python": "asyncio",
+    "torch": "nn/modules",
+    "numpy": "_core",
+    "sympy": "sets",
+    "networkx": "algorithms/flow",
+}
 FILES = ["demo_train_000000.bin", "demo_val_000000.bin", "meta.json", "tokenizer.model"]
 
 
@@ -78,7 +84,9 @@ def test_documents_are_distinct_long_and_from_every_source(corpus, documents):
 def test_known_docstrings_are_collected(documents):
     text = "\0".join(documents)
     assert "Applies an affine linear transformation to the incoming data" in text  # torch.nn.Linear
-    assert "An array object represents a multidimensional, homogeneous array" in text  # by add_newdoc
+    assert (
+        "An array object represents a multidimensional, homogeneous array" in text
+    )  # by add_newdoc
 
 
 def test_check_passes_the_corpus_and_its_meta_names_no_folder(corpus):
@@ -114,20 +122,41 @@ def g():
     return print("printed")
 '''
     found = set(demo_corpus.docstrings(source)) - {""}
-    documentation = {"module", "class", "method", "inner", "call {x}", "first ", "second", "attribute", "gh"}
+    documentation = {
+        "module",
+        "class",
+        "method",
+        "inner",
+        "call {x}",
+        "first ",
+        "second",
+        "attribute",
+        "gh",
+    }
     assert found == documentation | {"y", "numpy", "ndarray", "T", "decorator"}
 
 
 def test_documents_are_cleaned_long_and_counted_once():
     body, by_source = "word " * 80, Counter()
-    texts = [("one", f"\n    {body}\n        indented\n\n    "), ("two", f"\n{body}\n    indented"),
-             ("two", "x" * 300), ("two", "x" * 301)]
+    texts = [
+        ("one", f"\n    {body}\n        indented\n\n    "),
+        ("two", f"\n{body}\n    indented"),
+        ("two", "x" * 300),
+        ("two", "x" * 301),
+    ]
     assert list(demo_corpus.distinct(texts, by_source)) == [f"{body}\n    indented", "x" * 301]
     assert by_source == {"one": 1, "two": 1}
 
 
 def test_tests_and_installed_packages_are_left_out(tmp_path):
-    for name in ("a.py", "sub/b.py", "sub/data.txt", "sub/tests/c.py", "test/d.py", "site-packages/e/f.py"):
+    for name in (
+        "a.py",
+        "sub/b.py",
+        "sub/data.txt",
+        "sub/tests/c.py",
+        "test/d.py",
+        "site-packages/e/f.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert demo_corpus.python_files(tmp_path) == [tmp_path / "a.py", tmp_path / "sub/b.py"]
@@ -144,27 +173,37 @@ def test_a_file_that_cannot_be_parsed_is_left_out(monkeypatch, tmp_path, capsys)
 def in_a_process(script: str) -> str:
     """What a script that imports the module prints: nothing in this process is replaced there."""
     environment = {**os.environ, "PYTHONPATH": str(DATA_FOLDER)}
-    done = subprocess.run([sys.executable, "-c", f"import sys, demo_corpus\n{script}"], env=environment,
-                          check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, demo_corpus\n{script}"],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return done.stdout + done.stderr
 
 
 def test_a_missing_package_is_noted_and_left_out():
-    printed = in_a_process("demo_corpus.PACKAGES = ('no_such_package', 'numpy')\n"
-                           "print(list(demo_corpus.source_folders()))")
+    printed = in_a_process(
+        "demo_corpus.PACKAGES = ('no_such_package', 'numpy')\n"
+        "print(list(demo_corpus.source_folders()))"
+    )
     assert "['python', 'numpy']" in printed and "no_such_package is not installed" in printed
 
 
 def test_packages_are_located_without_importing_them():
-    printed = in_a_process("demo_corpus.source_folders()\n"
-                           "print({'torch', 'sympy', 'networkx'} & set(sys.modules))")
+    printed = in_a_process(
+        "demo_corpus.source_folders()\nprint({'torch', 'sympy', 'networkx'} & set(sys.modules))"
+    )
     assert printed == "set()\n"
 
 
 def test_a_missing_standard_library_is_an_error():
-    printed = in_a_process("demo_corpus.sysconfig.get_paths = lambda: {'stdlib': '/nowhere'}\n"
-                           "try: demo_corpus.source_folders()\n"
-                           "except demo_corpus.DataError as error: print(error)")
+    printed = in_a_process(
+        "demo_corpus.sysconfig.get_paths = lambda: {'stdlib': '/nowhere'}\n"
+        "try: demo_corpus.source_folders()\n"
+        "except demo_corpus.DataError as error: print(error)"
+    )
     assert "the standard library's sources are not at /nowhere" in printed
 
 

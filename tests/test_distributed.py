@@ -1,4 +1,5 @@
 """Two ranks on gloo against one process: training, Muon, evaluation, and that the ranks stay together."""
+
 from __future__ import annotations
 
 import json
@@ -11,6 +12,7 @@ import distributed_worker
 import numpy as np
 import pytest
 import torch
+
 from train_gpt import Runtime
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -20,12 +22,23 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 def ranks(data_folder, tmp_path_factory) -> list[dict]:
     """What each of two ranks found, under torchrun."""
     output = tmp_path_factory.mktemp("ranks") / "found.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(WORKER), str(data_folder), str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(WORKER),
+        str(data_folder),
+        str(output),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=output.parent, capture_output=True, text=True,
-                          timeout=120)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("[rank") and "Error" in line]
+    done = subprocess.run(
+        command, env=environment, cwd=output.parent, capture_output=True, text=True, timeout=120
+    )
+    errors = [
+        line for line in done.stderr.splitlines() if line.startswith("[rank") and "Error" in line
+    ]
     assert done.returncode == 0, "\n".join(errors) or done.stderr[-2000:]
     return json.loads(output.read_text())
 

@@ -1,4 +1,5 @@
 """data/download.py against a local stand-in of the hub, so that huggingface_hub's own code runs."""
+
 from __future__ import annotations
 
 import hashlib
@@ -24,8 +25,14 @@ from conftest import ROOT, VOCAB_SIZE, write_shard  # noqa: E402
 REPOSITORY, COMMIT = "owner/export", "a" * 40
 FOLDER = "datasets/datasets/fineweb10B_sp384"
 ARGUMENTS = ["--repo", REPOSITORY, "--variant", "sp384", "--train-shards", "2"]
-WHOLE = ["fineweb_384_bpe.model", "fineweb_384_bpe.vocab", "fineweb_train_000000.bin",
-         "fineweb_train_000001.bin", "fineweb_val_000000.bin", "manifest.json"]
+WHOLE = [
+    "fineweb_384_bpe.model",
+    "fineweb_384_bpe.vocab",
+    "fineweb_train_000000.bin",
+    "fineweb_train_000001.bin",
+    "fineweb_val_000000.bin",
+    "manifest.json",
+]
 
 
 class StandIn(http.server.ThreadingHTTPServer):
@@ -40,7 +47,9 @@ class StandIn(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.files, self.requests = files, []
         self.faults, self.after, self.served, self.torn = {}, {}, {}, {}
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
 
     @property
     def url(self) -> str:
@@ -48,8 +57,11 @@ class StandIn(http.server.ThreadingHTTPServer):
 
     def fetched(self) -> list[str]:
         """The names of the files that were sent."""
-        return [path.rsplit("/", 1)[-1] for method, path, _ in self.requests
-                if method == "GET" and "resolve" in path]
+        return [
+            path.rsplit("/", 1)[-1]
+            for method, path, _ in self.requests
+            if method == "GET" and "resolve" in path
+        ]
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -89,10 +101,21 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
     def paths_info(self, body: bytes) -> list[dict]:
         files = self.server.files
-        return [{"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40,
-                 "lfs": {"oid": hashlib.sha256(files[path]).hexdigest(), "size": len(files[path]),
-                         "pointerSize": 130}}
-                for path in parse_qs(body.decode())["paths"] if path in files]
+        return [
+            {
+                "type": "file",
+                "path": path,
+                "size": len(files[path]),
+                "oid": "0" * 40,
+                "lfs": {
+                    "oid": hashlib.sha256(files[path]).hexdigest(),
+                    "size": len(files[path]),
+                    "pointerSize": 130,
+                },
+            }
+            for path in parse_qs(body.decode())["paths"]
+            if path in files
+        ]
 
     def send_file(self, path: str) -> None:
         served = self.server.served.get(path)
@@ -102,10 +125,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
         whole = len(body)
         start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if start:
-            body = body[int(start[1]):]
+            body = body[int(start[1]) :]
             headers["Content-Range"] = f"bytes {start[1]}-{whole - 1}/{whole}"
         if self.command == "GET" and path in self.server.torn:
-            headers["Content-Length"], body = str(whole), body[:self.server.torn.pop(path)]
+            headers["Content-Length"], body = str(whole), body[: self.server.torn.pop(path)]
             self.close_connection = True
         self.send(206 if start else 200, body, headers)
 
@@ -118,17 +141,36 @@ def export(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> dict[
     scratch = tmp_path_factory.mktemp("export") / "shard"
     stats = {"files_train": 3, "files_val": 1, "tokens_train": 6700, "tokens_val": 900}
     tokens = {"train_000000": 3000, "train_000001": 3000, "train_000002": 700, "val_000000": 900}
-    files = {f"{FOLDER}/fineweb_{name}.bin": write_shard(scratch, [1] + [5 + seed] * (count - 1)).read_bytes()
-             for seed, (name, count) in enumerate(tokens.items())}
-    files["datasets/tokenizers/fineweb_384_bpe.model"] = (data_folder / "tokenizer.model").read_bytes()
+    files = {
+        f"{FOLDER}/fineweb_{name}.bin": write_shard(
+            scratch, [1] + [5 + seed] * (count - 1)
+        ).read_bytes()
+        for seed, (name, count) in enumerate(tokens.items())
+    }
+    files["datasets/tokenizers/fineweb_384_bpe.model"] = (
+        data_folder / "tokenizer.model"
+    ).read_bytes()
     files["datasets/tokenizers/fineweb_384_bpe.vocab"] = b"<pad>\t0\n"
-    tokenizer = {"name": "sp_bpe_384", "model_path": "tokenizers/fineweb_384_bpe.model",
-                 "vocab_path": "tokenizers/fineweb_384_bpe.vocab"}
-    files["datasets/manifest.json"] = json.dumps({
-        "shard_size": 3000, "tokenizers": [tokenizer, {"name": "pure_byte", "path": "tokenizers/x.json"}],
-        "datasets": [{"name": "fineweb10B_sp384", "tokenizer_name": "sp_bpe_384", "vocab_size": VOCAB_SIZE,
-                      "stats": stats},
-                     {"name": "fineweb10B_byte260", "tokenizer_name": "pure_byte", "stats": stats}]}).encode()
+    tokenizer = {
+        "name": "sp_bpe_384",
+        "model_path": "tokenizers/fineweb_384_bpe.model",
+        "vocab_path": "tokenizers/fineweb_384_bpe.vocab",
+    }
+    files["datasets/manifest.json"] = json.dumps(
+        {
+            "shard_size": 3000,
+            "tokenizers": [tokenizer, {"name": "pure_byte", "path": "tokenizers/x.json"}],
+            "datasets": [
+                {
+                    "name": "fineweb10B_sp384",
+                    "tokenizer_name": "sp_bpe_384",
+                    "vocab_size": VOCAB_SIZE,
+                    "stats": stats,
+                },
+                {"name": "fineweb10B_byte260", "tokenizer_name": "pure_byte", "stats": stats},
+            ],
+        }
+    ).encode()
     return files
 
 
@@ -161,7 +203,9 @@ def names(out: Path) -> list[str]:
     return sorted(path.name for path in out.rglob("*") if path.is_file())
 
 
-def test_the_files_arrive_as_they_are_and_nothing_else_is_left(hub, export, tmp_path, capsys, monkeypatch):
+def test_the_files_arrive_as_they_are_and_nothing_else_is_left(
+    hub, export, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(ROOT)
     assert run(tmp_path / "out") == 0
     assert names(tmp_path / "out") == WHOLE
@@ -192,7 +236,9 @@ def test_more_shards_later_fetch_just_those(hub, tmp_path):
     assert hub.fetched() == ["manifest.json", "fineweb_train_000000.bin"]
 
 
-@pytest.mark.parametrize("end, asked", [(b"", "2"), (b"\7\7", "2"), (b"\7\7", "1")])  # "1": more are here
+@pytest.mark.parametrize(
+    "end, asked", [(b"", "2"), (b"\7\7", "2"), (b"\7\7", "1")]
+)  # "1": more are here
 def test_a_file_that_is_cut_or_another_is_fetched_again(hub, export, tmp_path, end, asked):
     run(tmp_path)
     cut = tmp_path / "datasets/fineweb10B_sp384/fineweb_train_000001.bin"
@@ -212,8 +258,14 @@ def test_a_shard_that_the_revision_does_not_have_is_named(hub, tmp_path, capsys)
     assert f"{stray} is not of this revision" in error_line(capsys) and stray.exists()
 
 
-@pytest.mark.parametrize("harm", [lambda content: content[:-2], lambda content: b"\0" * 8 + content[8:],
-                                  lambda content: content[:-2] + b"\7\7"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda content: content[:-2],
+        lambda content: b"\0" * 8 + content[8:],
+        lambda content: content[:-2] + b"\7\7",
+    ],
+)
 def test_a_file_that_comes_damaged_is_fetched_once_more(hub, export, tmp_path, harm):
     path = f"{FOLDER}/fineweb_val_000000.bin"
     hub.served[path] = [harm(export[path])] * 2  # for HEAD and GET
@@ -222,9 +274,19 @@ def test_a_file_that_comes_damaged_is_fetched_once_more(hub, export, tmp_path, h
     assert (tmp_path / path.removeprefix("datasets/")).read_bytes() == export[path]
 
 
-@pytest.mark.parametrize("content, reason", [
-    (lambda good: good[:8] + (899).to_bytes(4, "little") + good[12:], "899 tokens in its header"),
-    (lambda good: good[:8] + (450).to_bytes(4, "little") + good[12:1024 + 900], "but 900 are due")])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (
+            lambda good: good[:8] + (899).to_bytes(4, "little") + good[12:],
+            "899 tokens in its header",
+        ),
+        (
+            lambda good: good[:8] + (450).to_bytes(4, "little") + good[12 : 1024 + 900],
+            "but 900 are due",
+        ),
+    ],
+)
 def test_a_shard_that_lies_on_the_hub_is_refused(hub, export, tmp_path, capsys, content, reason):
     path = f"{FOLDER}/fineweb_val_000000.bin"
     hub.files[path] = content(export[path])
@@ -235,8 +297,11 @@ def test_a_shard_that_lies_on_the_hub_is_refused(hub, export, tmp_path, capsys, 
 
 
 def test_a_limited_rate_is_waited_for_as_long_as_the_hub_asks(hub, tmp_path, capsys):
-    hub.faults = {"revision/main": [(503, {})], "train_000000": [(429, {"Retry-After": "7"})],
-                  "val_000000": [(429, {"RateLimit": '"api";r=0;t=11'})]}
+    hub.faults = {
+        "revision/main": [(503, {})],
+        "train_000000": [(429, {"Retry-After": "7"})],
+        "val_000000": [(429, {"RateLimit": '"api";r=0;t=11'})],
+    }
     assert run(tmp_path) == 0
     assert hub.waits == [1, 11, 7]
     assert "limits the rate (HTTP 429): waiting 7 s" in capsys.readouterr().err
@@ -261,7 +326,9 @@ def test_an_interrupted_download_goes_on_with_what_is_missing(hub, tmp_path, sen
     asked, answer = threading.Event(), threading.Event()
     hub.after["train_000000"] = lambda: (asked.set(), answer.wait(20))
     command = [sys.executable, ROOT / "data/download.py", *ARGUMENTS, "--out", tmp_path / "out"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     assert asked.wait(20)
     process.send_signal(sent)
     said = process.communicate()[1]
@@ -272,7 +339,11 @@ def test_an_interrupted_download_goes_on_with_what_is_missing(hub, tmp_path, sen
     hub.after.clear()
     hub.requests.clear()
     assert run(tmp_path / "out") == 0
-    assert hub.fetched() == ["manifest.json", "fineweb_train_000000.bin", "fineweb_train_000001.bin"]
+    assert hub.fetched() == [
+        "manifest.json",
+        "fineweb_train_000000.bin",
+        "fineweb_train_000001.bin",
+    ]
     assert names(tmp_path / "out") == WHOLE
 
 
@@ -292,24 +363,40 @@ def test_a_second_download_of_a_variant_waits_its_turn(hub, tmp_path, capsys):
     assert "in use" in error_line(capsys)
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["--variant", "sp999"], "--variant sp999 is not in the hub's manifest, which lists byte260, sp384"),
-    (["--variant", "byte260"], "no SentencePiece model"),
-    (["--variant", "../x"], "--variant a name such as sp1024"),
-    (["--train-shards", "4"], "fineweb10B_sp384 has 3 training shards"),
-    (["--train-shards", "-1"], "--train-shards must be 0 or more"),
-    (["--repo", "other/name"], "no dataset repository other/name"),
-    (["--repo", "a/b/c"], "--repo a/b/c: not the name of a repository"),
-    (["--revision", "v9"], "no revision v9")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (
+            ["--variant", "sp999"],
+            "--variant sp999 is not in the hub's manifest, which lists byte260, sp384",
+        ),
+        (["--variant", "byte260"], "no SentencePiece model"),
+        (["--variant", "../x"], "--variant a name such as sp1024"),
+        (["--train-shards", "4"], "fineweb10B_sp384 has 3 training shards"),
+        (["--train-shards", "-1"], "--train-shards must be 0 or more"),
+        (["--repo", "other/name"], "no dataset repository other/name"),
+        (["--repo", "a/b/c"], "--repo a/b/c: not the name of a repository"),
+        (["--revision", "v9"], "no revision v9"),
+    ],
+)
 def test_what_the_hub_does_not_have_is_said_in_one_line(hub, tmp_path, capsys, arguments, said):
     assert run(tmp_path, *arguments) == 2
     assert said in error_line(capsys) and hub.waits == []
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("manifest, said", [
-    (b"<html>", "no JSON object"), (b"[]", "no JSON object"), (b"{}", "which lists none"),
-    (b'{"datasets": [7, {"name": "fineweb10B_sp384", "stats": null}]}', "does not say how many shards")])
+@pytest.mark.parametrize(
+    "manifest, said",
+    [
+        (b"<html>", "no JSON object"),
+        (b"[]", "no JSON object"),
+        (b"{}", "which lists none"),
+        (
+            b'{"datasets": [7, {"name": "fineweb10B_sp384", "stats": null}]}',
+            "does not say how many shards",
+        ),
+    ],
+)
 def test_a_manifest_that_says_nothing_is_refused(hub, tmp_path, capsys, manifest, said):
     hub.files["datasets/manifest.json"] = manifest
     assert run(tmp_path) == 2
@@ -319,7 +406,9 @@ def test_a_manifest_that_says_nothing_is_refused(hub, tmp_path, capsys, manifest
 def test_a_file_that_the_manifest_lists_and_the_hub_lacks_is_named(hub, tmp_path, capsys):
     del hub.files[f"{FOLDER}/fineweb_train_000001.bin"]
     assert run(tmp_path) == 2
-    assert "has no datasets/datasets/fineweb10B_sp384/fineweb_train_000001.bin" in error_line(capsys)
+    assert "has no datasets/datasets/fineweb10B_sp384/fineweb_train_000001.bin" in error_line(
+        capsys
+    )
 
 
 def test_the_tokenizers_size_is_the_variants_where_the_manifest_states_none(hub, tmp_path):
@@ -332,7 +421,9 @@ def test_the_tokenizers_size_is_the_variants_where_the_manifest_states_none(hub,
 
 def test_a_tokenizer_of_another_size_is_refused_before_a_shard_comes(hub, tmp_path, capsys):
     manifest = hub.files["datasets/manifest.json"]
-    hub.files["datasets/manifest.json"] = manifest.replace(b'"vocab_size": 384', b'"vocab_size": 1024')
+    hub.files["datasets/manifest.json"] = manifest.replace(
+        b'"vocab_size": 384', b'"vocab_size": 1024'
+    )
     assert run(tmp_path) == 2
     assert "has 384 pieces, but 1,024 are due" in error_line(capsys)
     assert not any(name.endswith(".bin") for name in hub.fetched())
@@ -348,7 +439,9 @@ def test_a_full_disk_is_said_before_anything_is_fetched(hub, tmp_path, capsys, m
 def test_a_library_that_is_missing_is_one_line(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert run(tmp_path) == 2
-    assert "huggingface_hub is not installed: pip install -r data/requirements.txt" in error_line(capsys)
+    assert "huggingface_hub is not installed: pip install -r data/requirements.txt" in error_line(
+        capsys
+    )
 
 
 def test_no_network_is_one_line_at_once(hub, tmp_path, capsys, monkeypatch):
@@ -361,11 +454,20 @@ def test_bytes_counted_for_xet_storage_move_the_bar_once():
     progress = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting")
     with download.tqdm(total=100, file=open(os.devnull, "w")) as bar:
         kind = download.report_to(bar)
-        with progress.XetDownloadProgressReporter(reconstruction_desc="x", total=100, log_level=30,
-                                                  tqdm_class=kind) as reporter:
-            report = type("Report", (), dict(
-                total_bytes=100, total_bytes_completed=60, total_bytes_completion_rate=1.0,
-                total_transfer_bytes_completed=40, total_transfer_bytes_completion_rate=1.0))
+        with progress.XetDownloadProgressReporter(
+            reconstruction_desc="x", total=100, log_level=30, tqdm_class=kind
+        ) as reporter:
+            report = type(
+                "Report",
+                (),
+                dict(
+                    total_bytes=100,
+                    total_bytes_completed=60,
+                    total_bytes_completion_rate=1.0,
+                    total_transfer_bytes_completed=40,
+                    total_transfer_bytes_completion_rate=1.0,
+                ),
+            )
             reporter.update_progress(report)
         assert bar.n == 60
 

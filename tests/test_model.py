@@ -1,4 +1,5 @@
 """The model: every feature off and on, causality, attention backends, rotary positions, initial weights."""
+
 from __future__ import annotations
 
 import math
@@ -10,15 +11,38 @@ from bench import flops_per_token
 from conftest import BOS, random_tokens, tiny_model, tiny_settings
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from train_gpt import (ATTENTION, GPT, IGNORED, Rotary, Runtime, Settings, SmearGate,
-                       stored_parameters)
 
-OFF = dict(smear=dict(smear_enabled=False), bigram=dict(bigram_vocab_size=0), memory=dict(memory_tokens=0),
-           backout=dict(backout_enabled=False), mtp=dict(mtp_num_heads=0), head=dict(tie_embeddings=True),
-           ln_scale=dict(ln_scale=False), rope=dict(rope_dims=0))
-OWN = dict(smear={"smear.gate"}, bigram={"bigram.table", "bigram.projection", "bigram.scale"},
-           memory={"memory"}, backout={"backout"}, mtp={"mtp_heads"}, head={"head"}, ln_scale=set(),
-           rope=set())
+from train_gpt import (
+    ATTENTION,
+    GPT,
+    IGNORED,
+    Rotary,
+    Runtime,
+    Settings,
+    SmearGate,
+    stored_parameters,
+)
+
+OFF = dict(
+    smear=dict(smear_enabled=False),
+    bigram=dict(bigram_vocab_size=0),
+    memory=dict(memory_tokens=0),
+    backout=dict(backout_enabled=False),
+    mtp=dict(mtp_num_heads=0),
+    head=dict(tie_embeddings=True),
+    ln_scale=dict(ln_scale=False),
+    rope=dict(rope_dims=0),
+)
+OWN = dict(
+    smear={"smear.gate"},
+    bigram={"bigram.table", "bigram.projection", "bigram.scale"},
+    memory={"memory"},
+    backout={"backout"},
+    mtp={"mtp_heads"},
+    head={"head"},
+    ln_scale=set(),
+    rope=set(),
+)
 ALL_ON = dict(tie_embeddings=False)
 
 
@@ -96,13 +120,17 @@ def test_the_bigram_changes_nothing_before_training():
 def test_gradient_reaches_every_parameter():
     model = tiny_model(**ALL_ON)
     model(*batch())[0].backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
 
 
 def test_gradient_reaches_lambda_memory_and_bigram_from_the_initial_weights():
     model = tiny_model(stirred=False)
     model(*batch())[0].backward()
-    assert all(p.grad.any() for p in (model.backout, model.memory, model.bigram.table, model.smear.gate))
+    assert all(
+        p.grad.any() for p in (model.backout, model.memory, model.bigram.table, model.smear.gate)
+    )
 
 
 # ---- SmearGate and BigramHash
@@ -136,12 +164,14 @@ def test_bigram_depends_on_the_pair_and_nothing_else():
     first, second = torch.tensor([[5, 9, 7, 9, 7]]), torch.tensor([[8, 9, 7, 7, 9]])
     a, b = bigram.bucket(first)[0], bigram.bucket(second)[0]
     assert a[2] == b[2] == a[4] and len({int(i) for i in (a[2], a[3], b[3])}) == 3
-    assert 0 <= int(a.min()) and int(torch.cat((a, b)).max()) < 4096
+    assert int(a.min()) >= 0 and int(torch.cat((a, b)).max()) < 4096
 
 
 def test_bigram_buckets_are_spread_evenly():
     pairs = torch.cartesian_prod(torch.arange(64), torch.arange(64))
-    counts = torch.bincount(tiny_model(bigram_vocab_size=256).bigram.bucket(pairs)[:, 1], minlength=256)
+    counts = torch.bincount(
+        tiny_model(bigram_vocab_size=256).bigram.bucket(pairs)[:, 1], minlength=256
+    )
     assert counts.min() > 0 and counts.max() < 3 * 4096 / 256
 
 
@@ -168,14 +198,16 @@ def test_evaluation_prepends_memory_tokens_and_scores_every_token():
     losses = model.token_losses(tokens, targets)
     assert model.embed(tokens).shape == (3, 24, 32)
     assert losses.shape == (3, 20) and (losses > 0).all()
-    assert torch.equal(model.embed(tokens)[0, :4], model.embed(63 - tokens)[2, :4])  # the same for every row
+    assert torch.equal(
+        model.embed(tokens)[0, :4], model.embed(63 - tokens)[2, :4]
+    )  # the same for every row
 
 
 def test_every_token_reaches_the_memory():
     model, (tokens, targets) = tiny_model(), evaluated()
     losses = model.token_losses(tokens[:1], targets[:1])[0]
     for loss in losses:
-        gradient, = torch.autograd.grad(loss, model.memory, retain_graph=True)
+        (gradient,) = torch.autograd.grad(loss, model.memory, retain_graph=True)
         assert gradient.any(dim=1).all()
     with torch.no_grad():
         model.memory[2] += torch.randn(32)
@@ -188,7 +220,9 @@ def test_memory_tokens_do_not_see_the_text():
     model.run_block = lambda block, *arguments: block(*arguments)
     for seed in (0, 1):
         model.hidden(evaluated(seed)[0])
-    assert torch.equal(seen[0][:, :4], seen[1][:, :4]) and not torch.equal(seen[0][:, 4:], seen[1][:, 4:])
+    assert torch.equal(seen[0][:, :4], seen[1][:, :4]) and not torch.equal(
+        seen[0][:, 4:], seen[1][:, 4:]
+    )
 
 
 def test_ignored_targets_count_nothing():
@@ -197,7 +231,9 @@ def test_ignored_targets_count_nothing():
     targets = targets.clone()
     targets[1, 3:] = IGNORED
     losses = model.token_losses(tokens, targets)
-    assert not losses[1, 3:].any() and torch.equal(losses[targets != IGNORED], everything[targets != IGNORED])
+    assert not losses[1, 3:].any() and torch.equal(
+        losses[targets != IGNORED], everything[targets != IGNORED]
+    )
 
 
 # ---- MTP
@@ -225,7 +261,9 @@ def test_mtp_head_i_predicts_i_places_further():
     for ahead, head in enumerate(model.mtp_heads, 1):
         for row in range(3):
             for place in range(20 - ahead):
-                log_probabilities = (30 * torch.tanh(states[row, place] @ head.T / 30)).log_softmax(-1)
+                log_probabilities = (30 * torch.tanh(states[row, place] @ head.T / 30)).log_softmax(
+                    -1
+                )
                 expected -= 0.2 / 2 * log_probabilities[targets[row, place + ahead]]
     objective, loss = model(*batch())
     torch.testing.assert_close(objective - loss, expected, rtol=1e-4, atol=1e-3)
@@ -239,12 +277,22 @@ def test_mtp_heads_are_never_exported():
 # ---- Size
 
 
-@pytest.mark.parametrize("changes, count", [
-    (dict(), 27_124_826),
-    (dict(num_layers=11, bigram_vocab_size=4096, memory_tokens=0), 27_092_058),  # entry A, #339
-    (dict(bigram_vocab_size=2048, backout_enabled=False, memory_tokens=0), 26_829_913),  # its base, #198
-    (dict(num_layers=10, bigram_vocab_size=10240, backout_enabled=False, mtp_num_heads=2), 26_598_481),  # B
-], ids=["record", "A", "base of A", "B"])
+@pytest.mark.parametrize(
+    "changes, count",
+    [
+        (dict(), 27_124_826),
+        (dict(num_layers=11, bigram_vocab_size=4096, memory_tokens=0), 27_092_058),  # entry A, #339
+        (
+            dict(bigram_vocab_size=2048, backout_enabled=False, memory_tokens=0),
+            26_829_913,
+        ),  # its base, #198
+        (
+            dict(num_layers=10, bigram_vocab_size=10240, backout_enabled=False, mtp_num_heads=2),
+            26_598_481,
+        ),  # B
+    ],
+    ids=["record", "A", "base of A", "B"],
+)
 def test_parameter_count(changes, count):
     with torch.device("meta"):
         model = GPT(Settings(**changes), Runtime())
@@ -270,11 +318,18 @@ def rotated(x: Tensor, dims: int, base: float = 10000.0) -> Tensor:
 def reference_logits(model: GPT, s: Settings, tokens: Tensor) -> Tensor:
     """Logits of one row, (length, vocabulary): one head at a time, skips by index."""
     length, dim = s.memory_tokens + len(tokens), s.model_dim // s.num_heads
-    x = rms(model.embedding[tokens] + (model.bigram(tokens[None], torch.float32)[0] if model.bigram else 0.0))
+    x = rms(
+        model.embedding[tokens]
+        + (model.bigram(tokens[None], torch.float32)[0] if model.bigram else 0.0)
+    )
     if model.smear:
         gate = torch.sigmoid(model.smear.gate)
-        x = torch.stack([x[i] if i == 0 or tokens[i] == BOS else (1 - gate) * x[i] + gate * x[i - 1]
-                         for i in range(len(tokens))])
+        x = torch.stack(
+            [
+                x[i] if i == 0 or tokens[i] == BOS else (1 - gate) * x[i] + gate * x[i - 1]
+                for i in range(len(tokens))
+            ]
+        )
     if s.memory_tokens:
         x = torch.cat((rms(model.memory), x))
     x0, outputs, half = x, [], s.num_layers // 2
@@ -284,13 +339,17 @@ def reference_logits(model: GPT, s: Settings, tokens: Tensor) -> Tensor:
             x = x + model.skip_scales[i - half] * outputs[2 * half - 1 - i]
         x = block.mix[0] * x + block.mix[1] * x0
         y = rms(x) / math.sqrt(i + 1 if s.ln_scale else 1)
-        q, k, v = (F.linear(y, w).view(length, -1, dim) for w in
-                   (block.attention.query, block.attention.key, block.attention.value))
+        q, k, v = (
+            F.linear(y, w).view(length, -1, dim)
+            for w in (block.attention.query, block.attention.key, block.attention.value)
+        )
         q, k = (rotated(rms(a), s.rope_dims or dim) for a in (q, k))
         heads = []
         for head in range(s.num_heads):
             shared = head * s.num_kv_heads // s.num_heads
-            scores = block.attention.gain[head] * q[:, head] @ k[:, shared].T / math.sqrt(dim) + mask
+            scores = (
+                block.attention.gain[head] * q[:, head] @ k[:, shared].T / math.sqrt(dim) + mask
+            )
             heads.append(scores.softmax(-1) @ v[:, shared])
         x = x + block.attention_scale * F.linear(torch.cat(heads, -1), block.attention.out)
         y = rms(x) / math.sqrt(i + 1 if s.ln_scale else 1)
@@ -298,19 +357,36 @@ def reference_logits(model: GPT, s: Settings, tokens: Tensor) -> Tensor:
         outputs.append(x)
     if model.backout is not None:
         x = x - model.backout * outputs[half if s.backout_layer < 0 else s.backout_layer]
-    states = rms(x[s.memory_tokens:])
+    states = rms(x[s.memory_tokens :])
     scores = states @ (model.embedding if s.tie_embeddings else model.head).T
     return s.logit_softcap * torch.tanh(scores / s.logit_softcap)
 
 
-@pytest.mark.parametrize("changes", [
-    dict(), dict(num_layers=1, backout_enabled=False), dict(num_layers=5),
-    dict(num_layers=11, train_seq_len=12, train_batch_tokens=12),
-    dict(memory_tokens=0, smear_enabled=False, bigram_vocab_size=0, backout_enabled=False, mtp_num_heads=0),
-    dict(memory_tokens=0), dict(ln_scale=False), dict(rope_dims=0), dict(tie_embeddings=False),
-    dict(backout_layer=0), dict(backout_layer=3), dict(num_kv_heads=1),
-    dict(num_kv_heads=4, logit_softcap=2.0),
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(num_layers=1, backout_enabled=False),
+        dict(num_layers=5),
+        dict(num_layers=11, train_seq_len=12, train_batch_tokens=12),
+        dict(
+            memory_tokens=0,
+            smear_enabled=False,
+            bigram_vocab_size=0,
+            backout_enabled=False,
+            mtp_num_heads=0,
+        ),
+        dict(memory_tokens=0),
+        dict(ln_scale=False),
+        dict(rope_dims=0),
+        dict(tie_embeddings=False),
+        dict(backout_layer=0),
+        dict(backout_layer=3),
+        dict(num_kv_heads=1),
+        dict(num_kv_heads=4, logit_softcap=2.0),
+    ],
+    ids=str,
+)
 @torch.no_grad()
 def test_logits_equal_a_reference(changes):
     settings, model, tokens = tiny_settings(**changes), tiny_model(**changes), batch()[0][1, :8]
@@ -336,7 +412,7 @@ def test_no_token_changes_the_scores_before_it(backend, longer):
             other[:, place] = changed
             scores = model.logits(other)
             assert torch.equal(scores[:, :place], logits[:, :place])
-            differs = (tokens[:, place] != changed)
+            differs = tokens[:, place] != changed
             assert ((scores[:, place:] != logits[:, place:]).any(-1)[differs]).all()
 
 
@@ -352,8 +428,12 @@ def test_no_row_changes_another():
 @torch.no_grad()
 def test_probabilities_sum_to_one():
     model, (tokens, targets) = tiny_model(), evaluated()
-    every = torch.stack([model.token_losses(tokens, torch.full_like(targets, i)) for i in range(64)])
-    torch.testing.assert_close((-every.double()).exp().sum(0), torch.ones(3, 20).double(), atol=1e-5, rtol=0)
+    every = torch.stack(
+        [model.token_losses(tokens, torch.full_like(targets, i)) for i in range(64)]
+    )
+    torch.testing.assert_close(
+        (-every.double()).exp().sum(0), torch.ones(3, 20).double(), atol=1e-5, rtol=0
+    )
 
 
 # ---- Attention
@@ -361,14 +441,20 @@ def test_probabilities_sum_to_one():
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (3, 1)])
-@pytest.mark.parametrize("length", [1, 7, 128, 129, 300, 1100])  # in one block, two, three and eight
-def test_blocked_attention_equals_sdpa_and_the_definition(dtype, tolerance, heads, kv_heads, length):
+@pytest.mark.parametrize(
+    "length", [1, 7, 128, 129, 300, 1100]
+)  # in one block, two, three and eight
+def test_blocked_attention_equals_sdpa_and_the_definition(
+    dtype, tolerance, heads, kv_heads, length
+):
     torch.manual_seed(length)
     q, k, v = (torch.randn(2, length, n, 8, dtype=dtype) for n in (heads, kv_heads, kv_heads))
     shared = heads // kv_heads
     keys, values = (x.double().repeat_interleave(shared, dim=2) for x in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q.double(), keys) / math.sqrt(8)
-    scores = scores.masked_fill(torch.arange(length)[None, :] > torch.arange(length)[:, None], -math.inf)
+    scores = scores.masked_fill(
+        torch.arange(length)[None, :] > torch.arange(length)[:, None], -math.inf
+    )
     expected = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), values)
     for backend in ("sdpa", "blocked"):
         out = ATTENTION[backend](q, k, v)
@@ -459,13 +545,20 @@ def test_logits_stay_within_the_softcap(softcap):
 @pytest.mark.parametrize("layers", [2, 5])
 def test_initial_matrices_are_orthogonal_and_output_projections_scaled(layers):
     model = tiny_model(stirred=False, num_layers=layers)
-    matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith("mix")
-                and name not in ("embedding", "memory", "skip_scales", "bigram.table")}
+    matrices = {
+        name: p
+        for name, p in model.named_parameters()
+        if p.ndim == 2
+        and not name.endswith("mix")
+        and name not in ("embedding", "memory", "skip_scales", "bigram.table")
+    }
     assert len(matrices) == 6 * layers + 1
     for name, matrix in matrices.items():
         scaled = name.endswith((".out", ".down"))
         expected = torch.full((min(matrix.shape),), (2 * layers) ** -0.5 if scaled else 1.0)
-        torch.testing.assert_close(torch.linalg.svdvals(matrix.detach()), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.linalg.svdvals(matrix.detach()), expected, rtol=1e-4, atol=1e-4
+        )
 
 
 @torch.no_grad()
@@ -473,7 +566,10 @@ def test_initial_embedding_is_small_where_it_is_tied():
     tied, untied = tiny_model(stirred=False), tiny_model(stirred=False, tie_embeddings=False)
     assert abs(float(tied.embedding.std()) / 0.005 - 1) < 0.1
     assert abs(float(untied.embedding.std()) - 1) < 0.1 and not untied.head.any()
-    assert abs(float(tiny_model(stirred=False, tied_embed_init_std=0.02).embedding.std()) / 0.02 - 1) < 0.1
+    assert (
+        abs(float(tiny_model(stirred=False, tied_embed_init_std=0.02).embedding.std()) / 0.02 - 1)
+        < 0.1
+    )
 
 
 @torch.no_grad()
@@ -487,19 +583,35 @@ def test_initial_loss_is_about_that_of_a_uniform_guess():
 def test_backends_agree_on_a_gpu():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 33, n, 64, device="cuda", dtype=torch.bfloat16) for n in (4, 2, 2))
-    torch.testing.assert_close(ATTENTION["sdpa"](q, k, v), ATTENTION["blocked"](q, k, v), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(
+        ATTENTION["sdpa"](q, k, v), ATTENTION["blocked"](q, k, v), rtol=2e-2, atol=2e-2
+    )
 
 
 # ---- Operations
 
 
-@pytest.mark.parametrize("changes", [dict(train_seq_len=64, memory_tokens=8, rope_dims=0), dict(
-    train_seq_len=128, memory_tokens=0, tie_embeddings=False, mtp_num_heads=2, bigram_vocab_size=0)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(train_seq_len=64, memory_tokens=8, rope_dims=0),
+        dict(
+            train_seq_len=128,
+            memory_tokens=0,
+            tie_embeddings=False,
+            mtp_num_heads=2,
+            bigram_vocab_size=0,
+        ),
+    ],
+)
 def test_operations_are_those_that_torch_counts(changes):
     """A row of one block of attention multiplies all keys, of which a causal count takes half."""
     s, rows = Settings(**changes), 3
     with torch.device("meta"):
-        model, tokens = GPT(s, Runtime(attention="blocked")), torch.zeros(rows, s.train_seq_len, dtype=torch.long)
+        model, tokens = (
+            GPT(s, Runtime(attention="blocked")),
+            torch.zeros(rows, s.train_seq_len, dtype=torch.long),
+        )
         with FlopCounterMode(display=False) as counter:
             model(tokens, tokens)[0].backward()
     half = 6 * s.num_layers * s.train_seq_len * s.model_dim
@@ -509,4 +621,6 @@ def test_operations_are_those_that_torch_counts(changes):
 def test_operations_of_the_record_preset():
     with torch.device("meta"):
         model = GPT(Settings(), Runtime())
-    assert flops_per_token(model, Settings()) == pytest.approx(230e6, rel=0.01)  # 161 in matrices, 69 in attention
+    assert flops_per_token(model, Settings()) == pytest.approx(
+        230e6, rel=0.01
+    )  # 161 in matrices, 69 in attention

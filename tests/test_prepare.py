@@ -1,5 +1,6 @@
 """data/prepare.py: one text in every form gives the same data set, which gives the text back; bad input is
 one line; what stops a build leaves nothing."""
+
 from __future__ import annotations
 
 import gzip
@@ -24,12 +25,13 @@ import processes
 import pytest
 import sentencepiece
 import shards
-import train_gpt
 import zstandard
 from conftest import ROOT
 from conftest import documents as docstrings
 from documents import Counts, Documents, Piece, split_stream
 from shards import DataError
+
+import train_gpt
 
 COMMAND = [sys.executable, str(ROOT / "data" / "prepare.py"), "--name", "t", "--vocab-size", "512"]
 END = "\n<|end|>\n"
@@ -84,8 +86,19 @@ def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
 
 
 def run(out: Path, *arguments: object, size: int = 512, jobs: int = 1) -> int:
-    return prepare.main(["--name", "t", "--vocab-size", str(size), "--out", str(out), "--jobs", str(jobs),
-                         *map(str, arguments)])
+    return prepare.main(
+        [
+            "--name",
+            "t",
+            "--vocab-size",
+            str(size),
+            "--out",
+            str(out),
+            "--jobs",
+            str(jobs),
+            *map(str, arguments),
+        ]
+    )
 
 
 def dataset(out: Path, size: int = 512) -> Path:
@@ -98,7 +111,9 @@ def manifest(out: Path) -> dict:
 
 def outputs(out: Path) -> dict[str, bytes]:
     """The content of the tokenizer and of the shards."""
-    return {path.name: path.read_bytes() for path in out.rglob("*") if path.suffix in (".bin", ".model")}
+    return {
+        path.name: path.read_bytes() for path in out.rglob("*") if path.suffix in (".bin", ".model")
+    }
 
 
 def left(out: Path) -> list[str]:
@@ -113,9 +128,16 @@ def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def decode(out: Path, side: str) -> list[str]:
     """The documents of a split, as the tokenizer decodes them."""
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizers" / "t_512_bpe.model"))
-    tokens = np.concatenate([read_shard(path)[1] for path in sorted(dataset(out).glob(f"t_{side}_*.bin"))])
-    return [tokenizer.decode(part[1:].tolist()) for part in np.split(tokens, np.flatnonzero(tokens == 1)[1:])]
+    tokenizer = sentencepiece.SentencePieceProcessor(
+        model_file=str(out / "tokenizers" / "t_512_bpe.model")
+    )
+    tokens = np.concatenate(
+        [read_shard(path)[1] for path in sorted(dataset(out).glob(f"t_{side}_*.bin"))]
+    )
+    return [
+        tokenizer.decode(part[1:].tolist())
+        for part in np.split(tokens, np.flatnonzero(tokens == 1)[1:])
+    ]
 
 
 def documents_file(path: Path, texts: list[bytes]) -> Documents:
@@ -125,8 +147,12 @@ def documents_file(path: Path, texts: list[bytes]) -> Documents:
 
 def one_line(capsys) -> str:
     """What the command wrote last to standard error, behind its progress bars: the only line beside them."""
-    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line.strip()]
-    said = [line for line in lines if "it/s" not in line and "B/s" not in line and "lines/s" not in line]
+    lines = [
+        line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line.strip()
+    ]
+    said = [
+        line for line in lines if "it/s" not in line and "B/s" not in line and "lines/s" not in line
+    ]
     assert len(said) == 1, said
     return said[0]
 
@@ -148,8 +174,10 @@ def test_headers_and_manifest_say_what_is_there(built, texts):
         assert tokens[0] == 1
         assert found[side]["tokens"] == len(tokens)
         assert found[side]["bytes"] == sum(len(text.encode()) for text in decode(built, side))
-    files = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-             for name, data in outputs(built).items()}
+    files = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in outputs(built).items()
+    }
     tokenizer = (dataset(built) / found["tokenizer"]["file"]).resolve()
     assert tokenizer == (built / "tokenizers" / "t_512_bpe.model").resolve()
     assert found["tokenizer"]["sha256"] == files.pop("t_512_bpe.model")["sha256"]
@@ -168,10 +196,28 @@ def test_train_gpt_counts_the_bytes_of_the_validation_text_exactly(built):
     assert train_gpt.ByteTable(tokenizer).bytes[tokens].sum() == manifest(built)["val"]["bytes"]
 
 
-@pytest.mark.parametrize("form", ["md", "txt.gz", "txt.zst", "jsonl", "jsonl.gz", "jsonl.zst", "separated",
-                                  "stdin", "stdin jsonl", "several"])
-def test_every_form_of_the_same_documents_gives_the_same_bytes(form, built, texts, tmp_path, monkeypatch):
-    joined, lines = END.join(texts).encode(), write_jsonl(tmp_path / "a.jsonl", texts, "body").read_bytes()
+@pytest.mark.parametrize(
+    "form",
+    [
+        "md",
+        "txt.gz",
+        "txt.zst",
+        "jsonl",
+        "jsonl.gz",
+        "jsonl.zst",
+        "separated",
+        "stdin",
+        "stdin jsonl",
+        "several",
+    ],
+)
+def test_every_form_of_the_same_documents_gives_the_same_bytes(
+    form, built, texts, tmp_path, monkeypatch
+):
+    joined, lines = (
+        END.join(texts).encode(),
+        write_jsonl(tmp_path / "a.jsonl", texts, "body").read_bytes(),
+    )
     whole = lines if "jsonl" in form else joined
     arguments = ["--separator", END.replace("\n", r"\n"), "--text-field", "body"]
     path = tmp_path / f"in.{form}"
@@ -210,7 +256,9 @@ def test_neither_processes_nor_names_nor_buckets_change_a_byte(built, texts, tmp
     monkeypatch.setattr(reading, "BUCKET", 1000)
     monkeypatch.setattr(prepare, "CHUNK", 3000)
     (tmp_path / "text").mkdir()
-    assert run(tmp_path / "out", write_folder(tmp_path / "text", texts[::-1] + texts[:9]), jobs=2) == 0
+    assert (
+        run(tmp_path / "out", write_folder(tmp_path / "text", texts[::-1] + texts[:9]), jobs=2) == 0
+    )
     assert outputs(tmp_path / "out") == outputs(built)
     assert max(depths) > 2  # buckets of buckets
     assert manifest(tmp_path / "out")["duplicates"] == 9
@@ -250,7 +298,9 @@ def test_hostile_texts_survive(texts, tmp_path):
 
 
 def test_normal_form_is_counted(texts, tmp_path):
-    lines = write_jsonl(tmp_path / "a.jsonl", ["a \u2581\u2581 b", "a __ b", "half a \ud83d pair", " \n "])
+    lines = write_jsonl(
+        tmp_path / "a.jsonl", ["a \u2581\u2581 b", "a __ b", "half a \ud83d pair", " \n "]
+    )
     lines.write_bytes(b"\xef\xbb\xbf" + lines.read_bytes())
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
     (tmp_path / "c.py").touch()
@@ -260,8 +310,16 @@ def test_normal_form_is_counted(texts, tmp_path):
     found = decode(tmp_path / "out", "train") + decode(tmp_path / "out", "val")
     assert sorted(found) == sorted(["a __ b", "one\r\ntwo\r\n", *texts])
     counts = {key: manifest(tmp_path / "out")[key] for key in vars(Counts())}
-    assert counts == dict(files_read=2 + len(texts), files_skipped=1, byte_order_marks=2, empty_documents=1,
-                          skipped_documents=1, cuts=0, replaced_characters=2, duplicates=1)
+    assert counts == dict(
+        files_read=2 + len(texts),
+        files_skipped=1,
+        byte_order_marks=2,
+        empty_documents=1,
+        skipped_documents=1,
+        cuts=0,
+        replaced_characters=2,
+        duplicates=1,
+    )
 
 
 # ---- Cutting
@@ -286,7 +344,9 @@ def test_how_a_stream_comes_in_blocks_does_not_matter(separator):
         blocks = [data[a:b] for a, b in zip([0, *places], [*places, len(data)])]
         found = list(split_stream(iter(blocks), separator, 8))
         assert found == list(split_stream(iter([data]), separator, 8))
-        assert all(data[piece.start :].startswith(piece.data) and len(piece.data) <= 8 for piece in found)
+        assert all(
+            data[piece.start :].startswith(piece.data) and len(piece.data) <= 8 for piece in found
+        )
         kept = b"".join(part.data for part in found)
         assert kept == (b"".join(data.split(separator)) if separator else data)
         if not separator or max(map(len, data.split(separator))) <= 8:
@@ -301,11 +361,15 @@ def test_a_document_as_long_as_the_limit_is_not_cut():
 # ---- The split
 
 
-@pytest.mark.parametrize("count, size, held_out", [
-    (1000, 10_000, 30),  # 3%
-    (500, 10_000, 20),  # 200 KB
-    (100, 10_000, 10),  # a tenth
-    (2, 10, 1)])
+@pytest.mark.parametrize(
+    "count, size, held_out",
+    [
+        (1000, 10_000, 30),  # 3%
+        (500, 10_000, 20),  # 200 KB
+        (100, 10_000, 10),  # a tenth
+        (2, 10, 1),
+    ],
+)
 def test_the_first_documents_are_held_out(count, size, held_out, tmp_path):
     texts = [str(index).zfill(size).encode() for index in range(count)]
     training, validation = prepare.split(documents_file(tmp_path / "d", texts), 0.03)
@@ -323,11 +387,18 @@ def test_the_tokenizer_is_trained_on_nothing_that_is_held_out(texts, built, tmp_
     training = documents_file(tmp_path / "d", [text.encode() for text in decode(built, "train")])
     assert prepare.train_tokenizer(512, "test", training) == model
     for first, known in (("000", False), ("ff", True)):  # hashes at the beginning are held out
-        rare = next(text for number in range(1 << 20) if hashlib.sha256(
-            (text := "\u203b" * 500 + str(number)).encode()).hexdigest().startswith(first))
+        rare = next(
+            text
+            for number in range(1 << 20)
+            if hashlib.sha256((text := "\u203b" * 500 + str(number)).encode())
+            .hexdigest()
+            .startswith(first)
+        )
         out = tmp_path / first
         assert run(out, write_jsonl(tmp_path / "in.jsonl", [*texts, rare])) == 0
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizers" / "t_512_bpe.model"))
+        pieces = sentencepiece.SentencePieceProcessor(
+            model_file=str(out / "tokenizers" / "t_512_bpe.model")
+        )
         assert rare in decode(out, "train" if known else "val")
         assert (pieces.piece_to_id("\u203b") != pieces.unk_id()) == known
 
@@ -351,8 +422,22 @@ def test_training_takes_a_bounded_sample(texts, tmp_path, monkeypatch):
 
 def test_a_given_tokenizer_is_used_and_copied_under_the_new_name(built, folder, tmp_path):
     given = built / "tokenizers" / "t_512_bpe.model"
-    assert prepare.main(["--name", "u", "--out", str(tmp_path), "--tokenizer", str(given), "--jobs", "1",
-                         str(folder)]) == 0
+    assert (
+        prepare.main(
+            [
+                "--name",
+                "u",
+                "--out",
+                str(tmp_path),
+                "--tokenizer",
+                str(given),
+                "--jobs",
+                "1",
+                str(folder),
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "tokenizers" / "u_512_bpe.model").read_bytes() == given.read_bytes()
     for side in ("train", "val"):
         shard = tmp_path / "datasets" / "u_sp512" / f"u_{side}_000000.bin"
@@ -369,19 +454,31 @@ def test_a_given_tokenizer_in_its_place_stays_there(built, folder, tmp_path):
     assert outputs(tmp_path) == outputs(built)
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(normalization_rule_name="nmt_nfkc"), "changes the document that begins"),
-    (dict(bos_id=2, eos_id=1), "BOS with id 1"),
-    (dict(byte_fallback=False), "a piece for each byte"),
-    (dict(vocab_size=400), "400 pieces, not 512: leave --vocab-size out"),
-    (None, "not a SentencePiece model")], ids=str)
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(normalization_rule_name="nmt_nfkc"), "changes the document that begins"),
+        (dict(bos_id=2, eos_id=1), "BOS with id 1"),
+        (dict(byte_fallback=False), "a piece for each byte"),
+        (dict(vocab_size=400), "400 pieces, not 512: leave --vocab-size out"),
+        (None, "not a SentencePiece model"),
+    ],
+    ids=str,
+)
 def test_a_tokenizer_that_does_not_fit_is_refused(changes, message, texts, tmp_path, capsys):
     model, given = io.BytesIO(), tmp_path / "given.model"
     if changes:
         lines = [line for text in texts for line in text.split("\n") if line]
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=model,
-            **{**prepare.TOKENIZER_OPTIONS, "vocab_size": 512, "max_sentence_length": 1 << 20, **changes})
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            **{
+                **prepare.TOKENIZER_OPTIONS,
+                "vocab_size": 512,
+                "max_sentence_length": 1 << 20,
+                **changes,
+            },
+        )
     given.write_bytes(model.getvalue() or b"no model")
     source = write_jsonl(tmp_path / "in.jsonl", [*texts, "\ufb01"])
     assert run(tmp_path / "out", source, "--tokenizer", given) == 2
@@ -392,31 +489,65 @@ def test_a_tokenizer_that_does_not_fit_is_refused(changes, message, texts, tmp_p
 # ---- Bad input
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("absent.txt", None, "absent.txt: no such file or folder"),
-    ("in.pdf", b"text", "in.pdf: neither .txt, .md nor .jsonl"),
-    ("in.txt", b"", "there is no text in the input"),
-    ("in.txt", b" \n\n \t", "there is no text in the input"),
-    ("in.txt", b"all of it is one document", "there is only one document in the input"),
-    ("in.txt", b"\x89PNG\r\n\x1a\n\0\0\0", "in.txt: not UTF-8 text: invalid start byte at byte 0"),
-    ("in.txt", b"text\0text", "in.txt: not UTF-8 text: zero byte at byte 4"),
-    ("in.txt", b"x" * 200_000 + b"\xff", "in.txt: not UTF-8 text: invalid start byte at byte 200,000"),
-    ("in.txt", b"\xef\xbb\xbfx\xe2\x82", "in.txt: not UTF-8 text: unexpected end of data at byte 4"),
-    ("in.txt.gz", b"text", "in.txt.gz: cut short or damaged"),
-    ("in.txt.gz", gzip.compress(b"text" * 99)[:-9], "in.txt.gz: cut short or damaged"),
-    ("in.md.zst", zstandard.compress(random.Random(1).randbytes(99))[:-1], "in.md.zst: cut short or damaged"),
-    ("in.md.zst", zstandard.compress(b"text") + b"more", "in.md.zst: cut short or damaged"),
-    ("in.md.zst", b"", "in.md.zst: cut short or damaged"),
-    ("in.jsonl", b'{"text": "a"}\n\n{"text": \n', "in.jsonl, line 3: not JSON"),
-    ("in.jsonl", b'{"text": "a"}\n{"body": "b"}', "in.jsonl, line 2: no text in a field 'text'"),
-    ("in.jsonl", b'{"text": 1}', "in.jsonl, line 1: no text in a field 'text'"),
-    ("in.jsonl", b'["text"]', "in.jsonl, line 1: no text in a field 'text'"),
-    ("in.jsonl", b"[" * 100_000, "in.jsonl, line 1: not JSON"),
-    ("in.jsonl", b'{"text": "\xff"}', "in.jsonl, line 1: not UTF-8 text: invalid start byte at byte 10"),
-    ("in.jsonl", b'{"text": "few"}\n{"text": "words"}', "this text has enough for at most"),
-    ("in.jsonl", b"".join(b'{"text": "%s"}\n' % "".join(map(chr, range(start, start + 900))).encode()
-                          for start in (0x4E00, 0x5E00, 0x6E00)), "the characters of this text alone need"),
-], ids=lambda value: value[:40] if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("absent.txt", None, "absent.txt: no such file or folder"),
+        ("in.pdf", b"text", "in.pdf: neither .txt, .md nor .jsonl"),
+        ("in.txt", b"", "there is no text in the input"),
+        ("in.txt", b" \n\n \t", "there is no text in the input"),
+        ("in.txt", b"all of it is one document", "there is only one document in the input"),
+        (
+            "in.txt",
+            b"\x89PNG\r\n\x1a\n\0\0\0",
+            "in.txt: not UTF-8 text: invalid start byte at byte 0",
+        ),
+        ("in.txt", b"text\0text", "in.txt: not UTF-8 text: zero byte at byte 4"),
+        (
+            "in.txt",
+            b"x" * 200_000 + b"\xff",
+            "in.txt: not UTF-8 text: invalid start byte at byte 200,000",
+        ),
+        (
+            "in.txt",
+            b"\xef\xbb\xbfx\xe2\x82",
+            "in.txt: not UTF-8 text: unexpected end of data at byte 4",
+        ),
+        ("in.txt.gz", b"text", "in.txt.gz: cut short or damaged"),
+        ("in.txt.gz", gzip.compress(b"text" * 99)[:-9], "in.txt.gz: cut short or damaged"),
+        (
+            "in.md.zst",
+            zstandard.compress(random.Random(1).randbytes(99))[:-1],
+            "in.md.zst: cut short or damaged",
+        ),
+        ("in.md.zst", zstandard.compress(b"text") + b"more", "in.md.zst: cut short or damaged"),
+        ("in.md.zst", b"", "in.md.zst: cut short or damaged"),
+        ("in.jsonl", b'{"text": "a"}\n\n{"text": \n', "in.jsonl, line 3: not JSON"),
+        (
+            "in.jsonl",
+            b'{"text": "a"}\n{"body": "b"}',
+            "in.jsonl, line 2: no text in a field 'text'",
+        ),
+        ("in.jsonl", b'{"text": 1}', "in.jsonl, line 1: no text in a field 'text'"),
+        ("in.jsonl", b'["text"]', "in.jsonl, line 1: no text in a field 'text'"),
+        ("in.jsonl", b"[" * 100_000, "in.jsonl, line 1: not JSON"),
+        (
+            "in.jsonl",
+            b'{"text": "\xff"}',
+            "in.jsonl, line 1: not UTF-8 text: invalid start byte at byte 10",
+        ),
+        ("in.jsonl", b'{"text": "few"}\n{"text": "words"}', "this text has enough for at most"),
+        (
+            "in.jsonl",
+            b"".join(
+                b'{"text": "%s"}\n' % "".join(map(chr, range(start, start + 900))).encode()
+                for start in (0x4E00, 0x5E00, 0x6E00)
+            ),
+            "the characters of this text alone need",
+        ),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
 def test_bad_input_is_one_line_and_leaves_nothing(name, content, message, tmp_path, capsys):
     path = tmp_path / name
     if content is not None:
@@ -427,14 +558,25 @@ def test_bad_input_is_one_line_and_leaves_nothing(name, content, message, tmp_pa
     assert left(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--name", "a/b"], "--name 'a/b'"), (["--name", "x_val"], "--name 'x_val'"), (["--name", "*"], "--name"),
-    (["--vocab-size", "511"], "the vocabulary size must be 512 to 65,536, not 511"),
-    (["--vocab-size", "0"], "the vocabulary size must be 512 to 65,536, not 0"),
-    (["--vocab-size", "65537"], "the vocabulary size must be 512 to 65,536, not 65537"),
-    (["--held-out", "0"], "--held-out is over 0"), (["--jobs", "0"], "--jobs at least 1"),
-    (["--separator", "\udcff"], r"--separator '\udcff': not UTF-8"),  # as Python gives a byte that is none
-    (["--tokenizer", "absent.model"], "absent.model: no such file")], ids=str)
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--name", "a/b"], "--name 'a/b'"),
+        (["--name", "x_val"], "--name 'x_val'"),
+        (["--name", "*"], "--name"),
+        (["--vocab-size", "511"], "the vocabulary size must be 512 to 65,536, not 511"),
+        (["--vocab-size", "0"], "the vocabulary size must be 512 to 65,536, not 0"),
+        (["--vocab-size", "65537"], "the vocabulary size must be 512 to 65,536, not 65537"),
+        (["--held-out", "0"], "--held-out is over 0"),
+        (["--jobs", "0"], "--jobs at least 1"),
+        (
+            ["--separator", "\udcff"],
+            r"--separator '\udcff': not UTF-8",
+        ),  # as Python gives a byte that is none
+        (["--tokenizer", "absent.model"], "absent.model: no such file"),
+    ],
+    ids=str,
+)
 def test_bad_options_are_one_line(arguments, message, folder, tmp_path, capsys):
     assert run(tmp_path, folder, *arguments) == 2
     assert message in one_line(capsys)
@@ -481,7 +623,8 @@ def test_the_summary_ends_with_the_command_that_trains(folder, tmp_path, monkeyp
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == (
         "to train on it: DATA_PATH='o u t/datasets/t_sp512' "
-        f"TOKENIZER_PATH='o u t/tokenizers/t_512_bpe.model' VOCAB_SIZE=512 python {ROOT}/train_gpt.py")
+        f"TOKENIZER_PATH='o u t/tokenizers/t_512_bpe.model' VOCAB_SIZE=512 python {ROOT}/train_gpt.py"
+    )
     for fact in (" documents, 0.", " bytes per token", " KB for validation are few", " files read"):
         assert fact in printed
 
@@ -516,12 +659,22 @@ def test_what_is_there_is_built_again_only_for_a_reason(texts, tmp_path, capsys)
     assert "made of other input or with other options: --force replaces it" in one_line(capsys)
     assert outputs(out) == whole
     assert rebuilt("--force") and outputs(out) != whole
-    assert left(out) == ["datasets/t_sp512/manifest.json", "datasets/t_sp512/t_train_000000.bin",
-                         "datasets/t_sp512/t_val_000000.bin", "tokenizers/t_512_bpe.model"]
+    assert left(out) == [
+        "datasets/t_sp512/manifest.json",
+        "datasets/t_sp512/t_train_000000.bin",
+        "datasets/t_sp512/t_val_000000.bin",
+        "tokenizers/t_512_bpe.model",
+    ]
 
 
-@pytest.mark.parametrize("name", ["datasets/t_sp512/thesis.txt", "datasets/t_sp512/t_val_000000.bin",
-                                  "tokenizers/t_512_bpe.model"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "datasets/t_sp512/thesis.txt",
+        "datasets/t_sp512/t_val_000000.bin",
+        "tokenizers/t_512_bpe.model",
+    ],
+)
 def test_what_others_made_is_never_replaced(name, folder, tmp_path, capsys):
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text("precious")
@@ -530,16 +683,29 @@ def test_what_others_made_is_never_replaced(name, folder, tmp_path, capsys):
     assert (tmp_path / name).read_text() == "precious" and left(tmp_path) == [name]
 
 
-STAGES = [(reading, "spill"), (prepare, "split"), (prepare, "train_tokenizer"), (prepare, "encode"),
-          (prepare.ShardWriter, "close"), (prepare, "versions"), (prepare, "publish")]
+STAGES = [
+    (reading, "spill"),
+    (prepare, "split"),
+    (prepare, "train_tokenizer"),
+    (prepare, "encode"),
+    (prepare.ShardWriter, "close"),
+    (prepare, "versions"),
+    (prepare, "publish"),
+]
 
 
-@pytest.mark.parametrize("place, stage, error, status", [
-    *((*stage, KeyboardInterrupt(), 130) for stage in STAGES),
-    (prepare, "encode", processes.Stopped(signal.SIGTERM), 143),
-    (prepare.ShardWriter, "add", OSError(28, "No space left"), 2)], ids=lambda found: str(found)[:9])
-def test_a_build_that_is_stopped_leaves_what_was_there(place, stage, error, status, built, folder, tmp_path,
-                                                       monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "place, stage, error, status",
+    [
+        *((*stage, KeyboardInterrupt(), 130) for stage in STAGES),
+        (prepare, "encode", processes.Stopped(signal.SIGTERM), 143),
+        (prepare.ShardWriter, "add", OSError(28, "No space left"), 2),
+    ],
+    ids=lambda found: str(found)[:9],
+)
+def test_a_build_that_is_stopped_leaves_what_was_there(
+    place, stage, error, status, built, folder, tmp_path, monkeypatch, capsys
+):
     def fail(*arguments: object) -> None:
         raise error
 
@@ -552,13 +718,17 @@ def test_a_build_that_is_stopped_leaves_what_was_there(place, stage, error, stat
 
 
 OTHER = ["--force", "--held-out", "0.5"]  # makes another tokenizer of the same text
-MOVES = [(os, "rename", "t_sp512"), (shards, "write_atomically", "t_512_bpe.model"),
-         (os, "rename", "finished")]  # function and first argument, as a build puts itself in place
+MOVES = [
+    (os, "rename", "t_sp512"),
+    (shards, "write_atomically", "t_512_bpe.model"),
+    (os, "rename", "finished"),
+]  # function and first argument, as a build puts itself in place
 
 
 @pytest.mark.parametrize("place, function, name", MOVES)
-def test_a_failure_when_it_is_put_in_place_leaves_what_was_there(place, function, name, built, folder,
-                                                                 tmp_path, monkeypatch):
+def test_a_failure_when_it_is_put_in_place_leaves_what_was_there(
+    place, function, name, built, folder, tmp_path, monkeypatch
+):
     real, failed = getattr(place, function), []
 
     def fail(path: Path, *more: object) -> None:
@@ -579,14 +749,28 @@ def test_a_failure_when_it_is_put_in_place_leaves_what_was_there(place, function
 
 @pytest.mark.parametrize("place, function, name", MOVES[1:])
 @pytest.mark.parametrize("first", [True, False])
-def test_what_is_killed_when_it_is_put_in_place_the_next_one_completes(place, function, name, first, built,
-                                                                       folder, tmp_path, capsys):
+def test_what_is_killed_when_it_is_put_in_place_the_next_one_completes(
+    place, function, name, first, built, folder, tmp_path, capsys
+):
     if not first:
         shutil.copytree(built, tmp_path, dirs_exist_ok=True)
-    script = (f"import os, sys, prepare, {place.__name__} as place\nreal = place.{function}\n"
-              f"place.{function} = lambda path, *more: os._exit(9) if path.name == {name!r} else "
-              "real(path, *more)\nprepare.main(sys.argv[1:])")
-    command = [sys.executable, "-c", script, *COMMAND[2:], "--out", tmp_path, "--jobs", "1", folder, *OTHER]
+    script = (
+        f"import os, sys, prepare, {place.__name__} as place\nreal = place.{function}\n"
+        f"place.{function} = lambda path, *more: os._exit(9) if path.name == {name!r} else "
+        "real(path, *more)\nprepare.main(sys.argv[1:])"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        *COMMAND[2:],
+        "--out",
+        tmp_path,
+        "--jobs",
+        "1",
+        folder,
+        *OTHER,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "data")}
     assert subprocess.run(command, env=environment, capture_output=True).returncode == 9
     assert not dataset(tmp_path).exists()
@@ -639,14 +823,24 @@ def test_signals_wait_for_what_must_not_be_half_done():
 
 
 def start(out: Path, source: object, *arguments: str, **options) -> subprocess.Popen:
-    return subprocess.Popen([*COMMAND, "--out", str(out), str(source), *arguments], stderr=subprocess.PIPE,
-                            stdout=subprocess.PIPE, text=True, start_new_session=True, **options)
+    return subprocess.Popen(
+        [*COMMAND, "--out", str(out), str(source), *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
 
 
 def session(process: subprocess.Popen) -> list[int]:
     """The processes of its session that have not ended."""
-    found = subprocess.run(["ps", "-s", str(process.pid), "-o", "pid=,stat="], capture_output=True, text=True)
-    return [int(line.split()[0]) for line in found.stdout.splitlines() if "Z" not in line.split()[1]]
+    found = subprocess.run(
+        ["ps", "-s", str(process.pid), "-o", "pid=,stat="], capture_output=True, text=True
+    )
+    return [
+        int(line.split()[0]) for line in found.stdout.splitlines() if "Z" not in line.split()[1]
+    ]
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -669,19 +863,25 @@ def test_a_signal_to_all_processes_while_they_encode_is_one_line(larger, tmp_pat
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     error = process.communicate(timeout=30)[1].replace("\r", "\n").strip().splitlines()
     assert process.returncode == 130
-    assert error[-1] == "interrupted: nothing half done is left" and "Traceback" not in "".join(error)
+    assert error[-1] == "interrupted: nothing half done is left" and "Traceback" not in "".join(
+        error
+    )
     assert "Warning" not in "".join(error)
     assert left(tmp_path) == []
     wait_for(lambda: not session(process), 10)
 
 
-def test_after_a_kill_no_process_goes_on_and_the_next_run_completes(built, folder, larger, tmp_path):
+def test_after_a_kill_no_process_goes_on_and_the_next_run_completes(
+    built, folder, larger, tmp_path
+):
     process = start(tmp_path, larger, "--jobs", "2")
     wait_for(lambda: list(tmp_path.glob("datasets/.*/finished/t_train_000000.bin")))
     process.kill()
     process.communicate(timeout=10)  # the workers have its pipes, too
     wait_for(lambda: not session(process), 10)
-    assert left(tmp_path) and not dataset(tmp_path).exists() and not (tmp_path / "tokenizers").exists()
+    assert (
+        left(tmp_path) and not dataset(tmp_path).exists() and not (tmp_path / "tokenizers").exists()
+    )
     assert run(tmp_path, folder) == 0
     assert outputs(tmp_path) == outputs(built) and len(left(tmp_path)) == 4
 

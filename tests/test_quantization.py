@@ -1,4 +1,5 @@
 """records/quantization.py on a tiny model: its table, its figures, its plot, and what it refuses."""
+
 from __future__ import annotations
 
 import json
@@ -11,21 +12,53 @@ from conftest import ROOT
 from test_bench import TINY
 
 TOOL = ROOT / "records" / "quantization.py"
-RUN = dict(TINY, ITERATIONS="12", MAX_WALLCLOCK_SECONDS="0", WARMDOWN_ITERS="12", WARMDOWN_FRACTION="1",
-           WARMUP_STEPS="0", LATE_QAT_THRESHOLD="0", SWA_EVERY="1", DTYPE="float32", ZSTD_LEVEL="3")
+RUN = dict(
+    TINY,
+    ITERATIONS="12",
+    MAX_WALLCLOCK_SECONDS="0",
+    WARMDOWN_ITERS="12",
+    WARMDOWN_FRACTION="1",
+    WARMUP_STEPS="0",
+    LATE_QAT_THRESHOLD="0",
+    SWA_EVERY="1",
+    DTYPE="float32",
+    ZSTD_LEVEL="3",
+)
 
 
 def compare(data_folder, folder, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, **RUN, "DATA_PATH": str(data_folder), "OMP_NUM_THREADS": "1", **changes}
-    return subprocess.run([sys.executable, str(TOOL), *arguments], env=environment, capture_output=True, text=True,
-                          timeout=240, cwd=folder)
+    environment = {
+        **os.environ,
+        **RUN,
+        "DATA_PATH": str(data_folder),
+        "OMP_NUM_THREADS": "1",
+        **changes,
+    }
+    return subprocess.run(
+        [sys.executable, str(TOOL), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=folder,
+    )
 
 
 @pytest.fixture(scope="module")
 def compared(data_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantization")
     pytest.importorskip("matplotlib")
-    done = compare(data_folder, folder, "tiny.pt", "--tokens", "2000", "--json", "found.json", "--plot", "loss.png")
+    done = compare(
+        data_folder,
+        folder,
+        "tiny.pt",
+        "--tokens",
+        "2000",
+        "--json",
+        "found.json",
+        "--plot",
+        "loss.png",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, done, json.loads((folder / "found.json").read_text())
 
@@ -45,7 +78,11 @@ def test_all_ways_are_in_the_table_and_the_file(compared):
         if row["way"].startswith("fit, "):
             share = int(row["way"].split()[1].rstrip("%")) / 100
             assert row["bytes"] <= share * by_way["int6 rows, zstd"]["bytes"] + 1
-    assert {"loss_share_at_bytes_of_int6", "bytes_share_at_loss_of_int6", "loss_over_sigma_gptq"} < set(found)
+    assert {
+        "loss_share_at_bytes_of_int6",
+        "bytes_share_at_loss_of_int6",
+        "loss_over_sigma_gptq",
+    } < set(found)
 
 
 def test_a_second_call_compares_the_same_weights(compared, data_folder):
@@ -57,8 +94,13 @@ def test_a_second_call_compares_the_same_weights(compared, data_folder):
 
 def test_the_plot_is_a_picture(compared):
     from PIL import Image
+
     picture = Image.open(compared[0] / "loss.png").convert("L")
-    assert picture.size == (960, 600) and picture.getextrema()[0] < 60 and len(picture.getcolors()) > 20
+    assert (
+        picture.size == (960, 600)
+        and picture.getextrema()[0] < 60
+        and len(picture.getcolors()) > 20
+    )
 
 
 def test_a_file_of_another_program_is_named(data_folder, tmp_path):
@@ -68,8 +110,13 @@ def test_a_file_of_another_program_is_named(data_folder, tmp_path):
     assert "Traceback" not in done.stderr and (tmp_path / "other.pt").read_bytes() == b"no weights"
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["no/such/folder.pt"], "is not a folder"), (["tiny.pt", "--json", "nowhere/a.json"], "is not a folder")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["no/such/folder.pt"], "is not a folder"),
+        (["tiny.pt", "--json", "nowhere/a.json"], "is not a folder"),
+    ],
+)
 def test_bad_paths_are_named_before_anything_is_trained(data_folder, tmp_path, arguments, message):
     done = compare(data_folder, tmp_path, *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

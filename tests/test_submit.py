@@ -1,4 +1,5 @@
 """Record folders: made from finished runs, refused, checked, ranked."""
+
 from __future__ import annotations
 
 import json
@@ -14,24 +15,38 @@ import threading
 import time
 from pathlib import Path
 
+import finished_runs
 import pytest
+import record_text
+import submit
 from conftest import ROOT
 from scipy import stats
 from test_end_to_end import TINY_RUN, run
 
-import finished_runs
-import record_text
-import submit
-
 TOOL = ROOT / "records" / "submit.py"
 SUFFIXES = (".json", ".txt", ".final_model.int6.ptz")
 README = "# Records\n\n<!-- leaderboard -->\nold\n<!-- /leaderboard -->\n\nafter\n"
-ASKED = ["--track", "pocket", "--name", "a tiny one", "--author", "A. Person", "--date", "2026-01-02"]
+ASKED = [
+    "--track",
+    "pocket",
+    "--name",
+    "a tiny one",
+    "--author",
+    "A. Person",
+    "--date",
+    "2026-01-02",
+]
 
 
 def quick_audit(folder: Path, data: submit.Data, minutes: float) -> int:
     """Those of the auditor's checks that start no worker."""
-    command = [sys.executable, str(ROOT / "records/audit.py"), str(folder), "--data", str(data.folder)]
+    command = [
+        sys.executable,
+        str(ROOT / "records/audit.py"),
+        str(folder),
+        "--data",
+        str(data.folder),
+    ]
     return subprocess.run([*command, "--only", "size,log,submission"]).returncode
 
 
@@ -55,9 +70,21 @@ def made(finished, tmp_path_factory) -> tuple[Path, str]:
     told = []
     patch.setattr("builtins.print", lambda *words, **_: told.append(" ".join(map(str, words))))
     start, only = subprocess.Popen, ["--only", "size,bytes,targets,score,log,submission"]
-    patch.setattr(submit.subprocess, "Popen", lambda command, **named: start([*command, *only], **named))
-    status = submit.main([*ASKED, "--github-id", "person", "--beats", "9.5", "--minutes", "0.15",
-                          str(finished / "first.json")])
+    patch.setattr(
+        submit.subprocess, "Popen", lambda command, **named: start([*command, *only], **named)
+    )
+    status = submit.main(
+        [
+            *ASKED,
+            "--github-id",
+            "person",
+            "--beats",
+            "9.5",
+            "--minutes",
+            "0.15",
+            str(finished / "first.json"),
+        ]
+    )
     patch.undo()
     assert status == 0, told
     return records, "\n".join(told)
@@ -102,14 +129,23 @@ def another_seed(logs: Path, seed: int, better: float = 0.0) -> Path:
     names[2].write_bytes(data[:-4] + seed.to_bytes(4, "little"))
     score = results["final_int6_sliding_window"]
     share = 1 - better / score["val_loss"]
-    changes = [('"seed": 1337', f'"seed": {seed}'),
-               (results["artifact_sha256"], finished_runs.digest(names[2]))]
-    edit(names[0], *changes, *((repr(score[name]), repr(score[name] * share))
-                               for name in ("val_loss", "val_bpb")))
-    line, exact = (tuple(
-        f"final_int6_sliding_window{mark} val_loss:{score['val_loss'] * times:.{digits}f} "
-        f"val_bpb:{score['val_bpb'] * times:.{digits}f}" for times in (1, share))
-        for mark, digits in (("", 4), ("_exact", 8)))
+    changes = [
+        ('"seed": 1337', f'"seed": {seed}'),
+        (results["artifact_sha256"], finished_runs.digest(names[2])),
+    ]
+    edit(
+        names[0],
+        *changes,
+        *((repr(score[name]), repr(score[name] * share)) for name in ("val_loss", "val_bpb")),
+    )
+    line, exact = (
+        tuple(
+            f"final_int6_sliding_window{mark} val_loss:{score['val_loss'] * times:.{digits}f} "
+            f"val_bpb:{score['val_bpb'] * times:.{digits}f}"
+            for times in (1, share)
+        )
+        for mark, digits in (("", 4), ("_exact", 8))
+    )
     edit(names[1], *changes, line, exact)
     return names[0]
 
@@ -132,8 +168,13 @@ def left_in(records: Path) -> list[str]:
 def test_a_run_becomes_a_record_that_passes_the_audit(made, finished):
     folder = made[0] / "track_pocket/2026-01-02_ATinyOne"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "final_model_seed1337.int6.ptz", "requirements.txt", "submission.json", "train_gpt.py",
-        "train_seed1337.log"]
+        "README.md",
+        "final_model_seed1337.int6.ptz",
+        "requirements.txt",
+        "submission.json",
+        "train_gpt.py",
+        "train_seed1337.log",
+    ]
     assert left_in(made[0]) == ["README.md", "track_pocket"]
     assert (folder / "train_gpt.py").read_bytes() == (ROOT / "train_gpt.py").read_bytes()
     assert (folder / "train_seed1337.log").read_bytes() == (finished / "first.txt").read_bytes()
@@ -149,21 +190,33 @@ def test_submission_json_has_the_fields_of_the_field_and_the_figures_of_the_run(
     assert stated["val_bpb_std"] is None
     assert stated["bytes_total"] == results["bytes_total"] and stated["seeds"] == [1337]
     figures = stated["seed_results"]["1337"]
-    assert all(figures[name] == results[name]
-               for name in ("steps", "step_avg_ms", "train_seconds", "artifact_sha256"))
+    assert all(
+        figures[name] == results[name]
+        for name in ("steps", "step_avg_ms", "train_seconds", "artifact_sha256")
+    )
     assert stated["hardware"].startswith("CPU, ") and stated["compliance"]["three_seeds"] is False
-    assert stated["beats"] == dict(claimed=9.5, p_value=None, holds=False, nats=pytest.approx(
-        9.5 * score["val_loss"] / score["val_bpb"] - score["val_loss"]))
+    assert stated["beats"] == dict(
+        claimed=9.5,
+        p_value=None,
+        holds=False,
+        nats=pytest.approx(9.5 * score["val_loss"] / score["val_bpb"] - score["val_loss"]),
+    )
 
 
 def test_the_readme_says_what_ran_and_what_it_is_not(made, finished):
     text = (made[0] / "track_pocket/2026-01-02_ATinyOne/README.md").read_text(encoding="utf-8")
     results = json.loads((finished / "first.json").read_text())
-    for words in ("- **CPU run, not the challenge's hardware (8×H100).**",
-                  "- **Track pocket is none of the challenge's.**",
-                  "| MUON_WD | 0.05 | 0.04 |", "| MODEL_DIM | 32 | 192 |", "| three_seeds | **no** |",
-                  f"**val_bpb {results['final_int6_sliding_window']['val_bpb']:.4f}** (one seed)",
-                  "does NOT beat it", "- `train_seed1337.log`", "backout (#339)"):
+    for words in (
+        "- **CPU run, not the challenge's hardware (8×H100).**",
+        "- **Track pocket is none of the challenge's.**",
+        "| MUON_WD | 0.05 | 0.04 |",
+        "| MODEL_DIM | 32 | 192 |",
+        "| three_seeds | **no** |",
+        f"**val_bpb {results['final_int6_sliding_window']['val_bpb']:.4f}** (one seed)",
+        "does NOT beat it",
+        "- `train_seed1337.log`",
+        "backout (#339)",
+    ):
         assert words in text, words
     command = re.search(r"^PRESET=pocket SEED=1337 .* python train_gpt\.py$", text, re.M)[0]
     assert " MUON_WD=0.05 " in command and " COMPILE=0 " in command and "RUN_ID" not in command
@@ -184,17 +237,23 @@ def test_requirements_are_the_versions_that_ran(made, finished):
     assert lines[0] == f"# Python {versions['python']}"
     assert f"numpy=={versions['numpy']}" in lines
     assert record_text.requirements_of({"torch": "2.1.0+cpu", "python": "3.11"}) == (
-        "# Python 3.11\ntorch==2.1.0  # ran as 2.1.0+cpu\n")
+        "# Python 3.11\ntorch==2.1.0  # ran as 2.1.0+cpu\n"
+    )
 
 
 def test_three_seeds_become_one_record(logs, records, capsys):
     paths = [another_seed(logs, 2, 0.01), logs / "first.json", another_seed(logs, 3, 0.03)]
     assert submit.main([*ASKED, *map(str, paths)]) == 0, capsys.readouterr()
     folder = records / "track_pocket/2026-01-02_ATinyOne"
-    stated, text = json.loads((folder / "submission.json").read_text()), (folder / "README.md").read_text()
+    stated, text = (
+        json.loads((folder / "submission.json").read_text()),
+        (folder / "README.md").read_text(),
+    )
     bpbs = [each["val_bpb"] for each in stated["seed_results"].values()]
     assert stated["seeds"] == [2, 3, 1337] and stated["compliance"]["three_seeds"]
-    assert stated["val_bpb"] == statistics.mean(bpbs) and stated["val_bpb_std"] == statistics.stdev(bpbs)
+    assert stated["val_bpb"] == statistics.mean(bpbs) and stated["val_bpb_std"] == statistics.stdev(
+        bpbs
+    )
     assert f"**val_bpb {stated['val_bpb']:.4f}** ± {stated['val_bpb_std']:.4f} (3 seeds)" in text
     assert "| standard deviation |" in text and text.count(" python train_gpt.py\n") == 3
 
@@ -203,20 +262,27 @@ def test_a_folder_that_the_auditor_refuses_is_put_aside(logs, records, capsys, m
     monkeypatch.setattr(submit, "run_auditor", lambda *_: 1)
     arguments = [*ASKED, str(logs / "first.json")]
     assert submit.main(arguments) == 1 and "put aside" in capsys.readouterr().err
-    assert [path.name for path in (records / "track_pocket").iterdir()] == ["2026-01-02_ATinyOne.refused"]
-    assert (records / "README.md").read_text() == README and "No record yet." in submit.leaderboard(records)
+    assert [path.name for path in (records / "track_pocket").iterdir()] == [
+        "2026-01-02_ATinyOne.refused"
+    ]
+    assert (records / "README.md").read_text() == README and "No record yet." in submit.leaderboard(
+        records
+    )
     assert "exists already" in refused(capsys, *arguments)
 
 
 def test_a_stop_after_the_folder_has_its_name_does_not_deny_it(logs, records, capsys, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(submit, "update_leaderboard", stopped)
     assert submit.main([*ASKED, str(logs / "first.json")]) == 130
     assert "2026-01-02_ATinyOne is there; --leaderboard makes the tables" in capsys.readouterr().err
 
 
-def test_tables_that_cannot_be_made_are_found_out_before_any_work(logs, records, capsys, monkeypatch):
+def test_tables_that_cannot_be_made_are_found_out_before_any_work(
+    logs, records, capsys, monkeypatch
+):
     entry(records, "other", "Odd", val_bpb="good")
     monkeypatch.setattr(submit, "run_auditor", lambda *_: pytest.fail("it worked"))
     assert "cannot be ranked" in refused(capsys, *ASKED, logs / "first.json")
@@ -227,6 +293,7 @@ def test_tables_that_cannot_be_made_are_found_out_before_any_work(logs, records,
 def test_what_stops_the_auditor_leaves_nothing(end, status, logs, records, capsys, monkeypatch):
     def stopped(*_):
         raise end
+
     monkeypatch.setattr(submit, "run_auditor", stopped)
     assert submit.main([*ASKED, str(logs / "first.json")]) == status
     assert left_in(records) == ["README.md"] and capsys.readouterr().err.count("\n") == 1
@@ -241,13 +308,15 @@ def test_ctrl_c_ends_the_auditor_and_its_workers(tmp_path, monkeypatch):
         f"path = pathlib.Path({str(tmp_path / 'told')!r})\n"
         "path.with_suffix('.new').write_text(f'{worker.pid} {tempfile.mkdtemp()}')\n"
         "path.with_suffix('.new').rename(path)\n"
-        "worker.wait()\n")
+        "worker.wait()\n"
+    )
     monkeypatch.setattr(submit, "ROOT", tmp_path)
 
     def interrupt() -> None:
         while not (tmp_path / "told").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
+
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         submit.run_auditor(tmp_path, submit.Data(tmp_path, tmp_path), 1.0)
@@ -289,10 +358,15 @@ def spoil(logs: Path, case: str) -> list[Path]:
     first, second = logs / "first.json", another_seed(logs, 2)
     log, artifact = second.with_suffix(".txt"), second.with_suffix(".final_model.int6.ptz")
     change = dict(
-        configuration=[('"muon_wd": 0.05', '"muon_wd": 0.06'),
-                       ('"qk_gain_init": 1.5', '"qk_gain_init": 2.5')],
-        time=[('"eval_seconds": ', '"eval_seconds": 99')], cap=[('"under_cap": true', '"under_cap": false')],
-        unfinished=[('"final_int6_sliding_window"', '"x"')], versions=[('"torch": "', '"torch": "9')])
+        configuration=[
+            ('"muon_wd": 0.05', '"muon_wd": 0.06'),
+            ('"qk_gain_init": 1.5', '"qk_gain_init": 2.5'),
+        ],
+        time=[('"eval_seconds": ', '"eval_seconds": 99')],
+        cap=[('"under_cap": true', '"under_cap": false')],
+        unfinished=[('"final_int6_sliding_window"', '"x"')],
+        versions=[('"torch": "', '"torch": "9')],
+    )
     if case == "configuration":
         edit(log, *change[case])
     for old, new in change.get(case, []):
@@ -314,18 +388,35 @@ def spoil(logs: Path, case: str) -> list[Path]:
         {"no log": log, "no artifact": artifact, "no results": second}[case].unlink()
     if case == "cut source":
         log.write_text("step:1/2 train_loss:1\n")
-    return [first, first] if case == "twice" else [first, log] if case == "a log" else [first, second]
+    return (
+        [first, first] if case == "twice" else [first, log] if case == "a log" else [first, second]
+    )
 
 
-@pytest.mark.parametrize("case, words", [
-    ("configuration", "different configurations: muon_wd (0.06, 0.05), qk_gain_init (2.5, 1.5)"),
-    ("code", "not made by the same script"), ("settings", "do not agree: the settings differ"),
-    ("score", "do not agree: val_bpb is"), ("versions", "different versions"),
-    ("artifact", "sha256"), ("cut artifact", "bytes_model is"), ("time", "is over the 600 s"),
-    ("cap", "over the cap"), ("unfinished", "it has no final_int6_sliding_window"),
-    ("twice", "seed 1337 is there twice"), ("cut source", "does not begin with the script's source"),
-    ("no log", "seed2.txt is missing"), ("no artifact", "seed2.final_model.int6.ptz is missing"),
-    ("no results", "seed2.json does not exist"), ("a log", "name its logs/<RUN_ID>.json")])
+@pytest.mark.parametrize(
+    "case, words",
+    [
+        (
+            "configuration",
+            "different configurations: muon_wd (0.06, 0.05), qk_gain_init (2.5, 1.5)",
+        ),
+        ("code", "not made by the same script"),
+        ("settings", "do not agree: the settings differ"),
+        ("score", "do not agree: val_bpb is"),
+        ("versions", "different versions"),
+        ("artifact", "sha256"),
+        ("cut artifact", "bytes_model is"),
+        ("time", "is over the 600 s"),
+        ("cap", "over the cap"),
+        ("unfinished", "it has no final_int6_sliding_window"),
+        ("twice", "seed 1337 is there twice"),
+        ("cut source", "does not begin with the script's source"),
+        ("no log", "seed2.txt is missing"),
+        ("no artifact", "seed2.final_model.int6.ptz is missing"),
+        ("no results", "seed2.json does not exist"),
+        ("a log", "name its logs/<RUN_ID>.json"),
+    ],
+)
 def test_runs_that_are_no_record_are_refused(case, words, logs, records, capsys):
     assert words in refused(capsys, *ASKED, *spoil(logs, case))
     assert left_in(records) == ["README.md"]
@@ -337,13 +428,26 @@ def test_a_file_that_is_no_result_is_refused(text, logs, records, capsys):
     assert "first.json" in refused(capsys, *ASKED, logs / "first.json")
 
 
-@pytest.mark.parametrize("name, value", [
-    ("seed", "1337"), ("steps", None), ("versions", []), ("runtime", 5), ("compliance", {}),
-    ("train_seconds", "x"), ("pre_quantization", 1.0), ("settings", []), ("late_qat_steps", "many"),
-    ("bytes_total", None)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("seed", "1337"),
+        ("steps", None),
+        ("versions", []),
+        ("runtime", 5),
+        ("compliance", {}),
+        ("train_seconds", "x"),
+        ("pre_quantization", 1.0),
+        ("settings", []),
+        ("late_qat_steps", "many"),
+        ("bytes_total", None),
+    ],
+)
 def test_results_of_other_types_end_in_one_line(name, value, logs, records, capsys):
     results = json.loads((logs / "first.json").read_text())
-    (logs / "first.json").write_text(json.dumps({**results, name: value, "under_cap": name != "bytes_total"}))
+    (logs / "first.json").write_text(
+        json.dumps({**results, name: value, "under_cap": name != "bytes_total"})
+    )
     assert "first.json" in refused(capsys, *ASKED, logs / "first.json")
     assert left_in(records) == ["README.md"]
 
@@ -355,11 +459,21 @@ def test_the_challenges_track_is_for_its_hardware_and_text(logs, records, capsys
     assert "not on the challenge's FineWeb" in refused(capsys, *arguments)
 
 
-@pytest.mark.parametrize("lines, named", [
-    ("world_size:8 (threads:4)\ndevice:cuda:0 (NVIDIA H100 80GB HBM3)", "8×NVIDIA H100 80GB HBM3"),
-    ("world_size:1 (threads:2)\ndevice:cpu (no CUDA)", "CPU, 2 threads"),
-    ("world_size:2 (threads:1)\ndevice:cpu (asked for)", "CPU, 1 threads in each of 2 processes"),
-    ("nothing", "UNKNOWN, unknown threads")])
+@pytest.mark.parametrize(
+    "lines, named",
+    [
+        (
+            "world_size:8 (threads:4)\ndevice:cuda:0 (NVIDIA H100 80GB HBM3)",
+            "8×NVIDIA H100 80GB HBM3",
+        ),
+        ("world_size:1 (threads:2)\ndevice:cpu (no CUDA)", "CPU, 2 threads"),
+        (
+            "world_size:2 (threads:1)\ndevice:cpu (asked for)",
+            "CPU, 1 threads in each of 2 processes",
+        ),
+        ("nothing", "UNKNOWN, unknown threads"),
+    ],
+)
 def test_the_hardware_is_what_the_log_says(lines, named, tmp_path):
     (tmp_path / "a.txt").write_text(f"{'=' * 100}\n{lines}\n")
     log = submit.Log(tmp_path / "a.txt")
@@ -368,11 +482,22 @@ def test_the_hardware_is_what_the_log_says(lines, named, tmp_path):
     assert foreign is ("H100" not in named)
 
 
-@pytest.mark.parametrize("option, value, words", [
-    ("--track", "../up", "--track ../up"), ("--track", "", "--track"), ("--name", " ?! ", "--name"),
-    ("--date", "2026-13-01", "--date"), ("--date", "20260101", "--date"), ("--author", " ", "author"),
-    ("--beats", "0", "--beats"), ("--beats", "nan", "--beats"), ("--beats", "much", "--beats"),
-    ("--tokenizer", __file__, "is not the tokenizer"), ("--luck", "1", "--help")])
+@pytest.mark.parametrize(
+    "option, value, words",
+    [
+        ("--track", "../up", "--track ../up"),
+        ("--track", "", "--track"),
+        ("--name", " ?! ", "--name"),
+        ("--date", "2026-13-01", "--date"),
+        ("--date", "20260101", "--date"),
+        ("--author", " ", "author"),
+        ("--beats", "0", "--beats"),
+        ("--beats", "nan", "--beats"),
+        ("--beats", "much", "--beats"),
+        ("--tokenizer", __file__, "is not the tokenizer"),
+        ("--luck", "1", "--help"),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(option, value, words, logs, records, capsys):
     assert words in refused(capsys, *ASKED, logs / "first.json", option, value)
     assert left_in(records) == ["README.md"]
@@ -400,7 +525,9 @@ def test_the_p_value_is_that_of_the_t_test_in_nats():
 
 def test_a_lead_of_less_than_five_thousandths_of_a_nat_is_none():
     losses = [1.8900, 1.8901, 1.8899]
-    ahead = [record_text.compare_with(1.0 + lead / 1.89, [1.0] * 3, losses) for lead in (0.0049, 0.0056)]
+    ahead = [
+        record_text.compare_with(1.0 + lead / 1.89, [1.0] * 3, losses) for lead in (0.0049, 0.0056)
+    ]
     assert [claim.holds for claim in ahead] == [False, True] and ahead[0].p_value > 0.5
 
 
@@ -426,7 +553,13 @@ def test_a_good_folder_passes(folder, data_folder, capfd):
     status, text = checked(folder, data_folder, capfd)
     assert status == 0 and "FAIL" not in text, text
     assert re.findall(r"^(files|fields|seeds|statistics|log|submission) +PASS", text, re.M) == [
-        "files", "fields", "seeds", "statistics", "log", "submission"]
+        "files",
+        "fields",
+        "seeds",
+        "statistics",
+        "log",
+        "submission",
+    ]
     assert re.search(r"^pytorch_version +-  not checked: \S+: no log names it$", text, re.M)
 
 
@@ -438,29 +571,54 @@ def test_an_edited_score_fails(folder, data_folder, capfd):
     assert status == 1 and re.search(r"^submission +FAIL .*val_bpb", text, re.M), text
 
 
-@pytest.mark.parametrize("name, value", [
-    ("val_loss", 1.0), ("beats", dict(claimed=9.5, nats=1.0, p_value=0.001, holds=True)),
-    ("track", "10min_16mb"), ("compliance", dict(three_seeds=True)), ("seed_results", {"1337": {}}),
-    ("compliance", dict(challenge_hardware_and_text=True)), ("compliance", dict(no_ttt=False)),
-    ("compliance", dict(train_under_600s=False)), ("hardware", "8×NVIDIA H100 80GB HBM3")])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("val_loss", 1.0),
+        ("beats", dict(claimed=9.5, nats=1.0, p_value=0.001, holds=True)),
+        ("track", "10min_16mb"),
+        ("compliance", dict(three_seeds=True)),
+        ("seed_results", {"1337": {}}),
+        ("compliance", dict(challenge_hardware_and_text=True)),
+        ("compliance", dict(no_ttt=False)),
+        ("compliance", dict(train_under_600s=False)),
+        ("hardware", "8×NVIDIA H100 80GB HBM3"),
+    ],
+)
 def test_what_follows_from_the_seeds_is_computed_again(name, value, folder, data_folder, capfd):
     stated = json.loads((folder / "submission.json").read_text())
     (folder / "submission.json").write_text(json.dumps({**stated, name: value}))
     logs = [submit.Log(folder / "train_seed1337.log")]
     assert submit.audit.guarded("s", submit.check_statistics, stated, logs).passed
-    assert submit.audit.guarded("s", submit.check_statistics, {**stated, name: value}, logs).passed is False
+    assert (
+        submit.audit.guarded("s", submit.check_statistics, {**stated, name: value}, logs).passed
+        is False
+    )
 
 
-@pytest.mark.parametrize("name, value", [
-    ("train_seconds", 1.0), ("step_avg_ms", 0.01), ("eval_time_s", 99.5), ("roundtrip_val_bpb", 1.0),
-    ("artifact_sha256", "00"), ("pre_quant_val_bpb", 1.0)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("train_seconds", 1.0),
+        ("step_avg_ms", 0.01),
+        ("eval_time_s", 99.5),
+        ("roundtrip_val_bpb", 1.0),
+        ("artifact_sha256", "00"),
+        ("pre_quant_val_bpb", 1.0),
+    ],
+)
 def test_what_a_seed_is_said_to_have_is_compared_with_its_log(name, value, folder):
     stated = json.loads((folder / "submission.json").read_text())
     logs = [submit.Log(folder / "train_seed1337.log")]
     assert submit.check_seeds(stated, logs).passed
-    short = {**stated["seed_results"]["1337"], name: round(stated["seed_results"]["1337"][name], 2)
-             } if name != "artifact_sha256" else {}
-    assert submit.check_seeds({**stated, "seed_results": {"1337": short}}, logs).passed  # fewer decimals
+    short = (
+        {**stated["seed_results"]["1337"], name: round(stated["seed_results"]["1337"][name], 2)}
+        if name != "artifact_sha256"
+        else {}
+    )
+    assert submit.check_seeds(
+        {**stated, "seed_results": {"1337": short}}, logs
+    ).passed  # fewer decimals
     found = {**stated["seed_results"]["1337"], name: value}
     assert submit.check_seeds({**stated, "seed_results": {"1337": found}}, logs).passed is False
     if name in stated:
@@ -497,9 +655,17 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
 def entry(records: Path, track: str, name: str, **changes) -> None:
     folder = records / f"track_{track}" / f"2026-01-02_{name}"
     folder.mkdir(parents=True)
-    stated = dict(name=name, author="a|b", date="2026-01-02", val_bpb=1.5, val_bpb_std=0.001,
-                  bytes_total=1234567, seeds=[1, 2], hardware="CPU, 2 threads",
-                  beats=dict(claimed=1.6, nats=0.1, p_value=0.00123, holds=True))
+    stated = dict(
+        name=name,
+        author="a|b",
+        date="2026-01-02",
+        val_bpb=1.5,
+        val_bpb_std=0.001,
+        bytes_total=1234567,
+        seeds=[1, 2],
+        hardware="CPU, 2 threads",
+        beats=dict(claimed=1.6, nats=0.1, p_value=0.00123, holds=True),
+    )
     (folder / "submission.json").write_text(json.dumps({**stated, **changes}))
 
 
@@ -510,9 +676,16 @@ def test_records_are_ranked_by_track_and_score(records):
     entry(records, "pocket", "Bad.refused", val_bpb=0.1)
     text = submit.leaderboard(records)
     assert re.findall(r"### Track (\w+)|\[(\w+)\]", text) == [
-        ("10min_16mb", ""), ("", "Real"), ("pocket", ""), ("", "Better"), ("", "Worse")]
-    assert "| 1 | 1.5000 ± 0.0010 | [Better](track_pocket/2026-01-02_Better/) | a\\|b | 2026-01-02 | 2 | " \
+        ("10min_16mb", ""),
+        ("", "Real"),
+        ("pocket", ""),
+        ("", "Better"),
+        ("", "Worse"),
+    ]
+    assert (
+        "| 1 | 1.5000 ± 0.0010 | [Better](track_pocket/2026-01-02_Better/) | a\\|b | 2026-01-02 | 2 | "
         "1,234,567 | CPU, 2 threads | 0.00123 against 1.6 |" in text
+    )
     assert "| 1 | 1.1000 | [Real]" in text
 
 
@@ -522,8 +695,10 @@ def test_ablations_are_linked_below_their_tracks_table(records):
         (records / f"track_{track}/one").mkdir(parents=True)
         (records / f"track_{track}/one/ablation.json").write_text('{"name": "what helps"}')
     text = submit.leaderboard(records)
-    assert text.startswith("### Track other\n\nNo record yet.\n\n"
-                           "- ablation: [what helps](track_other/one/)\n\n### Track pocket\n")
+    assert text.startswith(
+        "### Track other\n\nNo record yet.\n\n"
+        "- ablation: [what helps](track_other/one/)\n\n### Track pocket\n"
+    )
     assert text.endswith("0.00123 against 1.6 |\n\n- ablation: [what helps](track_pocket/one/)\n")
     (records / "track_other/one/ablation.json").write_text("[]")
     with pytest.raises(submit.BadInput, match="ablation.json cannot be linked"):
@@ -563,5 +738,7 @@ def test_the_auditor_refuses_a_wrong_option_in_one_line(capsys, monkeypatch):
 
 
 def test_the_command_refuses_in_one_line():
-    done = subprocess.run([sys.executable, str(TOOL), "absent.json", *ASKED], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(TOOL), "absent.json", *ASKED], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

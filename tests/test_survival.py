@@ -1,4 +1,5 @@
 """Runs that are killed, stopped or out of disk: what survives, what is said, and that nothing false is final."""
+
 from __future__ import annotations
 
 import contextlib
@@ -27,15 +28,33 @@ import train_gpt
 from train_gpt import ARTIFACT_NAME, Evaluator, UserError
 
 # Late QAT from step 120 on, an average from 100 on; a checkpoint after every step or two.
-LONG_RUN = dict(TINY_RUN, ITERATIONS="150", WARMDOWN_ITERS="100", SWA_EVERY="10", CHECKPOINT_EVERY="1e-9", RUN_ID="it")
+LONG_RUN = dict(
+    TINY_RUN,
+    ITERATIONS="150",
+    WARMDOWN_ITERS="100",
+    SWA_EVERY="10",
+    CHECKPOINT_EVERY="1e-9",
+    RUN_ID="it",
+)
 
 
 def begin(folder: Path, *, ranks: int = 0, **changes: str) -> subprocess.Popen:
     """The script as a process that is not waited for, in a group of its own."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
-    return subprocess.Popen([sys.executable, *launcher, str(SCRIPT)], cwd=folder, start_new_session=True,
-                            env=environment_with(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, encoding="utf-8")
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        if ranks
+        else []
+    )
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(SCRIPT)],
+        cwd=folder,
+        start_new_session=True,
+        env=environment_with(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
 
 
 def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
@@ -51,8 +70,12 @@ def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
 
 def ranks_of(process: subprocess.Popen) -> list[int]:
     """The processes that torchrun has started, each in a group of its own, the ranks in order."""
-    table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    return sorted(int(pid) for pid, parent in map(str.split, table.splitlines()) if int(parent) == process.pid)
+    table = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout
+    return sorted(
+        int(pid) for pid, parent in map(str.split, table.splitlines()) if int(parent) == process.pid
+    )
 
 
 def send(number: int, pids: list[int]) -> None:
@@ -121,7 +144,11 @@ def test_a_killed_run_ends_as_one_never_stopped(options, whole, left):
         if key == "pre_quantization":
             ours[key].pop("seconds"), theirs[key].pop("seconds")
         assert ours[key] == theirs[key], key
-    assert len(ours["resumed_at"]) == 3 and ours["resumed_at"][0] >= 40 and ours["resumed_at"][-1] == 150
+    assert (
+        len(ours["resumed_at"]) == 3
+        and ours["resumed_at"][0] >= 40
+        and ours["resumed_at"][-1] == 150
+    )
     assert theirs["resumed_at"] == [] and ours["compliance"]["resumed_at"] == ours["resumed_at"]
 
 
@@ -132,17 +159,37 @@ def test_checkpoints_are_two(killed):
 
 def test_resume_alone_goes_on_with_the_last_run_and_its_settings(options, whole, left, data_folder):
     """Nothing but the machine's settings is given again; the log has the source once; checkpoints are gone."""
-    done = run(left, RESUME="1", DATA_PATH=str(data_folder), COMPILE="0", DTYPE="float32", DEVICE="cpu",
-               MICRO_BATCH_TOKENS=options["MICRO_BATCH_TOKENS"])
+    done = run(
+        left,
+        RESUME="1",
+        DATA_PATH=str(data_folder),
+        COMPILE="0",
+        DTYPE="float32",
+        DEVICE="cpu",
+        MICRO_BATCH_TOKENS=options["MICRO_BATCH_TOKENS"],
+    )
     assert scores(done) == scores(whole)
     log = done.log()
-    assert log.count(SCRIPT.read_text(encoding="utf-8")) == 1 and len(re.findall("^resumed at step:", log, re.M)) == 1
-    assert {path.name for path in (left / "logs").iterdir()} == {
-        "it.txt", "it.json", f"it.{ARTIFACT_NAME}"} == {path.name for path in (whole.folder / "logs").iterdir()}
+    assert (
+        log.count(SCRIPT.read_text(encoding="utf-8")) == 1
+        and len(re.findall("^resumed at step:", log, re.M)) == 1
+    )
+    assert (
+        {path.name for path in (left / "logs").iterdir()}
+        == {"it.txt", "it.json", f"it.{ARTIFACT_NAME}"}
+        == {path.name for path in (whole.folder / "logs").iterdir()}
+    )
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:1000], lambda data: b"",
-                                    lambda data: data[:5000] + bytes(100) + data[5100:]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data[:1000],
+        lambda data: b"",
+        lambda data: data[:5000] + bytes(100) + data[5100:],
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over(options, left, damage, monkeypatch, capsys):
     monkeypatch.chdir(left)
     older, newest = sorted(left.glob("logs/*.checkpoint"))
@@ -164,28 +211,44 @@ def test_the_clock_is_carried_on(options, left):
     torch.save(state, left / "state")
     data = (left / "state").read_bytes()
     files[1].write_bytes(train_gpt.hashlib.sha256(data).digest() + data)
-    done = run(left, **{**options, "MAX_WALLCLOCK_SECONDS": "1000", "CHECKPOINT_EVERY": "0"}, RESUME="1")
+    done = run(
+        left, **{**options, "MAX_WALLCLOCK_SECONDS": "1000", "CHECKPOINT_EVERY": "0"}, RESUME="1"
+    )
     assert len(scores(done)) == 2
     results = done.results()
     assert results["settings"]["max_wallclock_seconds"] == 1000.0
-    assert 999.0 <= results["train_seconds"] <= 1000.0 and results["compliance"]["train_under_600s"] is False
+    assert (
+        999.0 <= results["train_seconds"] <= 1000.0
+        and results["compliance"]["train_under_600s"] is False
+    )
     assert state["trainer"]["steps"] <= results["steps"] < 150
 
 
-@pytest.mark.parametrize("changes, word", [
-    (dict(RESUME="1", ITERATIONS="151"), "ITERATIONS=151 differs from the stored model's 150"),
-    (dict(RESUME="1", SEED="5"), "SEED=5"), (dict(RESUME="1", RUN_ID=""), None),
-    (dict(RUN_ID="it"), "RUN_ID=it is taken"), (dict(RESUME="1", ARTIFACT="x.ptz"), "x.ptz"),
-    (dict(RESUME="1", RUN_ID="other"), None),
-])
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        (dict(RESUME="1", ITERATIONS="151"), "ITERATIONS=151 differs from the stored model's 150"),
+        (dict(RESUME="1", SEED="5"), "SEED=5"),
+        (dict(RESUME="1", RUN_ID=""), None),
+        (dict(RUN_ID="it"), "RUN_ID=it is taken"),
+        (dict(RESUME="1", ARTIFACT="x.ptz"), "x.ptz"),
+        (dict(RESUME="1", RUN_ID="other"), None),
+    ],
+)
 def test_what_can_be_resumed(options, left, changes, word, run_here, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(train_gpt, "train_and_score", lambda run, checkpoint: run.log(f"began with {len(checkpoint)}"))
+    monkeypatch.setattr(
+        train_gpt,
+        "train_and_score",
+        lambda run, checkpoint: run.log(f"began with {len(checkpoint)}"),
+    )
     shutil.copytree(left / "logs", run_here_folder(run_here) / "logs")
     done = run_here(**{**options, **changes})
     if word:
         assert done.status == 2 and re.fullmatch(rf"error: .*{word}.*\n", done.err)
     else:  # the last run, whatever it was called; and a name that is new starts
-        assert done.status == 0 and ("began with 0" in done.out) == (changes.get("RUN_ID") == "other")
+        assert done.status == 0 and ("began with 0" in done.out) == (
+            changes.get("RUN_ID") == "other"
+        )
 
 
 def run_here_folder(call) -> Path:
@@ -194,7 +257,9 @@ def run_here_folder(call) -> Path:
 
 def test_resume_without_any_checkpoint_says_so(run_here):  # noqa: F811
     done = run_here(RESUME="1")
-    assert done.status == 2 and re.fullmatch(r"error: RESUME=1: there is no checkpoint .*\n", done.err)
+    assert done.status == 2 and re.fullmatch(
+        r"error: RESUME=1: there is no checkpoint .*\n", done.err
+    )
 
 
 def test_a_run_that_has_ended_is_not_resumed(options, whole, run_here):  # noqa: F811
@@ -202,7 +267,9 @@ def test_a_run_that_has_ended_is_not_resumed(options, whole, run_here):  # noqa:
     before = {path: path.read_bytes() for path in (run_here_folder(run_here) / "logs").iterdir()}
     done = run_here(**options, RESUME="1")
     assert done.status == 2 and "RUN_ID=it is taken: logs/it.json exists" in done.err
-    assert {path: path.read_bytes() for path in (run_here_folder(run_here) / "logs").iterdir()} == before
+    assert {
+        path: path.read_bytes() for path in (run_here_folder(run_here) / "logs").iterdir()
+    } == before
 
 
 @pytest.mark.parametrize("what", ["script", "tokenizer", "data"])
@@ -210,14 +277,25 @@ def test_other_code_or_data_does_not_go_on(options, left, what, data_folder, tmp
     folder = Path(shutil.copytree(data_folder, tmp_path / "data"))
     script = shutil.copy(SCRIPT, tmp_path)
     if what == "script":
-        Path(script).write_text(SCRIPT.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
+        Path(script).write_text(
+            SCRIPT.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8"
+        )
     elif what == "tokenizer":
-        (folder / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes() + b"\x9a\x06\x00")
+        (folder / "tokenizer.model").write_bytes(
+            (folder / "tokenizer.model").read_bytes() + b"\x9a\x06\x00"
+        )
     else:
         shutil.copy(folder / "x_train_000000.bin", folder / "x_train_000001.bin")
-    done = subprocess.run([sys.executable, script], cwd=left, capture_output=True, text=True, env=environment_with(
-        **{**options, "DATA_PATH": str(folder)}, RESUME="1"))
-    assert done.returncode == 2 and re.fullmatch(rf"error: RESUME=1: not the {what} with .*\n", done.stderr)
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=left,
+        capture_output=True,
+        text=True,
+        env=environment_with(**{**options, "DATA_PATH": str(folder)}, RESUME="1"),
+    )
+    assert done.returncode == 2 and re.fullmatch(
+        rf"error: RESUME=1: not the {what} with .*\n", done.stderr
+    )
     assert len(list(left.glob("logs/*.checkpoint"))) == 2
 
 
@@ -231,10 +309,20 @@ def trained_to(trainer: train_gpt.Trainer, steps: int) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("changes", [
-    dict(), dict(ema_enabled=True), dict(quant="rows", int5_mlp="1"), dict(tie_embeddings=False), dict(swa_enabled=False),
-    dict(mtp_num_heads=0, bigram_vocab_size=0, memory_tokens=0), dict(late_qat_threshold=0.0),
-    dict(micro_batch_tokens=24, train_batch_tokens=72)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(ema_enabled=True),
+        dict(quant="rows", int5_mlp="1"),
+        dict(tie_embeddings=False),
+        dict(swa_enabled=False),
+        dict(mtp_num_heads=0, bigram_vocab_size=0, memory_tokens=0),
+        dict(late_qat_threshold=0.0),
+        dict(micro_batch_tokens=24, train_batch_tokens=72),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_a_state_that_was_written_and_read_is_all_that_counts(make_trainer, changes, device):  # noqa: F811
     """Stopped before and after an average, costs of errors and late QAT have begun."""
@@ -244,6 +332,7 @@ def test_a_state_that_was_written_and_read_is_all_that_counts(make_trainer, chan
         trainer = make_trainer(runtime=where, **{"late_qat_threshold": 0.2, **changes})
         trainer.warm_up()
         return trainer
+
     whole = fresh()
     expected = trained_to(whole, 13)
     for stop in (1, 6, 11, 12):
@@ -252,7 +341,9 @@ def test_a_state_that_was_written_and_read_is_all_that_counts(make_trainer, chan
         assert second.steps == stop and second.train_loss == first.train_loss
         found = trained_to(second, 13)
         if device == "cpu":
-            assert same(*(train_gpt.read_checkpoint(data, where.device) for data in (found, expected)))
+            assert same(
+                *(train_gpt.read_checkpoint(data, where.device) for data in (found, expected))
+            )
         else:  # sums on a GPU are in no fixed order
             assert second.train_loss == pytest.approx(whole.train_loss, abs=1e-3)
 
@@ -282,7 +373,9 @@ def test_two_ranks_resume_as_two_and_as_one(options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     process = begin(folder, ranks=2, **changes)
     wait_for_step(process, folder, 10)
-    send(signal.SIGTERM, [process.pid, *ranks_of(process)])  # torchrun passes it on: twice, as from schedulers
+    send(
+        signal.SIGTERM, [process.pid, *ranks_of(process)]
+    )  # torchrun passes it on: twice, as from schedulers
     assert "stopped by SIGTERM" in process.communicate(timeout=60)[1]
     alone = Path(shutil.copytree(folder, tmp_path_factory.mktemp("one") / "copy"))
     two = run(folder, ranks=2, **changes, RESUME="1")
@@ -301,13 +394,20 @@ def test_ranks_agree_on_a_clock_that_began_with_different_openings(make_trainer)
         def from_main(self, value):
             asked.append(value)
             return 7.0 if isinstance(value, float) else value
+
     seconds = []
 
     class Stop(Exception):
         pass
+
     run = train_gpt.Run.__new__(train_gpt.Run)
     trainer = make_trainer(iterations=3)
-    run.settings, run.runtime, run.train_files, run.code_bytes = trainer.settings, Asking(), trainer.data.files, 0
+    run.settings, run.runtime, run.train_files, run.code_bytes = (
+        trainer.settings,
+        Asking(),
+        trainer.data.files,
+        0,
+    )
     run.log, run.results, run.identity = lambda *_, **__: None, dict(stages={}), {}
     run.evaluator = types.SimpleNamespace(warm_up=lambda model: None)
 
@@ -318,6 +418,7 @@ def test_ranks_agree_on_a_clock_that_began_with_different_openings(make_trainer)
         value = function(*arguments)
         run.results["stages"][name] = 0.123
         return value
+
     run.stage = stage
     with pytest.raises(Stop):
         run.train(b"")
@@ -330,7 +431,10 @@ def test_a_signal_to_one_rank_stops_all(monkeypatch):
 
     def all_reduce(tensor, operation, group):
         sent.append(tensor.clone())
-        tensor.copy_(torch.maximum(tensor, torch.tensor([5.0, float(signal.SIGTERM)], dtype=torch.float64)))
+        tensor.copy_(
+            torch.maximum(tensor, torch.tensor([5.0, float(signal.SIGTERM)], dtype=torch.float64))
+        )
+
     monkeypatch.setattr(train_gpt.dist, "all_reduce", all_reduce)
     monkeypatch.setattr(train_gpt.STOP, "number", 0)
     clock = train_gpt.Clock(train_gpt.Runtime(rank=1, world_size=2))
@@ -361,7 +465,11 @@ def test_an_error_on_one_rank_is_shown(options, data_folder, tmp_path):
     data[1024:] = b"\xff\xff" * ((len(data) - 1024) // 2)
     shard.write_bytes(data)
     done = run(tmp_path, ranks=2, **{**options, "DATA_PATH": str(folder)})
-    assert done.status != 0 and "token 65535 is outside of VOCAB_SIZE" in done.err and "final_" not in done.out
+    assert (
+        done.status != 0
+        and "token 65535 is outside of VOCAB_SIZE" in done.err
+        and "final_" not in done.out
+    )
 
 
 # ---- stopped
@@ -393,7 +501,9 @@ def test_a_signal_ends_a_run_without_checkpoints_at_once(options, tmp_path):
     assert not list(tmp_path.glob("logs/*.checkpoint")) and "final_" not in done.out
 
 
-@pytest.mark.parametrize("line", ["preset:", "", "model_params:", "late_qat_steps:", "artifact:", "stage:reading"])
+@pytest.mark.parametrize(
+    "line", ["preset:", "", "model_params:", "late_qat_steps:", "artifact:", "stage:reading"]
+)
 def test_two_signals_at_once_are_one_line_at_any_moment(options, tmp_path, line):
     """As some launchers send them; in the middle of anything but training."""
     process = begin(tmp_path, **{**options, "CHECKPOINT_EVERY": "0", "ITERATIONS": "20"})
@@ -403,9 +513,14 @@ def test_two_signals_at_once_are_one_line_at_any_moment(options, tmp_path, line)
     time.sleep(0.01 if line else 2.5)
     os.kill(process.pid, signal.SIGTERM)
     done = end(process, signal.SIGINT, tmp_path)
-    assert done.status in (130, 143, -2, -15, 0) and "Traceback" not in done.err  # a shell calls -2 130
+    assert (
+        done.status in (130, 143, -2, -15, 0) and "Traceback" not in done.err
+    )  # a shell calls -2 130
     if done.status not in (0, -15):  # it came too late, or before Python was there
-        assert re.fullmatch(r"error: stopped by SIG(TERM|INT); .*\n", done.err) and "final_" not in done.out
+        assert (
+            re.fullmatch(r"error: stopped by SIG(TERM|INT); .*\n", done.err)
+            and "final_" not in done.out
+        )
 
 
 def test_a_signal_is_held_while_a_step_is_done(monkeypatch):
@@ -428,8 +543,12 @@ def test_a_signal_is_held_while_a_step_is_done(monkeypatch):
 def test_a_logs_folder_that_is_a_file_is_said_before_training(options, run_here):  # noqa: F811
     (run_here_folder(run_here) / "logs").write_text("mine")
     done = run_here(**options)
-    assert done.status == 2 and re.fullmatch(r"error: cannot write \d+ bytes into .*logs: File exists\n", done.err)
-    assert (run_here_folder(run_here) / "logs").read_text() == "mine" and "train_loss" not in done.out
+    assert done.status == 2 and re.fullmatch(
+        r"error: cannot write \d+ bytes into .*logs: File exists\n", done.err
+    )
+    assert (
+        run_here_folder(run_here) / "logs"
+    ).read_text() == "mine" and "train_loss" not in done.out
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_training(options, tmp_path):
@@ -437,7 +556,11 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(options, tmp_pa
     if os.access(tmp_path, os.W_OK):
         pytest.skip("this user may write anywhere")
     done = run(tmp_path, **options)
-    assert done.status == 2 and re.fullmatch(r"error: .*Permission denied\n", done.err) and not done.out
+    assert (
+        done.status == 2
+        and re.fullmatch(r"error: .*Permission denied\n", done.err)
+        and not done.out
+    )
 
 
 def small_files(size: int):
@@ -446,13 +569,29 @@ def small_files(size: int):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-@pytest.mark.parametrize("size, changes", [(1_000_000, {}), (17_000_000, dict(
-    ARTIFACT_MAX_BYTES="1000000", VOCAB_SIZE=str(VOCAB_SIZE), MODEL_DIM="256"))])
+@pytest.mark.parametrize(
+    "size, changes",
+    [
+        (1_000_000, {}),
+        (
+            17_000_000,
+            dict(ARTIFACT_MAX_BYTES="1000000", VOCAB_SIZE=str(VOCAB_SIZE), MODEL_DIM="256"),
+        ),
+    ],
+)
 def test_a_full_disk_is_said_before_training(options, tmp_path, size, changes):
     """Too little for the artifact; and enough for it, but not for checkpoints."""
-    done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True,
-                          env=environment_with(**{**options, **changes}), preexec_fn=lambda: small_files(size))
-    assert done.returncode == 2 and re.fullmatch(r"error: cannot write \d+ bytes into .*: File too large\n", done.stderr)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment_with(**{**options, **changes}),
+        preexec_fn=lambda: small_files(size),
+    )
+    assert done.returncode == 2 and re.fullmatch(
+        r"error: cannot write \d+ bytes into .*: File too large\n", done.stderr
+    )
     assert "train_loss" not in done.stdout and not list(tmp_path.glob("*.ptz"))
 
 
@@ -463,13 +602,18 @@ def test_a_disk_that_fills_up_does_not_end_the_training(options, whole, run_here
         if path.suffix == ".checkpoint":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, *parts)
+
     monkeypatch.setattr(train_gpt, "write_atomically", full)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     done = run_here(**options)
     torch.set_num_threads(threads)
     assert scores(done) == scores(whole)
-    assert re.search(r"^warning: it\.step\d+\.checkpoint was not written: No space left on device$", done.out, re.M)
+    assert re.search(
+        r"^warning: it\.step\d+\.checkpoint was not written: No space left on device$",
+        done.out,
+        re.M,
+    )
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch, capsys):
@@ -483,13 +627,17 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch
 
 def test_no_cap_claims_no_disk(options, run_here, monkeypatch):  # noqa: F811
     monkeypatch.setattr(train_gpt, "train_and_score", lambda run, checkpoint: None)
-    assert run_here(**{**options, "ARTIFACT_MAX_BYTES": str(10 ** 20)}).status == 0
+    assert run_here(**{**options, "ARTIFACT_MAX_BYTES": str(10**20)}).status == 0
 
 
 def test_checkpoints_are_those_of_one_run(tmp_path, monkeypatch):
     (tmp_path / "logs").mkdir()
     monkeypatch.chdir(tmp_path)
-    names = [f"{run}.step0000000{step}.checkpoint" for run in ("a", "a.step1", "a[b]") for step in (3, 5, 4)]
+    names = [
+        f"{run}.step0000000{step}.checkpoint"
+        for run in ("a", "a.step1", "a[b]")
+        for step in (3, 5, 4)
+    ]
     for name in names:
         (tmp_path / "logs" / name).touch()
     for at, run_id in enumerate(("a", "a.step1", "a[b]")):
@@ -503,6 +651,7 @@ def test_a_file_that_could_not_be_written_leaves_none(tmp_path, monkeypatch):
 
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(train_gpt.os, "fsync", full)
     with pytest.raises(OSError):
         train_gpt.write_atomically(target, b"after")
@@ -530,6 +679,7 @@ def test_the_first_loss_that_is_no_number_is_named_with_the_last_good_one(make_t
                 trainer.model.blocks[1].mlp.up[0, 0] = math.nan
         seen.append(step(scale))
         return seen[-1]
+
     trainer.step = breaking
     saved = []
     with pytest.raises(UserError, match="nan at step 8") as error:
@@ -543,6 +693,7 @@ def test_no_checkpoint_holds_a_diverged_model(make_trainer):  # noqa: F811
 
     def breaking(scale: float) -> torch.Tensor:
         return step(scale) * (math.nan if trainer.steps == 4 else 1.0)
+
     trainer.step = breaking
     with pytest.raises(UserError, match="nan at step 4; the last good one was"):
         trainer.run(None, lambda state: saved.append(state["trainer"]["steps"]))
@@ -551,7 +702,9 @@ def test_no_checkpoint_holds_a_diverged_model(make_trainer):  # noqa: F811
 
 
 @pytest.mark.parametrize("fault", ["crash", "nan"])
-def test_a_failed_evaluation_leaves_no_final_line(options, whole, run_here, monkeypatch, fault, data_folder):  # noqa: F811
+def test_a_failed_evaluation_leaves_no_final_line(
+    options, whole, run_here, monkeypatch, fault, data_folder
+):  # noqa: F811
     score = Evaluator.score
 
     def failing(self, model, tokens, name):
@@ -560,10 +713,18 @@ def test_a_failed_evaluation_leaves_no_final_line(options, whole, run_here, monk
         if name == "sliding":
             model.embedding.data[3:9] = math.nan
         return score(self, model, tokens, name)
+
     monkeypatch.setattr(Evaluator, "score", failing)
-    done = run_here(ARTIFACT=str(whole.folder / ARTIFACT_NAME), DATA_PATH=str(data_folder), COMPILE="0", DEVICE="cpu",
-                    DTYPE="float32")
-    assert done.status == (1 if fault == "crash" else 2) and not re.search(r"final_int6\S* val", done.out)
+    done = run_here(
+        ARTIFACT=str(whole.folder / ARTIFACT_NAME),
+        DATA_PATH=str(data_folder),
+        COMPILE="0",
+        DEVICE="cpu",
+        DTYPE="float32",
+    )
+    assert done.status == (1 if fault == "crash" else 2) and not re.search(
+        r"final_int6\S* val", done.out
+    )
     assert ("planted" if fault == "crash" else "evaluation failed: ") in done.err
     assert not list(done.folder.glob("logs/*.json"))
 
@@ -576,23 +737,46 @@ def test_the_summary_says_what_was_checked(whole):
     block = results["compliance"]
     assert json.loads(re.search(r"^compliance:(.*)$", whole.out, re.M)[1]) == block
     assert block["track"] == "A" and block["validation_opened"] == "after packing"
-    assert block["train_under_600s"] is block["eval_under_600s"] is block["artifact_under_16mb"] is True
+    assert (
+        block["train_under_600s"]
+        is block["eval_under_600s"]
+        is block["artifact_under_16mb"]
+        is True
+    )
     assert block["targets"] == [results["final_int6_roundtrip"]["targets"]] * 2
     assert block["bytes"] == [results["final_int6_roundtrip"]["bytes"]] * 2
     data = (whole.folder / ARTIFACT_NAME).read_bytes()
     assert block["artifact_sha256"] == train_gpt.hashlib.sha256(data).hexdigest()
     assert f"artifact:{ARTIFACT_NAME} sha256:{block['artifact_sha256']} " in whole.out
     stages = results["stages"]
-    assert stages["training"] + stages["opening"] >= results["train_seconds"] > stages["opening"] > 0
-    assert block["eval_seconds"] == results["eval_seconds"] == pytest.approx(sum(stages[name] for name in (
-        "pre_quantization", "reading", "final_int6_roundtrip", "final_int6_sliding_window")))
+    assert (
+        stages["training"] + stages["opening"] >= results["train_seconds"] > stages["opening"] > 0
+    )
+    assert (
+        block["eval_seconds"]
+        == results["eval_seconds"]
+        == pytest.approx(
+            sum(
+                stages[name]
+                for name in (
+                    "pre_quantization",
+                    "reading",
+                    "final_int6_roundtrip",
+                    "final_int6_sliding_window",
+                )
+            )
+        )
+    )
 
 
 def test_writing_last_is_not_training_and_writing_before_is(make_trainer, monkeypatch):  # noqa: F811
     """A schedule in seconds counts the writes, ends in time all the same, and begins no step it cannot end."""
     clock = Time(monkeypatch)
     for every, limit in ((2.0, 20.0), (100.0, 20.0), (0.5, 11.3)):
-        trainer, written = make_trainer(iterations=1000, max_wallclock_seconds=limit, checkpoint_every=every), []
+        trainer, written = (
+            make_trainer(iterations=1000, max_wallclock_seconds=limit, checkpoint_every=every),
+            [],
+        )
 
         def step(scale: float, trainer=trainer) -> torch.Tensor:
             clock.now += 0.5
@@ -602,6 +786,7 @@ def test_writing_last_is_not_training_and_writing_before_is(make_trainer, monkey
         def save(state: dict) -> None:
             written.append((state["trainer"]["steps"], state["clock"]["seconds"]))
             clock.now += 1.5
+
         trainer.step = step
         trainer.run(None, save)
         assert limit - 3 < trainer.clock.seconds <= limit, trainer.clock.seconds
@@ -616,24 +801,45 @@ def test_a_resumed_run_knows_that_validation_was_opened(options, tmp_path):
     wait_for_step(process, tmp_path, 60)
     end(process, signal.SIGKILL, tmp_path)
     results = run(tmp_path, **changes, RESUME="1").results()
-    assert results["resumed_at"] == [60] and results["compliance"]["validation_opened"] == "during training"
+    assert (
+        results["resumed_at"] == [60]
+        and results["compliance"]["validation_opened"] == "during training"
+    )
 
 
 def test_passes_during_training_are_said_and_on_no_clock_of_training(options, run_here):  # noqa: F811
-    done = run_here(**{**options, "VAL_LOSS_EVERY": "40", "CHECKPOINT_EVERY": "0", "ITERATIONS": "41"})
-    assert done.status == 0 and done.results()["compliance"]["validation_opened"] == "during training"
+    done = run_here(
+        **{**options, "VAL_LOSS_EVERY": "40", "CHECKPOINT_EVERY": "0", "ITERATIONS": "41"}
+    )
+    assert (
+        done.status == 0 and done.results()["compliance"]["validation_opened"] == "during training"
+    )
 
 
 def test_an_artifact_that_is_scored_has_no_time_of_training(options, whole, run_here, data_folder):  # noqa: F811
-    done = run_here(ARTIFACT=str(whole.folder / ARTIFACT_NAME), DATA_PATH=str(data_folder), COMPILE="0", DEVICE="cpu",
-                    DTYPE="float32")
+    done = run_here(
+        ARTIFACT=str(whole.folder / ARTIFACT_NAME),
+        DATA_PATH=str(data_folder),
+        COMPILE="0",
+        DEVICE="cpu",
+        DTYPE="float32",
+    )
     block = done.results()["compliance"]
     assert block["train_under_600s"] is block["train_seconds"] is block["resumed_at"] is None
     assert block["eval_under_600s"] is True and block["validation_opened"] == "after packing"
 
 
 def test_settings_of_a_checkpoint_are_all_but_the_machine():
-    fixed = {field.name for field in train_gpt.fields_of("model", "training", "artifact", "evaluation")}
+    fixed = {
+        field.name for field in train_gpt.fields_of("model", "training", "artifact", "evaluation")
+    }
     assert {"seed", "iterations", "max_wallclock_seconds", "quant", "eval_stride"} <= fixed
-    assert not fixed & {"micro_batch_tokens", "eval_batch_seqs", "device", "data_path", "resume", "train_log_every"}
+    assert not fixed & {
+        "micro_batch_tokens",
+        "eval_batch_seqs",
+        "device",
+        "data_path",
+        "resume",
+        "train_log_every",
+    }
     assert tiny_settings(checkpoint_every=0.5).checkpoint_every == 0.5

@@ -1,4 +1,5 @@
 """The CUDA path on a machine without a GPU: each check in a process of its own, since it changes torch."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -13,14 +14,22 @@ import torch
 FOLDER = Path(__file__).parent / "fake_cuda"
 pytestmark = [
     pytest.mark.skipif(not shutil.which("g++"), reason="needs g++"),
-    pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch that was built without CUDA")]
+    pytest.mark.skipif(
+        torch.version.cuda is not None, reason="needs a torch that was built without CUDA"
+    ),
+]
 
 
 def check(name: str) -> None:
     """Fail with the last lines of what the check says if it fails."""
     command = [sys.executable, "-W", "ignore", str(FOLDER / "checks.py"), name]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True)
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if done.returncode:
         pytest.fail(done.stdout[-3000:], pytrace=False)
 

@@ -3,6 +3,7 @@
 The record preset runs on fake tensors: a missing transfer, a shape that does not fit, a type that a kernel
 would refuse or a graph too many shows, wrong numbers do not. test_without_gpu.py calls what is named check_*.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -15,11 +16,10 @@ import flash_attn_interface
 import numpy as np
 import torch
 import torch.distributed as dist
+from fake_device import UniformProducts
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch.testing._internal.distributed.fake_pg import FakeStore
-
-from fake_device import UniformProducts
 
 import train_gpt
 from train_gpt import Evaluator, Runtime, Trainer
@@ -43,11 +43,23 @@ def quiet(line: str, console: bool = True) -> None:
     """A log that keeps nothing."""
 
 
-def make_trainer(rank: int = 0, world_size: int = 8, settings: dict = SETTINGS, **changes) -> Trainer:
+def make_trainer(
+    rank: int = 0, world_size: int = 8, settings: dict = SETTINGS, **changes
+) -> Trainer:
     """A trainer of the record preset as it would be on one of `world_size` H100s."""
     settings = train_gpt.settings_from(settings)[0]
-    runtime = Runtime(**{**dict(rank=rank, world_size=world_size, device=torch.device("cuda", 0),
-                                dtype=torch.bfloat16, attention="flash3"), **changes})
+    runtime = Runtime(
+        **{
+            **dict(
+                rank=rank,
+                world_size=world_size,
+                device=torch.device("cuda", 0),
+                dtype=torch.bfloat16,
+                attention="flash3",
+            ),
+            **changes,
+        }
+    )
     return Trainer(train_gpt.build_model(settings, runtime), settings, runtime, quiet, Rows(), 0)
 
 
@@ -72,14 +84,18 @@ def check_step() -> None:
         fit.observe()
         fit.observe()
         assert {x.device.type for x in fit.rows + fit.columns} == {"cuda"} and fit.samples == 1
-        assert all(p.grad.device == p.device == trainer.runtime.device for p in trainer.model.parameters())
+        assert all(
+            p.grad.device == p.device == trainer.runtime.device for p in trainer.model.parameters()
+        )
         make_trainer(rank=7).optimizer.step(1, 1.0)  # this rank has no matrices of some shapes
 
 
 def check_sdpa() -> None:
     """The same with torch's attention, on one GPU."""
     with fake_device.fake_cuda(), UniformProducts():
-        make_trainer(world_size=1, attention="sdpa", settings={**SETTINGS, "NUM_LAYERS": "2"}).warm_up()
+        make_trainer(
+            world_size=1, attention="sdpa", settings={**SETTINGS, "NUM_LAYERS": "2"}
+        ).warm_up()
 
 
 def refused(trainer: Trainer, name: str, replacement) -> bool:
@@ -103,10 +119,15 @@ def check_types() -> None:
         flash_attn_interface.RECEIVED.clear()
         with torch.autocast("cuda", torch.bfloat16):
             bare_norm = functools.partial(torch.nn.functional.rms_norm, normalized_shape=(64,))
-            assert bare_norm(torch.zeros(2, 64, device="cuda", dtype=torch.bfloat16)).dtype == torch.float32
+            assert (
+                bare_norm(torch.zeros(2, 64, device="cuda", dtype=torch.bfloat16)).dtype
+                == torch.float32
+            )
             assert not refused(trainer, "norm", train_gpt.norm)
             assert set(flash_attn_interface.RECEIVED) == {(torch.bfloat16,) * 3}
-            assert refused(trainer, "norm", lambda x: torch.nn.functional.rms_norm(x, (x.size(-1),)))
+            assert refused(
+                trainer, "norm", lambda x: torch.nn.functional.rms_norm(x, (x.size(-1),))
+            )
 
 
 def check_graphs() -> None:
@@ -116,8 +137,12 @@ def check_graphs() -> None:
 
     def backend(module, inputs, options=None):  # options are Inductor's
         return counter(module, inputs)
-    with ranks(), fake_device.fake_cuda(), \
-            mock.patch.object(torch, "compile", functools.partial(compile_, backend=backend)):
+
+    with (
+        ranks(),
+        fake_device.fake_cuda(),
+        mock.patch.object(torch, "compile", functools.partial(compile_, backend=backend)),
+    ):
         trainer = make_trainer(compiled="graph", settings={**SETTINGS, "NUM_LAYERS": "2"})
         evaluator = Evaluator(trainer.settings, trainer.runtime, None, quiet)
         trainer.warm_up()
@@ -132,6 +157,7 @@ def check_graphs() -> None:
 def check_code() -> None:
     """Inductor and Triton write and assemble the code of a micro-step for an H100, within known bounds."""
     import roofline  # needs triton
+
     compiler = roofline.measure()
     print(roofline.report(compiler, top=12))
     assert [graph.backward for graph in compiler.graphs] == [False, True]

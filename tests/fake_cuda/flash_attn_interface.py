@@ -1,4 +1,5 @@
 """Stands for FlashAttention-3 where only shapes and types are computed; takes what that takes, no more."""
+
 from __future__ import annotations
 
 import torch
@@ -11,12 +12,23 @@ RECEIVED: list[tuple[torch.dtype, ...]] = []  # types of q, k and v at each call
 def check(q: Tensor, k: Tensor, v: Tensor) -> None:
     """What the real kernels refuse."""
     if q.dtype not in (torch.bfloat16, torch.float16) or not q.dtype == k.dtype == v.dtype:
-        raise TypeError(f"FlashAttention-3 takes q, k and v in bfloat16, not {q.dtype}, {k.dtype}, {v.dtype}")
+        raise TypeError(
+            f"FlashAttention-3 takes q, k and v in bfloat16, not {q.dtype}, {k.dtype}, {v.dtype}"
+        )
     if any(x.stride(-1) != 1 or any(stride % 8 for stride in x.stride()[:-1]) for x in (q, k, v)):
-        raise ValueError("FlashAttention-3 takes heads without gaps that begin at multiples of 16 bytes")
+        raise ValueError(
+            "FlashAttention-3 takes heads without gaps that begin at multiples of 16 bytes"
+        )
     batch, length, heads, dim = q.shape
-    if k.shape != v.shape or k.shape[:2] != (batch, length) or k.size(3) != dim or heads % k.size(2):
-        raise ValueError(f"FlashAttention-3 cannot pair {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    if (
+        k.shape != v.shape
+        or k.shape[:2] != (batch, length)
+        or k.size(3) != dim
+        or heads % k.size(2)
+    ):
+        raise ValueError(
+            f"FlashAttention-3 cannot pair {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
     if dim % 8 or dim > 256:
         raise ValueError(f"FlashAttention-3 takes no heads of {dim}")
 
@@ -27,8 +39,9 @@ def flash_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("stand_in::flash_backward", mutates_args=())
-def flash_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
-                   row_sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def flash_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, row_sums: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     raise NotImplementedError("no numbers here")
 
 
@@ -70,4 +83,6 @@ def causal_flops(q_shape, products: int) -> int:
 
 
 register_flop_formula(torch.ops.stand_in.flash_forward)(lambda q, *_, **__: causal_flops(q, 2))
-register_flop_formula(torch.ops.stand_in.flash_backward)(lambda gradient, *_, **__: causal_flops(gradient, 5))
+register_flop_formula(torch.ops.stand_in.flash_backward)(
+    lambda gradient, *_, **__: causal_flops(gradient, 5)
+)
