@@ -1,4 +1,4 @@
-"""The script gives what it gave when tests/golden was recorded: losses, artifacts, lines, exit statuses."""
+"""The script gives what tests/golden holds: losses, artifacts, lines, exit statuses."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def test_a_run_gives_what_was_recorded(name, data, tmp_path, why_not_exact):
     if why_not_exact:
         warnings.warn(f"golden run compared within tolerances: {why_not_exact}", stacklevel=1)
     found = golden_runs.record_run(name, golden_runs.SCRIPT, tmp_path / "run", data)
-    differing = golden_runs.differences(golden_runs.recorded(name), found, exact=not why_not_exact)
+    differing = golden_runs.differences(name, found, exact=not why_not_exact)
     assert not differing, "\n".join(differing[:20])
