@@ -14,8 +14,8 @@ record to make a test pass that fails for a reason nobody has found.
 Bits depend on the machine: on the versions of torch and of what packs, and on the instructions of
 the CPU. The runs keep to one thread and AVX2, and the records hold a fingerprint: the versions, and
 the digest of a numeric probe. Where the fingerprint is the recorded one, everything is compared to
-the bit. Elsewhere counts and lines are compared exactly, losses within LOSS_TOLERANCE, sizes within
-BYTES_TOLERANCE, and digests not at all.
+the bit. Elsewhere counts and lines are compared exactly, losses and sizes within a tolerance, and
+digests not at all.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import importlib.util
 import io
@@ -48,8 +49,16 @@ ORIGIN = "recorded_on"  # tests/golden/recorded_on.json: the fingerprint, and di
 VOCAB_SIZE = 384
 BOS = 1
 
-# Elsewhere sums are rounded otherwise, and training amplifies that. TODO measured
+# These gave the same bits on one machine, so that the torch of the records may be any of them.
+TORCH_OF_SAME_BITS = ("2.9.1", "2.11.0", "2.13.0")
+
+# Tolerances for a machine that rounds sums otherwise, as parts of the loss. The runs of this table
+# under AVX512, without vector instructions, with MKL's compatible kernels and with two threads were
+# at most 7e-6 away in full precision. One in the last digit printed is 5e-5.
 LOSS_TOLERANCE = 2e-4
+# QUANT=fit under a cap amplifies that: steps are rounded to half octaves, of which some fall on the
+# other side, and the search for the cap ends elsewhere. The same runs were at most 1e-4 away.
+FIT_LOSS_TOLERANCE = 1e-3
 # QUANT=fit ends anywhere within 0.04% below the budget, and a few codes of QUANT=rows are others.
 BYTES_TOLERANCE = 0.02
 
@@ -91,6 +100,8 @@ class Step:
     ranks: int = 0
     # What the model may take: ARTIFACT_MAX_BYTES is this and the script's own size.
     model_bytes: int = 1_000_000
+    # How far losses may be from the recorded ones where bits cannot be compared, as a part of them.
+    tolerance: float = LOSS_TOLERANCE
     # Validation holds a token outside of the vocabulary, so that the run ends where it reads it.
     damaged_validation: bool = False
     # The console shows text that a model has written, which another machine may write differently.
@@ -109,8 +120,8 @@ COMMON = dict(
     WARMUP_STEPS="1",
     ZSTD_LEVEL="9",
 )
-# Everything that adds something to the model or the loss. Odd numbers of layers and rows; windows of
-# evaluation longer than training's rows; a step that does not divide into its micro-batches.
+# Everything that adds something to the model or the loss. Odd numbers of layers and rows; a step that
+# does not divide into its micro-batches; windows of evaluation longer than training's rows.
 EVERYTHING = dict(
     COMMON,
     NUM_LAYERS="5",
@@ -172,21 +183,23 @@ STOPPED = dict(
     VAL_LOSS_EVERY="29",
 )
 ARTIFACT = dict(COMMON, ARTIFACT="final_model.int6.ptz")
+# A cap that binds: at about four bits a weight.
+CAPPED: dict = dict(model_bytes=34_000, tolerance=FIT_LOSS_TOLERANCE)
 
 # One test each. The steps of a run share a folder, one after the other.
 RUNS: dict[str, tuple[Step, ...]] = {
     # Every feature, SWA, late QAT, and a cap that binds; then its artifact in other processes.
     "full": (
-        Step("train", dict(EVERYTHING, VAL_LOSS_EVERY="10"), model_bytes=34_000),
-        Step("evaluate", ARTIFACT, model_bytes=34_000),
+        Step("train", dict(EVERYTHING, VAL_LOSS_EVERY="10"), **CAPPED),
+        Step("evaluate", ARTIFACT, **CAPPED),
         Step("sample", dict(ARTIFACT, SAMPLE="the ", SAMPLE_TOKENS="20"), writes_text=True),
     ),
     # The same on two ranks, of which the second has fewer rows.
-    "two_ranks": (Step("train", EVERYTHING, ranks=2, model_bytes=34_000),),
+    "two_ranks": (Step("train", EVERYTHING, ranks=2, **CAPPED),),
     # Stopped within late QAT and resumed; EMA; attention in blocks.
     "resumed": (
-        Step("stopped", STOPPED, model_bytes=34_000, damaged_validation=True),
-        Step("resumed", dict(STOPPED, RESUME="1"), model_bytes=34_000),
+        Step("stopped", STOPPED, **CAPPED, damaged_validation=True),
+        Step("resumed", dict(STOPPED, RESUME="1"), **CAPPED),
     ),
     # Untied embeddings, no clipping; an artifact of rows, with an int5 MLP and rANS.
     "rows_int5": (
@@ -577,63 +590,81 @@ def skeleton(line: str) -> str:
     return SIZE_LINE.sub(r"\1: # bytes", line)
 
 
-def differing_lines(where: str, expected: list, found: list, exact: bool) -> list[str]:
+def near(expected: float, found: float, tolerance: float) -> bool:
+    """Whether a loss is within a tolerance, 0 for none, that is a part of it."""
+    return abs(found - expected) <= tolerance * abs(expected)
+
+
+def same_line(expected, found, tolerance: float) -> bool:
+    """Whether two lines are equal, or near enough in what they measure."""
+    if expected == found:
+        return True
+    if not tolerance or not isinstance(expected, str) or skeleton(expected) != skeleton(found):
+        return False
+    pairs = zip(MEASURED.findall(expected), MEASURED.findall(found), strict=True)
+    return all(near(float(wanted), float(value), tolerance) for (_, wanted), (_, value) in pairs)
+
+
+def differing_lines(where: str, expected: list, found: list, tolerance: float) -> list[str]:
     """What differs in lines, each of the differences as one text."""
     problems = []
-    if len(expected) != len(found):
-        problems.append(f"{where}: {len(found)} lines instead of {len(expected)}")
-    for number, (wanted, line) in enumerate(zip(expected, found, strict=False), 1):
-        if not same_line(wanted, line, exact):
-            problems.append(f"{where} line {number}: {line!r} instead of {wanted!r}")
+    matcher = difflib.SequenceMatcher(
+        a=[skeleton(str(line)) for line in expected],
+        b=[skeleton(str(line)) for line in found],
+        autojunk=False,
+    )
+    for kind, start, end, found_start, found_end in matcher.get_opcodes():
+        if kind != "equal":
+            for line in expected[start:end]:
+                problems.append(f"{where} lacks {line!r}")
+            for line in found[found_start:found_end]:
+                problems.append(f"{where} has {line!r}")
+            continue
+        pairs = zip(expected[start:end], found[found_start:found_end], strict=True)
+        for wanted, line in pairs:
+            if not same_line(wanted, line, tolerance):
+                problems.append(f"{where}: {line!r} instead of {wanted!r}")
     return problems
 
 
-def same_line(expected, found, exact: bool) -> bool:
-    """Whether two lines are equal, or else, if that is enough, near enough in what they measure."""
-    if exact or expected == found or not isinstance(expected, str):
-        return expected == found
-    if skeleton(expected) != skeleton(found):
-        return False
-    pairs = zip(MEASURED.findall(expected), MEASURED.findall(found), strict=True)
-    return all(near(float(wanted), float(value)) for (_, wanted), (_, value) in pairs)
-
-
-def near(expected: float, value: float) -> bool:
-    return abs(value - expected) <= LOSS_TOLERANCE * max(1.0, abs(expected))
-
-
-def differing_values(where: str, expected, found, exact: bool) -> list[str]:
+def differing_values(where: str, expected, found, tolerance: float) -> list[str]:
     """What differs in values of the results, each of the differences as one text."""
     if isinstance(expected, dict) and isinstance(found, dict):
         problems = []
         for key in [*expected, *[key for key in found if key not in expected]]:
-            if exact or key not in DIGESTS:
-                inner = f"{where} {key}"
-                problems += differing_values(inner, expected.get(key), found.get(key), exact)
+            if tolerance and key in DIGESTS:
+                continue
+            inner = f"{where} {key}"
+            problems += differing_values(inner, expected.get(key), found.get(key), tolerance)
         return problems
     if isinstance(expected, list) and isinstance(found, list):
-        return differing_lines(where, expected, found, exact)
-    same = expected == found
-    if not exact and isinstance(expected, float) and isinstance(found, float):
-        same = near(expected, found)
-    if not exact and where.endswith(" bytes_model"):
-        same = abs(found - expected) <= BYTES_TOLERANCE * expected
-    return [] if same else [f"{where}: {found!r} instead of {expected!r}"]
+        return differing_lines(where, expected, found, tolerance)
+    if expected == found:
+        return []
+    problem = f"{where}: {found!r} instead of {expected!r}"
+    if isinstance(expected, float) and isinstance(found, float):
+        if near(expected, found, tolerance):
+            return []
+        problem += f" ({found - expected:+.1e})"
+    if tolerance and where.endswith(" bytes_model") and isinstance(found, int):
+        if abs(found - expected) <= BYTES_TOLERANCE * expected:
+            return []
+    return [problem]
 
 
 def differences(name: str, found: dict, exact: bool) -> list[str]:
     """What a run gives otherwise than the recorded one, each as one text, the shortest first."""
     problems = []
-    expected = recorded(name)
     for step in RUNS[name]:
-        wanted = expected[step.name]
-        given = found[step.name]
-        for key in [*wanted, *[key for key in given if key not in wanted]]:
-            text = step.writes_text and key in ("console", "log")
-            if not exact and (text or key in DIGESTS):
-                continue
-            where = f"{step.name} {key}"
-            problems += differing_values(where, wanted.get(key), given.get(key), exact)
+        wanted = dict(recorded(name)[step.name])
+        given = dict(found[step.name])
+        if not exact and step.writes_text:
+            # One token that falls otherwise changes all that follow.
+            for key in ("console", "log"):
+                wanted.pop(key)
+                given.pop(key, None)
+        tolerance = 0.0 if exact else step.tolerance
+        problems += differing_values(step.name, wanted, given, tolerance)
     return sorted(problems, key=len)
 
 
@@ -645,11 +676,15 @@ def recorded(name: str) -> dict:
 def why_not_exact(here: dict[str, str]) -> str:
     """Why bits cannot be compared under this fingerprint; empty if they can."""
     there = recorded(ORIGIN)["fingerprint"]
-    return ", ".join(
-        f"{name} {str(here[name])[:12]} instead of {str(value)[:12]}"
-        for name, value in there.items()
-        if here[name] != value
-    )
+    reasons = []
+    for name, value in there.items():
+        both = (here[name], value)
+        same = here[name] == value
+        if name == "torch":
+            same = same or all(version in TORCH_OF_SAME_BITS for version in both)
+        if not same:
+            reasons.append(f"{name} {here[name][:12]} instead of {value[:12]}")
+    return ", ".join(reasons)
 
 
 def write_json(name: str, content: dict) -> None:
@@ -669,7 +704,7 @@ def compare_all(names: list[str], script: Path, tolerant: bool, work: Path) -> i
     how = f"within tolerances ({reason})" if reason else "to the bit"
     print(f"comparing {script} {how}", flush=True)
     digests = make_data(work / "data")
-    problems = differing_values("data", recorded(ORIGIN)["data"], digests, exact=True)
+    problems = differing_values("data", recorded(ORIGIN)["data"], digests, tolerance=0.0)
     for problem in problems:
         print(problem)
     for name in names:
