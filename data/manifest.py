@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from commands import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAINER = ROOT / "train_gpt.py"
 MANIFESTS = ("manifest.json", "meta.json")
 # Paths as train_gpt.py has them, below its working folder or the repository.
 FINEWEB = "data/datasets/fineweb10B_sp1024"
@@ -163,3 +165,22 @@ def find_tokenizer(
             return path
     places_said = " or ".join(str(path) for path in dict.fromkeys(candidates))
     raise BadInput(f"no tokenizer at {places_said}: name it with --tokenizer")
+
+
+# ---- What to do with them
+def command_to_train(folder: Path, tokenizer: Path, pieces: int, launcher: str = "python") -> str:
+    """Return the command that trains on shards, as it works in the current folder."""
+    shards = shlex.quote(path_from_here(folder))
+    model = shlex.quote(path_from_here(tokenizer))
+    script = shlex.quote(path_from_here(TRAINER))
+    variables = f"DATA_PATH={shards} TOKENIZER_PATH={model} VOCAB_SIZE={pieces}"
+    return f"{variables} {launcher} {script}"
+
+
+def path_from_here(path: Path) -> str:
+    """Return a path relative to the current folder if it is below it, else the absolute one."""
+    path = path.resolve()
+    here = Path.cwd()
+    if path.is_relative_to(here):
+        return str(path.relative_to(here))
+    return str(path)
