@@ -73,9 +73,7 @@ def lacks(tokenizer: sentencepiece.SentencePieceProcessor) -> list[str]:
 
 
 # ---- Training
-def train_tokenizer(
-    vocabulary_size: int, description: str, documents: Iterable[bytes]
-) -> bytes:
+def train_tokenizer(vocabulary_size: int, description: str, documents: Iterable[bytes]) -> bytes:
     """Train a byte-pair tokenizer and return SentencePiece's serialized model.
 
     The documents are read twice. The progress bar shows `description`. BadInput, with what is

@@ -93,6 +93,13 @@ def test_a_folder_is_made_and_removed_with_all_that_is_in_it(tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_a_folder_is_removed_whatever_happens_in_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt), own_folder(tmp_path / "a", "busy") as folder:
+        (folder / "file").touch()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_clearing_removes_no_lock_and_follows_no_link(tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
