@@ -192,7 +192,7 @@ def export(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> dict[
 
 @pytest.fixture
 def hub(export: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A stand-in that huggingface_hub takes for the hub; waits take no time and are noted in `waits`."""
+    """A stand-in that huggingface_hub takes for the hub; waits take no time and are noted there."""
     server = StandIn(dict(export))
     monkeypatch.setattr(hub_module.time, "sleep", server.waits.append)
     monkeypatch.setenv("HF_ENDPOINT", server.url)

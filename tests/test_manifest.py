@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import manifest
@@ -173,7 +174,7 @@ def test_the_command_that_trains_works_from_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "he re")
     folder = Path("data sets")
     tokenizer = tmp_path / "t.model"
+    script = shlex.quote(str(manifest.TRAINER))
     assert command_to_train(folder, tokenizer, 512, "torchrun") == (
-        f"DATA_PATH='data sets' TOKENIZER_PATH={tokenizer} VOCAB_SIZE=512 "
-        f"torchrun {manifest.ROOT / 'train_gpt.py'}"
+        f"DATA_PATH='data sets' TOKENIZER_PATH={tokenizer} VOCAB_SIZE=512 torchrun {script}"
     )

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -511,9 +512,10 @@ def test_the_summary_ends_with_the_command_that_trains(folder, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert run(tmp_path / "o u t", folder) == 0
     printed = capsys.readouterr().out
+    script = shlex.quote(str(ROOT / "train_gpt.py"))
     assert printed.splitlines()[-1] == (
         "to train on it: DATA_PATH='o u t/datasets/t_sp512' TOKENIZER_PATH='o u t/tokenizers/"
-        f"t_512_bpe.model' VOCAB_SIZE=512 python {ROOT}/train_gpt.py"
+        f"t_512_bpe.model' VOCAB_SIZE=512 python {script}"
     )
     for fact in (" documents, 0.", " bytes per token", " KB for validation are few", " files read"):
         assert fact in printed
