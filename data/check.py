@@ -185,8 +185,7 @@ def check_tokenizer(pieces: Pieces, folder: Path, manifest: Manifest) -> Check:
 
 
 def check_ids(scans: dict[str, Scan], pieces: Pieces) -> Check:
-    """Check that every id is a piece, that each split begins with BOS, and that none is padding
-    or unknown."""
+    """Check that ids are pieces, none padding or unknown, and that each split begins with BOS."""
     problems = []
     wrong = {"padding": pieces.tokenizer.pad_id(), "unknown": pieces.tokenizer.unk_id()}
     for split, scan in scans.items():

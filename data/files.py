@@ -1,5 +1,4 @@
-"""Files that are written whole or not at all, their digests, and folders that one process at a
-time may use."""
+"""Files that are whole or not there, their digests, and folders of one process at a time."""
 
 from __future__ import annotations
 
@@ -42,8 +41,10 @@ def ignore(size: int) -> None:
 
 
 def digest(path: Path, report: Callable[[int], object] = ignore) -> str:
-    """Return a file's SHA-256 in hexadecimal digits; `report` is told how many bytes were read,
-    piece by piece."""
+    """Return a file's SHA-256 in hexadecimal digits.
+
+    The file is read in pieces, and `report` is told the bytes of each.
+    """
     found = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(READ_BYTES):

@@ -84,6 +84,8 @@ def report_to(bar: tqdm) -> type:
     """Return a class that huggingface_hub takes for a file's bar; it moves the bar of all files."""
 
     class FileProgress:
+        """What huggingface_hub calls of a progress bar."""
+
         def __init__(self, *_: object, **__: object):
             pass
 

@@ -83,8 +83,7 @@ class Data(NamedTuple):
 
 
 def default_bases() -> tuple[Path, ...]:
-    """The folders below which relative paths are looked for: the working folder and the
-    repository."""
+    """Return the working folder and the repository: relative paths are looked for below them."""
     return (Path.cwd(), ROOT)
 
 
@@ -118,8 +117,7 @@ def find_folder(
     names: Iterable[str] = (FINEWEB, DEMO),
     bases: Iterable[Path] | None = None,
 ) -> Path | None:
-    """Return the folder that is given, else the first of these paths that is a folder, None if
-    none is.
+    """Return the given folder, else the first of these paths that is one; None if none is.
 
     Each path, if it is not empty, is looked for below each of the bases in turn.
     """
@@ -139,12 +137,16 @@ def find_tokenizer(
     stated: str = "",
     bases: Iterable[Path] | None = None,
 ) -> Path:
-    """Return the tokenizer of the shards in a folder; BadInput, with where it was looked for, if
-    there is none.
+    """Return the tokenizer of the shards in a folder, the given one if there is such.
 
-    It is the one that is given. Else it is the first of these that is there: the path that a log
-    states, below the bases; tokenizer.model in the folder; the manifest's; that of a folder of the
-    FineWeb export, in ../../tokenizers; FineWeb's with 1,024 pieces, below the bases.
+    Else it is the first of these that is there:
+    - the path that a log states, below the bases;
+    - tokenizer.model in the folder;
+    - what the folder's manifest names;
+    - of a folder of the FineWeb export, its tokenizer in ../../tokenizers;
+    - FineWeb's with 1,024 pieces, below the bases.
+
+    BadInput, with where it was looked for, if there is none.
     """
     if given is not None:
         candidates = [given]

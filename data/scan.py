@@ -72,8 +72,11 @@ class Pieces:
 
 
 class Scan:
-    """A split that was read once: how often each id occurs, int64 (MOST_PIECES,), its first id
-    (None without tokens) and its bytes of text."""
+    """A split that was read once.
+
+    `histogram` says how often each id occurs, int64 (MOST_PIECES,); `first` is the first id, None
+    without tokens; `bytes` are those of the text.
+    """
 
     def __init__(self, paths: list[Path], pieces: Pieces, bar: tqdm):
         self.shards = len(paths)

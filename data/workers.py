@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,6 +15,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 from commands import STOPPING, BadInput
 from tqdm import tqdm
+
+# Windows waits for 64 things at a time, of which Python needs some itself.
+MOST_ON_WINDOWS = 61
 
 
 def cores() -> int:
@@ -65,6 +69,8 @@ class Workers:
     """
 
     def __init__(self, jobs: int):
+        if sys.platform == "win32":
+            jobs = min(jobs, MOST_ON_WINDOWS)
         self.jobs = jobs
         self.others = set(multiprocessing.active_children())
         self.pool: ProcessPoolExecutor | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -39,6 +40,12 @@ def test_one_job_is_done_in_this_process():
     with Workers(1) as workers:
         assert list(workers.map(abs, [-1, -2])) == [1, 2]
         assert workers.pool is None
+
+
+def test_there_are_no_more_workers_than_the_system_can_wait_for(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with Workers(100) as workers:
+        assert workers.jobs == 61
 
 
 def test_cores_are_counted_where_a_process_cannot_be_bound_to_some(monkeypatch):
