@@ -150,11 +150,17 @@ class Bench:
         return any(reason.startswith("dtype:float32") for reason in reasons)
 
     def take_turns(self, steps: int) -> None:
-        """One round: every variant trains, then every variant evaluates."""
+        """One round: every variant trains, then every variant evaluates.
+
+        Every other round goes the other way round, so that none is always the first one.
+        """
+        order = list(self.processes.items())
+        if len(self.products) % 2:
+            order.reverse()
         self.products.append(self.processes[ALL].ask("multiply")["flops_per_s"])
-        for name, process in self.processes.items():
+        for name, process in order:
             self.trained[name].append(process.ask("train", steps))
-        for name, process in self.processes.items():
+        for name, process in order:
             self.evaluated[name].append(process.ask("evaluate", self.batches))
 
     def finish(self) -> dict[str, dict]:
