@@ -28,7 +28,7 @@ from processes import run
 from shards import (
     BOS_ID,
     MOST_PIECES,
-    DataError,
+    BadInput,
     count_tokens,
     digest,
     lacks,
@@ -132,21 +132,21 @@ def is_published(folder: Path) -> bool:
 
 
 def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """The shards of each split in order of their names; DataError if the folder holds none."""
+    """The shards of each split in order of their names; BadInput if the folder holds none."""
     if not folder.is_dir():
-        raise DataError(
+        raise BadInput(
             f"{folder} is not a folder: name a folder of shards, as for train_gpt.py's DATA_PATH"
         )
     shards = {split: sorted(folder.glob(f"*_{split}_*.bin")) for split in SPLITS}
     if not any(shards.values()):
-        raise DataError(
+        raise BadInput(
             f"{folder} holds no token shards (*_train_*.bin, *_val_*.bin): name another folder"
         )
     return shards
 
 
 def read_manifest(folder: Path) -> tuple[str, dict]:
-    """Name and content of manifest.json or meta.json, ("", {}) if there is neither. DataError if damaged."""
+    """Name and content of manifest.json or meta.json, ("", {}) if there is neither. BadInput if damaged."""
     path = next(
         (folder / name for name in ("manifest.json", "meta.json") if (folder / name).is_file()),
         None,
@@ -156,14 +156,14 @@ def read_manifest(folder: Path) -> tuple[str, dict]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: make it again, or remove it") from error
+        raise BadInput(f"{path} cannot be read as JSON: make it again, or remove it") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} is no JSON object: make it again, or remove it")
+        raise BadInput(f"{path} is no JSON object: make it again, or remove it")
     return path.name, content
 
 
 def find_tokenizer(folder: Path, given: Path | None, manifest: dict) -> Path:
-    """The tokenizer: given, in the folder, of the manifest, or FineWeb's; DataError if it is not there."""
+    """The tokenizer: given, in the folder, of the manifest, or FineWeb's; BadInput if it is not there."""
     choices, named = [folder / "tokenizer.model"], entry(manifest, "tokenizer").get("file")
     if isinstance(named, str):
         choices.append(Path(os.path.abspath(folder / named)))
@@ -173,7 +173,7 @@ def find_tokenizer(folder: Path, given: Path | None, manifest: dict) -> Path:
     for path in choices:
         if path.is_file():
             return path
-    raise DataError(f"no tokenizer at {' or '.join(map(str, choices))}: name it with --tokenizer")
+    raise BadInput(f"no tokenizer at {' or '.join(map(str, choices))}: name it with --tokenizer")
 
 
 def entry(table: dict, name: str) -> dict:
@@ -222,7 +222,7 @@ def check_shards(shards: dict[str, list[Path]], published: bool) -> Check:
         for path in paths:
             try:
                 found += count_tokens(path)
-            except DataError as error:
+            except BadInput as error:
                 problems.append(str(error))
         if paths and not found and not problems:
             problems.append(f"the {split} split is empty")
@@ -390,7 +390,7 @@ def load(path: Path) -> Pieces | Check:
     """The tokenizer, or the check that it fails."""
     try:
         return Pieces(path)
-    except DataError as error:
+    except BadInput as error:
         return Check("tokenizer", False, str(error))
 
 
@@ -427,7 +427,7 @@ def not_checked(reason: str, *names: str) -> list[Check]:
 
 
 def check(folder: Path, given: Path | None) -> tuple[list[Check], dict[str, Counts]]:
-    """All checks of a folder, and the counts of each split; DataError for what cannot be checked."""
+    """All checks of a folder, and the counts of each split; BadInput for what cannot be checked."""
     folder = Path(os.path.abspath(folder))
     shards, (name, manifest) = find_shards(folder), read_manifest(folder)
     tokenizer = find_tokenizer(folder, given, manifest)
@@ -499,7 +499,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def command() -> int:
         if options.json and not options.json.resolve().parent.is_dir():
-            raise DataError(f"--json {options.json}: its folder does not exist")
+            raise BadInput(f"--json {options.json}: its folder does not exist")
         checks, counts = check(options.folder, options.tokenizer)
         print(table(checks, counts))
         if options.json:

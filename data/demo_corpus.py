@@ -24,8 +24,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import prepare
+from commands import BadInput
 from processes import cores, run
-from shards import DataError
 from tqdm import tqdm
 
 DEFAULT_OUTPUT = Path(__file__).parent / "demo"
@@ -41,7 +41,7 @@ def source_folders() -> dict[str, Path]:
     """
     folders = {"python": Path(sysconfig.get_paths()["stdlib"])}
     if not folders["python"].is_dir():
-        raise DataError(f"the standard library's sources are not at {folders['python']}")
+        raise BadInput(f"the standard library's sources are not at {folders['python']}")
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
@@ -149,7 +149,7 @@ def plan_of(output: Path, vocabulary_size: int, jobs: int, by_source: Counter) -
 def build(output: Path, vocabulary_size: int = 1024, force: bool = False, jobs: int = 1) -> Path:
     """Build the corpus in the folder `output` and return it; do nothing if it is there (unless `force`).
 
-    One of another size or a damaged one is replaced. Raises DataError or OSError.
+    One of another size or a damaged one is replaced. Raises BadInput or OSError.
     """
     by_source = Counter()
     plan = plan_of(output, vocabulary_size, jobs, by_source)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import zstandard
-from shards import DataError
+from commands import BadInput
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
@@ -110,7 +110,7 @@ def unzstd(file: BinaryIO) -> Iterator[bytes]:
 
 
 def unpacked(file: BinaryIO, path: str) -> Iterator[bytes]:
-    """A file's content in blocks; DataError if it cannot be unpacked."""
+    """A file's content in blocks; BadInput if it cannot be unpacked."""
     try:
         if path.lower().endswith(".zst"):
             yield from unzstd(file)
@@ -120,11 +120,11 @@ def unpacked(file: BinaryIO, path: str) -> Iterator[bytes]:
             )
             yield from iter(functools.partial(content.read, BLOCK), b"")
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise DataError(f"{path}: cut short or damaged ({error}): get or make it again") from error
+        raise BadInput(f"{path}: cut short or damaged ({error}): get or make it again") from error
 
 
 def decoded(piece: Piece, where: str, counts: Counts) -> str:
-    """A piece's text, without a byte order mark where the stream begins; DataError if it is not UTF-8
+    """A piece's text, without a byte order mark where the stream begins; BadInput if it is not UTF-8
     text."""
     data, start = piece.data, piece.start
     if start == 0 and data.startswith(BYTE_ORDER_MARK):
@@ -137,7 +137,7 @@ def decoded(piece: Piece, where: str, counts: Counts) -> str:
     except UnicodeDecodeError as error:
         wrong, position = error.reason, error.start
     if position >= 0:
-        raise DataError(
+        raise BadInput(
             f"{where}: not UTF-8 text: {wrong} at byte {start + position:,}: "
             "leave the file out or convert it"
         )
@@ -145,15 +145,15 @@ def decoded(piece: Piece, where: str, counts: Counts) -> str:
 
 
 def field_of(line: str, field: str, where: str) -> str:
-    """The text in a line of a .jsonl; DataError if there is none."""
+    """The text in a line of a .jsonl; BadInput if there is none."""
     try:
         text = json.loads(line)[field]
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {getattr(error, 'msg', error)}") from error
+        raise BadInput(f"{where}: not JSON: {getattr(error, 'msg', error)}") from error
     except (KeyError, TypeError, IndexError):
         text = None
     if not isinstance(text, str):
-        raise DataError(
+        raise BadInput(
             f"{where}: no text in a field {field!r}: --text-field NAME says which one has it"
         )
     return text
@@ -174,7 +174,7 @@ class Input:
     stdin_format: str = "text"
 
     def files(self, counts: Counts) -> Iterator[tuple[str, str]]:
-        """(path, name below the argument) of each file, in a fixed order; DataError for what cannot be
+        """(path, name below the argument) of each file, in a fixed order; BadInput for what cannot be
         read."""
         for path in self.paths:
             if os.path.isdir(path):
@@ -192,13 +192,13 @@ class Input:
                     counts.files_skipped += len(found) - len(usable)
                     yield from ((file, os.path.relpath(file, path)) for file in usable)
             elif path == "-" and sys.stdin is None:
-                raise DataError(
+                raise BadInput(
                     "-: standard input is closed: give it something to read, or name files"
                 )
             elif path != "-" and not os.path.exists(path):
-                raise DataError(f"{path}: no such file or folder")
+                raise BadInput(f"{path}: no such file or folder")
             elif path != "-" and not READABLE.search(path):
-                raise DataError(
+                raise BadInput(
                     f"{path}: neither .txt, .md nor .jsonl, nor one of these with .gz or .zst: "
                     "rename it, or give its text as standard input, with - for the path"
                 )
@@ -218,7 +218,7 @@ class Input:
         return found.hexdigest(), size
 
     def texts(self, counts: Counts, description: str) -> Iterator[str]:
-        """Every document as it is in the files; DataError for a file that is not text, or damaged."""
+        """Every document as it is in the files; BadInput for a file that is not text, or damaged."""
         with tqdm(desc=description, total=self.identity()[1], unit="B", unit_scale=True) as bar:
             for path, name in self.files(counts):
                 counts.files_read += 1
@@ -243,7 +243,7 @@ class Input:
         for number, piece in enumerate(split_stream(blocks, b"\n", LONGEST_LINE), start=1):
             line = f"{where}, line {number}"
             if piece.cut:
-                raise DataError(
+                raise BadInput(
                     f"{line}: longer than {LONGEST_LINE >> 20} MB: "
                     "put each document on a line of its own"
                 )

@@ -30,7 +30,7 @@ from typing import Any
 from processes import run
 from shards import (
     TRAINER,
-    DataError,
+    BadInput,
     command_to_train,
     count_tokens,
     digest,
@@ -62,7 +62,7 @@ class Busy(Exception):
         self.wait = wait
 
 
-class Damaged(DataError):
+class Damaged(BadInput):
     """A file that is not what the hub and its manifest say."""
 
 
@@ -112,30 +112,30 @@ def entries(manifest: dict, key: str) -> dict[str, dict]:
 
 
 def read_export(path: Path, variant: str) -> Export:
-    """A variant in the hub's manifest; DataError, with the variants that there are, if it is not there."""
+    """A variant in the hub's manifest; BadInput, with the variants that there are, if it is not there."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         datasets, tokenizers = entries(manifest, "datasets"), entries(manifest, "tokenizers")
     except (ValueError, AttributeError) as error:
-        raise DataError(
+        raise BadInput(
             "the hub's manifest.json is no JSON object: check --repo and --revision"
         ) from error
     name = PREFIX + variant
     if name not in datasets:
         known = ", ".join(sorted(x.removeprefix(PREFIX) for x in datasets if x.startswith(PREFIX)))
-        raise DataError(
+        raise BadInput(
             f"--variant {variant} is not in the hub's manifest, which lists {known or 'none'}"
         )
     dataset, stats = datasets[name], datasets[name].get("stats")
     stats = stats if isinstance(stats, dict) else {}
     shards = {split: whole_number(stats.get(f"files_{split}")) for split in SPLITS}
     if None in shards.values() or not shards["val"]:
-        raise DataError(f"the hub's manifest does not say how many shards {name} has: check --repo")
+        raise BadInput(f"the hub's manifest does not say how many shards {name} has: check --repo")
     tokenizer = tokenizers.get(str(dataset.get("tokenizer_name")), {})
     paths = map(tokenizer.get, ("model_path", "vocab_path"))
     files = [PurePosixPath(path).name for path in paths if isinstance(path, str)]
     if not files or not files[0].endswith(".model"):
-        raise DataError(
+        raise BadInput(
             f"--variant {variant} has no SentencePiece model, which train_gpt.py needs: "
             "take another variant"
         )
@@ -210,7 +210,7 @@ class Hub:
 
     def ask(self, request: Callable[[], Any]) -> Any:
         """The request's result. Waits and asks again while the hub is busy, for PATIENCE seconds without a
-        file in between; DataError in one line for all else that goes wrong."""
+        file in between; BadInput in one line for all else that goes wrong."""
         import httpx2  # huggingface_hub's own client
         from huggingface_hub import get_session
 
@@ -233,9 +233,9 @@ class Hub:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def wait(self, reason: str, seconds: int) -> None:
-        """Wait, saying so; DataError if that is more than what PATIENCE leaves."""
+        """Wait, saying so; BadInput if that is more than what PATIENCE leaves."""
         if self.waited + seconds > PATIENCE:
-            raise DataError(
+            raise BadInput(
                 f"{reason}; {self.waited} s were waited, the next attempt is due in {seconds} s: "
                 "run the same command later, it goes on from here"
             )
@@ -243,7 +243,7 @@ class Hub:
         time.sleep(seconds)
         self.waited += seconds
 
-    def explain(self, error: Exception) -> DataError:
+    def explain(self, error: Exception) -> BadInput:
         """What a failed request means, in one line."""
         from huggingface_hub import errors
 
@@ -252,38 +252,38 @@ class Hub:
             error = error.__cause__  # what is behind "cannot find the file in the cache"
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, errors.OfflineModeIsEnabled):
-            return DataError("HF_HUB_OFFLINE is set: unset it to download")
+            return BadInput("HF_HUB_OFFLINE is set: unset it to download")
         if isinstance(error, errors.RevisionNotFoundError):
-            return DataError(f"{self.repository} has no revision {self.revision}: check --revision")
+            return BadInput(f"{self.repository} has no revision {self.revision}: check --revision")
         if isinstance(error, errors.RemoteEntryNotFoundError):
-            return DataError(
+            return BadInput(
                 f"{self.repository} holds no export, or not all of one ({reason}): check --repo"
             )
         if isinstance(error, errors.RepositoryNotFoundError):
-            return DataError(
+            return BadInput(
                 f"the hub shows no dataset repository {self.repository}: check --repo, or if it "
                 "is private or gated, run `hf auth login`"
             )
         if isinstance(error, errors.HFValidationError):
-            return DataError(
+            return BadInput(
                 f"--repo {self.repository}: not the name of a repository, which is owner/name"
             )
         if isinstance(error, errors.HfHubHTTPError):
-            return DataError(
+            return BadInput(
                 f"the hub refuses (HTTP {error.response.status_code}): check --repo, or run "
                 "`hf auth login` with an account that may read it"
             )
         if isinstance(error, OSError) and error.errno:
-            return DataError(f"{error.filename or 'the disk'}: {error.strerror}")
+            return BadInput(f"{error.filename or 'the disk'}: {error.strerror}")
         if isinstance(error, OSError) and "Consistency check" in reason:
             return Damaged(reason)
-        return DataError(
+        return BadInput(
             f"cannot reach the hub at {self.api.endpoint} ({reason}): check the connection "
             "and run the same command again; what is whole is kept"
         )
 
     def describe(self, targets: list[Target]) -> list[Target]:
-        """The targets with their bytes and SHA-256; DataError if the repository has not all of them."""
+        """The targets with their bytes and SHA-256; BadInput if the repository has not all of them."""
         paths = [target.remote for target in targets]
         found = self.ask(
             lambda: self.api.get_paths_info(
@@ -293,7 +293,7 @@ class Hub:
         files = {file.path: file for file in found if hasattr(file, "size")}  # others are folders
         missing = [path for path in paths if path not in files]
         if missing:
-            raise DataError(
+            raise BadInput(
                 f"{self.repository} has no {missing[0]}, which its manifest lists "
                 f"({len(missing)} files are missing): check --repo and --revision"
             )
@@ -323,7 +323,7 @@ class Hub:
 
 # ---- Files here
 def count_pieces(path: Path) -> int:
-    """The pieces of a tokenizer; DataError if the file is none."""
+    """The pieces of a tokenizer; BadInput if the file is none."""
     return open_tokenizer(path).vocab_size()
 
 
@@ -339,7 +339,7 @@ def verify(target: Target, path: Path, report: Callable[[int], object] = lambda 
         count, unit = COUNTED[path.suffix]
         try:
             there = count(path)
-        except DataError as error:
+        except BadInput as error:
             raise Damaged(str(error)) from error
         if target.count not in (None, there):
             raise Damaged(f"{path.name} has {there:,} {unit}, but {target.count:,} are due")
@@ -375,7 +375,7 @@ def bring(hub: Hub, target: Target, staging: Path, bar: tqdm) -> str:
             staged.unlink(missing_ok=True)
             bar.n = done
             if again:
-                raise DataError(
+                raise BadInput(
                     f"{target.remote} came damaged twice ({error}): tell those who keep the "
                     "repository, or take another --revision"
                 ) from error
@@ -423,7 +423,7 @@ def staging_folder(path: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(path, ignore_errors=True)
     except Timeout as error:
-        raise DataError(
+        raise BadInput(
             f"{path} is in use: another download of this variant goes on, wait for it"
         ) from error
 
@@ -431,10 +431,10 @@ def staging_folder(path: Path) -> Iterator[Path]:
 # ---- The command
 def list_targets(export: Export, out: Path, train_shards: int) -> list[Target]:
     """The tokenizer, the whole validation split, the first training shards and those that are here beyond
-    them. DataError if there are fewer."""
+    them. BadInput if there are fewer."""
     there = export.shards["train"]
     if train_shards > there:
-        raise DataError(f"--train-shards {train_shards}: {export.name} has {there} training shards")
+        raise BadInput(f"--train-shards {train_shards}: {export.name} has {there} training shards")
     targets = [
         Target(f"{EXPORT}/tokenizers/{name}", out / "tokenizers" / name, export.pieces)
         for name in export.tokenizer
@@ -450,17 +450,17 @@ def list_targets(export: Export, out: Path, train_shards: int) -> list[Target]:
     folder = out / "datasets" / export.name
     shards = {path for split in SPLITS for path in folder.glob(f"*_{split}_*.bin")}
     if foreign := shards - {target.path for target in targets}:
-        raise DataError(
+        raise BadInput(
             f"{min(foreign)} is not of this revision, but training would use it: move it"
         )
     return targets
 
 
 def require_space(missing: list[Target], out: Path) -> None:
-    """DataError if the disk has no room for the files."""
+    """BadInput if the disk has no room for the files."""
     needed, free = sum(target.bytes for target in missing), shutil.disk_usage(out).free
     if needed + SPARE_BYTES > free:
-        raise DataError(
+        raise BadInput(
             f"{needed / 1e9:.1f} GB are to come, but {out} has {free / 1e9:.1f} GB free: make "
             "room, ask for fewer --train-shards or give another --out"
         )
@@ -477,7 +477,7 @@ def bring_all(hub: Hub, missing: list[Target], staging: Path, notes: Notes) -> N
 
 
 def download(hub: Hub, variant: str, train_shards: int, out: Path) -> None:
-    """Bring a variant's files below the folder `out`. Raises DataError or OSError; what is whole is kept."""
+    """Bring a variant's files below the folder `out`. Raises BadInput or OSError; what is whole is kept."""
     with staging_folder(out / "datasets" / f".download-{variant}") as staging:
         manifest = hub.fetch(f"{EXPORT}/manifest.json", staging, tqdm(disable=True))
         export = read_export(manifest, variant)
@@ -560,7 +560,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def command() -> None:
         if options.train_shards < 0 or not re.fullmatch(r"\w+", options.variant):
-            raise DataError("--train-shards must be 0 or more, and --variant a name such as sp1024")
+            raise BadInput("--train-shards must be 0 or more, and --variant a name such as sp1024")
         download(
             Hub(options.repo, options.revision), options.variant, options.train_shards, options.out
         )

@@ -50,7 +50,7 @@ import sentencepiece
 import shards
 from documents import Counts, Documents, Input, arrange, normal_form
 from processes import Workers, clear, cores, own_workspace, run, uninterrupted
-from shards import BOS_ID, MOST_PIECES, DataError, command_to_train, open_tokenizer
+from shards import BOS_ID, MOST_PIECES, BadInput, command_to_train, open_tokenizer
 from tqdm import tqdm
 
 CHUNK = 1 << 20  # bytes of documents that a process encodes at a time
@@ -108,11 +108,11 @@ class Plan:
 
 def split(documents: Documents, fraction: float) -> tuple[Documents, Documents]:
     """Split into (training, held out). Held out is the beginning: `fraction` of the bytes and at least 200
-    KB, but not for that more than a tenth; at least a document on each side. DataError if there are not
+    KB, but not for that more than a tenth; at least a document on each side. BadInput if there are not
     two."""
     if documents.count < 2:
         found = "only one document" if documents.count else "no text"
-        raise DataError(
+        raise BadInput(
             f"there is {found} in the input, and at least two documents are needed, one to hold "
             "out: give more text, or say with --separator TEXT where documents end"
         )
@@ -149,7 +149,7 @@ def noting(items: Iterable, raised: list[BaseException]) -> Iterator:
 
 
 def train_tokenizer(vocabulary_size: int, description: str, documents: Documents) -> bytes:
-    """Train a byte-pair tokenizer and return SentencePiece's serialized model; DataError, with what is
+    """Train a byte-pair tokenizer and return SentencePiece's serialized model; BadInput, with what is
     possible, if the text does not allow for so many pieces."""
     lines = longest = 0
     for line in sample_lines(documents):
@@ -168,7 +168,7 @@ def train_tokenizer(vocabulary_size: int, description: str, documents: Documents
         if raised:
             raise raised[0] from None
         reason = explained(str(error))
-        raise DataError(
+        raise BadInput(
             f"cannot train a tokenizer of {vocabulary_size} pieces: {reason}"
         ) from error
     return model.getvalue()
@@ -191,13 +191,13 @@ loaded = functools.lru_cache(maxsize=1)(open_tokenizer)  # once in each process
 
 
 def encode(model: Path, texts: list[bytes]) -> np.ndarray:
-    """Encode documents into one uint16 array (tokens,), each document's tokens after a BOS; DataError,
+    """Encode documents into one uint16 array (tokens,), each document's tokens after a BOS; BadInput,
     naming the document, if one does not decode to itself."""
     tokenizer = loaded(model)
     encoded = tokenizer.encode(texts, num_threads=1)
     for text, back in zip(texts, tokenizer.decode(encoded, num_threads=1)):
         if back.encode() != text:
-            raise DataError(
+            raise BadInput(
                 f"the tokenizer changes the document that begins {text.decode()[:60]!r}: leave "
                 "--tokenizer out to train one that changes none"
             )
@@ -338,7 +338,7 @@ def is_complete(plan: Plan) -> bool:
 
 
 def refuse_to_replace_others(plan: Plan, replace: bool) -> None:
-    """DataError if what this command did not make is in the way or, unless `replace`, what it made of other
+    """BadInput if what this command did not make is in the way or, unless `replace`, what it made of other
     input."""
     made = read_manifest(plan)
     if plan.folder.exists():
@@ -347,19 +347,19 @@ def refuse_to_replace_others(plan: Plan, replace: bool) -> None:
         foreign = {name for name in names if not own.fullmatch(name)} - {plan.manifest}
         foreign -= {plan.tokenizer.name} if plan.tokenizer_inside else set()
         if foreign or (names and plan.manifest not in names):
-            raise DataError(
+            raise BadInput(
                 f"{plan.folder} holds {min(foreign or names)}: not made by this command, "
                 "left as it is: move it, or write elsewhere"
             )
         if names and not replace and (plan.inputs is None or made.get("inputs") != plan.inputs):
-            raise DataError(
+            raise BadInput(
                 f"{plan.folder} exists, made of other input or with other options: "
                 "--force replaces it"
             )
     if plan.tokenizer.exists() and not plan.tokenizer_inside:
         allowed = [shards.digest(plan.given_tokenizer)] if plan.given_tokenizer else []
         if shards.digest(plan.tokenizer) not in (*allowed, made.get("tokenizer", {}).get("sha256")):
-            raise DataError(
+            raise BadInput(
                 f"{plan.tokenizer} exists and is not this data set's, left as it is: move it, "
                 "or choose another name"
             )
@@ -398,12 +398,12 @@ def build(plan: Plan, texts: Iterable[str], force: bool = False, replace: bool =
     """Build what is planned from these documents, unless it is there already (and not `force`).
 
     `replace` allows to replace what this command made of other input. Everything appears at once: what
-    stops the build leaves all as it was. Raises DataError or OSError.
+    stops the build leaves all as it was. Raises BadInput or OSError.
     """
     started = time.monotonic()
     if plan.vocabulary_size not in VOCABULARY_SIZES and not plan.given_tokenizer:
         limits = f"{VOCABULARY_SIZES.start} to {VOCABULARY_SIZES.stop - 1:,}"
-        raise DataError(f"the vocabulary size must be {limits}, not {plan.vocabulary_size}")
+        raise BadInput(f"the vocabulary size must be {limits}, not {plan.vocabulary_size}")
     if not force and is_complete(plan):  # also where nothing can be written
         print(f"{plan.folder} is already built (--force builds it again)")
         return
@@ -489,27 +489,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def plan_of(options: argparse.Namespace, source: Input) -> Plan:
-    """Check the options; DataError for what cannot be."""
+    """Check the options; BadInput for what cannot be."""
     name, size = options.name, 1024 if options.vocab_size is None else options.vocab_size
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or re.search(
         "_(train|val)_", f"{name}_"
     ):
-        raise DataError(
+        raise BadInput(
             f"--name {name!r}: letters, digits and . _ - only, and neither _train nor _val, "
             "which are the splits"
         )
     if not 0 < options.held_out <= 0.5 or options.jobs < 1:
-        raise DataError("--held-out is over 0 and at most 0.5, and --jobs at least 1")
+        raise BadInput("--held-out is over 0 and at most 0.5, and --jobs at least 1")
     if options.tokenizer:
         given = open_tokenizer(options.tokenizer)
         if missing := shards.lacks(given):
-            raise DataError(
+            raise BadInput(
                 f"{options.tokenizer}: it needs {' and '.join(missing)}: leave --tokenizer out "
                 "to train one"
             )
         size = given.vocab_size()
         if options.vocab_size not in (None, size):
-            raise DataError(
+            raise BadInput(
                 f"{options.tokenizer} has {size} pieces, not {options.vocab_size}: "
                 "leave --vocab-size out"
             )
@@ -535,7 +535,7 @@ def prepare(options: argparse.Namespace) -> None:
             r"\\[nrt\\]", lambda found: escapes[found[0]], options.separator
         ).encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"--separator {options.separator!r}: not UTF-8") from error
+        raise BadInput(f"--separator {options.separator!r}: not UTF-8") from error
     source = Input(options.paths, separator, options.text_field, options.format)
     plan = plan_of(options, source)
     build(

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from shards import DataError
+from commands import BadInput
 from tqdm import tqdm
 
 STOPPING = signal.SIGINT, signal.SIGTERM
@@ -81,7 +81,7 @@ class Workers:
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
-            raise DataError(
+            raise BadInput(
                 "a process was killed from outside, maybe for lack of memory: try fewer --jobs"
             ) from error
 
@@ -162,7 +162,7 @@ def run(command: Callable[[], int | None]) -> int:
     before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
         return command() or 0
-    except DataError as error:
+    except BadInput as error:
         tqdm.write(f"error: {error}", file=sys.stderr)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -4,41 +4,21 @@ document begins with BOS."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 import shlex
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from commands import BadInput
+
+# Under their former place, until every caller imports them from files.
+from files import digest, write_atomically  # noqa: F401
 
 TRAINER = Path(__file__).resolve().parents[1] / "train_gpt.py"
 MAGIC, VERSION, HEADER_INTS = 20240520, 1, 256
 HEADER_BYTES = 4 * HEADER_INTS
 BOS_ID = 1
 MOST_PIECES = 65_536  # that a uint16 can number
-
-
-class DataError(Exception):
-    """What is wrong, where and what to do, in one line: the commands print it and exit with 2."""
-
-
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write all of a file or nothing of it: into a file beside it, which then takes its name."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".partial")
-    try:
-        with open(handle, "wb") as file:
-            for part in parts:
-                file.write(part)
-        os.chmod(name, 0o644)  # mkstemp's are its owner's alone
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
 
 
 def header(tokens: int) -> bytes:
@@ -49,19 +29,19 @@ def header(tokens: int) -> bytes:
 
 
 def count_tokens(path: Path) -> int:
-    """The number of tokens in a shard, by its header; DataError unless its size is what the header says."""
+    """The number of tokens in a shard, by its header; BadInput unless its size is what the header says."""
     try:
         size = path.stat().st_size
         numbers = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+        raise BadInput(f"{path}: {error.strerror}") from error
     if size < HEADER_BYTES or tuple(numbers[:2]) != (MAGIC, VERSION):
-        raise DataError(
+        raise BadInput(
             f"{path}: no token shard: magic {MAGIC} and version {VERSION} are not at its beginning"
         )
     count = int(numbers[2])
     if size != HEADER_BYTES + 2 * count:
-        raise DataError(
+        raise BadInput(
             f"{path}: {count:,} tokens in its header, which need {HEADER_BYTES + 2 * count:,} "
             f"bytes, but it has {size:,}: get or make it again"
         )
@@ -69,31 +49,21 @@ def count_tokens(path: Path) -> int:
 
 
 def read_shard(path: Path) -> np.ndarray:
-    """The tokens of a shard, uint16 (count,), memory-mapped; DataError as from count_tokens."""
+    """The tokens of a shard, uint16 (count,), memory-mapped; BadInput as from count_tokens."""
     count = count_tokens(path)
     return (
         np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES) if count else np.empty(0, "<u2")
     )
 
 
-def digest(path: Path, report: Callable[[int], object] = lambda size: None) -> str:
-    """The SHA-256 of a file in hexadecimal digits, read in pieces, of whose bytes `report` is told."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-            report(len(piece))
-    return found.hexdigest()
-
-
 def open_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
-    """The tokenizer in a file; DataError if it is not a SentencePiece model."""
+    """The tokenizer in a file; BadInput if it is not a SentencePiece model."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise BadInput(f"{path}: no such file")
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError, UnicodeError) as error:
-        raise DataError(
+        raise BadInput(
             f"{path}: not a SentencePiece model ({' '.join(str(error).split())})"
         ) from error
 

@@ -12,9 +12,11 @@ import check
 import numpy as np
 import pytest
 import sentencepiece
+from commands import BadInput
 from conftest import BOS, VOCAB_SIZE, documents, write_shard
+from files import digest
 from prepare import TOKENIZER_OPTIONS
-from shards import DataError, digest, read_shard
+from shards import read_shard
 
 TRAIN, VAL = "x_train_000000.bin", "x_val_000000.bin"
 
@@ -341,7 +343,7 @@ def test_the_published_export_may_come_without_training_shards(folder, capsys):
 
 def test_a_folder_at_the_root_is_looked_at_like_any(tmp_path):
     with pytest.raises(
-        DataError, match="no tokenizer at /fineweb10B_sp7/tokenizer.model or /tokenizers/"
+        BadInput, match="no tokenizer at /fineweb10B_sp7/tokenizer.model or /tokenizers/"
     ):
         check.find_tokenizer(Path("/fineweb10B_sp7"), None, {})
 

@@ -17,8 +17,8 @@ import numpy as np
 import prepare
 import pytest
 import sentencepiece
+from commands import BadInput
 from conftest import ROOT
-from shards import DataError
 
 DATA_FOLDER = ROOT / "data"
 PARTS = {
@@ -202,7 +202,7 @@ def test_a_missing_standard_library_is_an_error():
     printed = in_a_process(
         "demo_corpus.sysconfig.get_paths = lambda: {'stdlib': '/nowhere'}\n"
         "try: demo_corpus.source_folders()\n"
-        "except demo_corpus.DataError as error: print(error)"
+        "except demo_corpus.BadInput as error: print(error)"
     )
     assert "the standard library's sources are not at /nowhere" in printed
 
@@ -231,7 +231,7 @@ def test_a_corpus_is_built_again_only_for_a_reason(few, tmp_path, capsys):
 
 def test_a_folder_that_is_not_a_corpus_is_not_replaced(few, tmp_path):
     (tmp_path / "tokenizer.model").write_text("precious")
-    with pytest.raises(DataError, match="tokenizer.model: not made by this command"):
+    with pytest.raises(BadInput, match="tokenizer.model: not made by this command"):
         demo_corpus.build(tmp_path, force=True)
     assert (tmp_path / "tokenizer.model").read_text() == "precious"
 

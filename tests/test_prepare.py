@@ -26,10 +26,10 @@ import pytest
 import sentencepiece
 import shards
 import zstandard
+from commands import BadInput
 from conftest import ROOT
 from conftest import documents as docstrings
 from documents import Counts, Documents, Piece, split_stream
-from shards import DataError
 
 import train_gpt
 
@@ -922,5 +922,5 @@ def test_an_error_does_not_wait_for_what_the_workers_do():
 
 
 def test_a_worker_that_is_killed_is_one_line():
-    with pytest.raises(DataError, match="try fewer --jobs"), processes.Workers(2) as workers:
+    with pytest.raises(BadInput, match="try fewer --jobs"), processes.Workers(2) as workers:
         list(workers.map(os._exit, [1]))
