@@ -46,7 +46,10 @@ LONGEST = 160  # characters of a note
 
 
 def folder_name(path: str) -> str:
-    """Return a path with all links followed and a separator behind it, as a prefix of what is in it."""
+    """Return a path with all links followed and a separator at its end.
+
+    It is a prefix of whatever is in that folder.
+    """
     return os.path.realpath(path) + os.sep
 
 

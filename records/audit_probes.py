@@ -1,6 +1,7 @@
 """What the auditor has the audited script's parts do, in a process with the script.
 
-Each probe returns numbers, as a dictionary that can be written as JSON. audit_verdicts.py judges them.
+Each probe returns numbers, as a dictionary that can be written as JSON. audit_verdicts.py judges
+them.
 """
 
 from __future__ import annotations
@@ -77,7 +78,10 @@ def probe_causality(
 def changing_points(
     candidate: Candidate, last: int, rows: int, generator: np.random.Generator
 ) -> list[int]:
-    """Return the tokens behind which text changes, one a row: where faults are likely, then anywhere."""
+    """Return the token of each row behind which its text changes.
+
+    The first ones are where faults are likely, the others anywhere.
+    """
     memory = candidate.settings.memory_tokens
     likely = [last // 2, 1, last, memory, 0, memory + 1, last - 1, memory - 1]
     points = [*likely, *generator.integers(0, last + 1, rows)]
@@ -85,7 +89,10 @@ def changing_points(
 
 
 def losses_and_logits(candidate: Candidate, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return losses (rows, window) and logits (rows, window, vocabulary) of text (rows, window + 1)."""
+    """Return losses (rows, window) and logits (rows, window, vocabulary).
+
+    `text`: (rows, window + 1).
+    """
     losses = []
     logits = []
     for at in range(0, len(text), BATCH):
@@ -125,7 +132,7 @@ def probe_normalization(
 
 # ---- Every target once
 def unique_pairs(length: int) -> tuple[np.ndarray, int]:
-    """Return numbers in which no two neighbours follow each other twice, and how many kinds there are.
+    """Return numbers in which no pair of neighbours stands twice, and how many kinds there are.
 
     The numbers, int64 (length,), are the start of the de Bruijn sequence of order 2.
     """
@@ -157,7 +164,7 @@ class TargetCounter:
         self.powers = torch.tensor([8.0**digit for digit in range(DIGITS)], dtype=torch.float64)
 
     def token_losses(self, model, tokens, targets, positions=None) -> torch.Tensor:
-        """Return losses of targets (batch, scored) behind the positions in tokens (batch, length)."""
+        """Return losses of targets (batch, scored) behind positions in tokens (batch, length)."""
         before = tokens
         if positions is not None:
             before = torch.take_along_dim(tokens, positions, 1)

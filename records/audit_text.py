@@ -77,7 +77,7 @@ class Text:
         return found
 
     def bytes_of_targets(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the bytes of text behind each of tokens[1:], int64, as decoding each piece says."""
+        """Return the bytes of text of each of tokens[1:], int64, as decoding each piece says."""
         before = tokens[:-1]
         targets = tokens[1:]
         first = self.silent[before]
