@@ -13,8 +13,9 @@ from ablation_outcomes import FAILED, Outcome, Row, compare, of_one_text, read_o
 from ablation_plan import Ablation, Run
 from commands import BadInput, described
 from files import write_atomically
-from record_text import table
-from submit import RECORDS, split_readme, update_leaderboard, workspace
+from leaderboard import RECORDS, split_readme, update_leaderboard
+from markdown import table
+from record_folder import workspace
 
 # Below this p an effect counts as sure in the report's summary; so does an interval without 0.
 SURE = 0.05
@@ -104,7 +105,9 @@ def circumstances(ablation: Ablation, outcomes: list[Outcome]) -> dict:
     )
 
 
-def markdown(name: str, command: str, about: dict, rows: list[Row], outcomes: list[Outcome]) -> str:
+def report_text(
+    name: str, command: str, about: dict, rows: list[Row], outcomes: list[Outcome]
+) -> str:
     """The report: what was run, the table, what it means, what failed."""
     base = " ".join(f"{setting}={value}" for setting, value in about["base"].items())
     script = Path(about["script"]).name
@@ -178,7 +181,7 @@ def write_report(ablation: Ablation, name: str, command: str, asked: list[Run]) 
         runs=[dataclasses.asdict(outcome) for outcome in outcomes],
     )
     write_text(ablation, ".json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    write_text(ablation, ".md", markdown(name, command, about, rows, outcomes))
+    write_text(ablation, ".md", report_text(name, command, about, rows, outcomes))
     if any(row.paired for row in rows):
         try:
             picture = ablation_plot.draw(rows, outcomes)

@@ -12,7 +12,6 @@ import ablation_plot
 import ablation_report
 import ablation_runs
 import pytest
-import submit
 from ablation_outcomes import Outcome, compare
 from ablation_plan import Ablation
 from run_logs import Log
@@ -403,8 +402,7 @@ def test_an_ablation_is_published_without_private_names(standin, tmp_path, monke
     for folder in (records, data):
         folder.mkdir(parents=True)
     (records / "README.md").write_text("<!-- leaderboard -->\n<!-- /leaderboard -->\n")
-    for module in (ablation_report, submit):
-        monkeypatch.setattr(module, "RECORDS", records)
+    monkeypatch.setattr(ablation_report, "RECORDS", records)
     target = records / "track_mine/2026-01-02_Ablation"
     arguments = [
         "--script",
