@@ -37,15 +37,18 @@ def shown_p(p_value: float | None) -> str:
     return shown(p_value, ".4f")
 
 
-def shown_interval(low: float | None, high: float | None) -> str:
+def shown_interval(low: float | None, high: float | None, form: str) -> str:
     """An interval as text."""
     if low is None:
         return "-"
-    return f"[{low:+.4f}, {high:+.4f}]"
+    return f"[{low:{form}}, {high:{form}}]"
 
 
 def results_table(rows: list[Row]) -> list[str]:
-    """The rows in Markdown, and an empty line. The comparison by pairs leads."""
+    """The rows in Markdown, and an empty line.
+
+    The comparison by pairs leads. It has a digit more, since it sees smaller effects.
+    """
     seeds = sorted({seed for row in rows for seed in row.status})
     head = ["change", "difference", "95% interval (paired)", "p (paired)", "p (Holm)"]
     head += ["95% interval (Welch)", "p (Welch)"]
@@ -56,11 +59,11 @@ def results_table(rows: list[Row]) -> list[str]:
     for row in rows:
         cells = [
             row.label,
-            shown(row.difference, "+.4f"),
-            shown_interval(row.paired_low, row.paired_high),
+            shown(row.difference, "+.5f"),
+            shown_interval(row.paired_low, row.paired_high, "+.5f"),
             shown_p(row.p_paired),
             shown_p(row.p_paired_holm),
-            shown_interval(row.low, row.high),
+            shown_interval(row.low, row.high, "+.4f"),
             shown_p(row.p_welch),
         ]
         for seed in seeds:

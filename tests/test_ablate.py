@@ -116,7 +116,7 @@ def test_the_table_leads_with_the_paired_difference():
         "| change | difference | 95% interval (paired) | p (paired) | p (Holm) |"
     )
     # 0.1 and 0.01 * 4.303 / sqrt(3) on either side; Welch's interval holds 0.
-    assert row.startswith("| A=new | +0.1000 | [+0.0752, +0.1248] | 0.0033 | 0.0033 | [-2.1")
+    assert row.startswith("| A=new | +0.10000 | [+0.07516, +0.12484] | 0.0033 | 0.0033 | [-2.1")
 
 
 def test_the_report_counts_the_effects_that_are_sure():
