@@ -139,6 +139,9 @@ class Bench:
         for name, process in self.processes.items():
             print(f"warming up: {name}", file=sys.stderr)
             process.start = process.ask("warm_up", self.batches)
+            # Whoever has once freed large blocks gets memory faster ever after (mallopt(3),
+            # M_MMAP_THRESHOLD): so all variants do, not only the one that tells the machine's rate.
+            process.ask("multiply")
         if FLOAT32 in self.processes and self.is_in_float32():
             self.processes.pop(FLOAT32).end()
         self.trained = {name: [] for name in self.processes}
