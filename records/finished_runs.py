@@ -1,20 +1,20 @@
-"""Finished training runs for records/submit.py: read, compared with their logs and with each other."""
+"""Finished training runs: read, compared with their logs and with each other."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
-import audit
-from audit import LABELS, MACHINE, ROOT, BadInput, Check, Log, Tally
+from audit_log import check_log
+from challenge import LIMIT
+from checks import Check, Tally
+from commands import BadInput, described
+from files import digest
+from run_logs import LABELS, Log, differing_settings
 
-sys.path.append(str(ROOT / "data"))
-from shards import digest  # noqa: E402
-
-CHALLENGE, CHALLENGE_GPUS, CHALLENGE_GPU, LIMIT = "10min_16mb", 8, "H100", 600  # LIMIT: seconds
-FINEWEB_BYTES = 151_080_000  # of the challenge's validation text, to 0.5%
+ARTIFACT_SUFFIX = ".final_model.int6.ptz"
+# What the results of a finished training run have.
 NEEDED = (
     "seed",
     "settings",
@@ -33,12 +33,14 @@ NEEDED = (
     *LABELS.values(),
     "compliance",
 )
-# Of a run's figures that its log states: how far rounding in the log may move them. Others are to the digit.
+# Of a run's figures that its log states: how far rounding in the log may move them. Others are to
+# the digit.
+EIGHT_DECIMALS = 0.51e-8
 ROUNDED = dict(
-    val_bpb=0.51e-8,
-    val_loss=0.51e-8,
-    roundtrip_val_bpb=0.51e-8,
-    roundtrip_val_loss=0.51e-8,
+    val_bpb=EIGHT_DECIMALS,
+    val_loss=EIGHT_DECIMALS,
+    roundtrip_val_bpb=EIGHT_DECIMALS,
+    roundtrip_val_loss=EIGHT_DECIMALS,
     pre_quant_val_bpb=0.51e-4,
     step_avg_ms=0.0051,
 )
@@ -51,7 +53,9 @@ TECHNIQUES = (
     ("rope_dims", "{} rotary dimensions a head", "#315"),
     ("mtp_num_heads", "{} MTP heads in training", "#352"),
 )
-AVERAGES = {"swa": [("SWA", "#339")], "ema": [("EMA", "#352")]}
+# What was exported, what to call it, and where it comes from.
+AVERAGES = dict(swa=("SWA", "#339"), ema=("EMA", "#352"))
+LATE_QAT = ("late QAT", "#352")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """The seed of the run."""
         return self.results["seed"]
 
     @property
@@ -73,67 +78,69 @@ class Run:
         return self.log.source.encode()
 
     def figures(self) -> dict:
-        """The run's entry in seed_results: bits per byte, nats a token, bytes, milliseconds, seconds."""
-        found, plain, sliding = self.results, *(self.results[label] for label in LABELS.values())
+        """The run's entry in seed_results.
+
+        Bits per byte, nats a token, bytes, milliseconds, seconds.
+        """
+        plain = self.results[LABELS["roundtrip"]]
+        sliding = self.results[LABELS["sliding"]]
         return dict(
             val_bpb=sliding["val_bpb"],
             val_loss=sliding["val_loss"],
-            artifact_bytes=found["bytes_model"],
-            steps=found["steps"],
-            step_avg_ms=found["step_avg_ms"],
-            train_seconds=found["train_seconds"],
-            eval_time_s=found["eval_seconds"],
+            artifact_bytes=self.results["bytes_model"],
+            steps=self.results["steps"],
+            step_avg_ms=self.results["step_avg_ms"],
+            train_seconds=self.results["train_seconds"],
+            eval_time_s=self.results["eval_seconds"],
             roundtrip_val_bpb=plain["val_bpb"],
             roundtrip_val_loss=plain["val_loss"],
-            pre_quant_val_bpb=found["pre_quantization"]["val_bpb"],
-            artifact_sha256=found["artifact_sha256"],
+            pre_quant_val_bpb=self.results["pre_quantization"]["val_bpb"],
+            artifact_sha256=self.results["artifact_sha256"],
         )
 
     def techniques(self) -> list[tuple[str, str]]:
         """What the run's settings switch on, each with where it comes from."""
-        settings, found = self.log.settings, self.results
-        named = [
-            (words.format(settings[name]), credit)
-            for name, words, credit in TECHNIQUES
-            if settings.get(name)
-        ]
-        late = [("late QAT", "#352")] * (found["late_qat_steps"] > 0)
-        return named + AVERAGES.get(found["exported"], []) + late
+        found = []
+        for name, words, credit in TECHNIQUES:
+            value = self.log.settings.get(name)
+            if value:
+                found.append((words.format(value), credit))
+        if self.results["exported"] in AVERAGES:
+            found.append(AVERAGES[self.results["exported"]])
+        if self.results["late_qat_steps"] > 0:
+            found.append(LATE_QAT)
+        return found
 
 
+# ---- One run
 def read_run(path: Path) -> Run:
-    """A run by its results file; BadInput unless it is finished, whole, under the cap and of one mind."""
+    """Read a run by its results file.
+
+    BadInput unless it is finished, whole, under the cap and in time, and its files agree.
+    """
     if path.suffix != ".json":
         raise BadInput(f"{path} is not a run's results: name its logs/<RUN_ID>.json")
     try:
-        run = open_run(path, dict(json.loads(path.read_text(encoding="utf-8"))))
-        for name in ("train_seconds", "eval_seconds"):
-            if not run.results[name] <= LIMIT:
-                raise BadInput(
-                    f"{path}: {name} {run.results[name]:.1f} is over the {LIMIT} s of a record"
-                )
-        for check in (
-            compare_results(run),
-            audit.check_log("log", run.log, run.source, run.artifact.read_bytes(), None, True),
-        ):
-            if not check.passed:
-                raise BadInput(f"{path} and {run.log.path.name} do not agree: {check.figure}")
-        return run
+        results = dict(json.loads(path.read_text(encoding="utf-8")))
+        run = open_run(path, results)
+        refuse_overtime(run)
+        refuse_disagreement(run)
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist: a run writes it when it is finished") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise BadInput(
-            f"{path} cannot be read as a run's results: {audit.described(error)}"
-        ) from None
+        raise BadInput(f"{path} cannot be read as a run's results: {described(error)}") from None
+    return run
 
 
 def open_run(path: Path, results: dict) -> Run:
-    """A run's files, as far as they are there."""
+    """Find a run's files; BadInput if one is missing, or if it has no score."""
     if results.get("under_cap") is False:
         raise BadInput(f"{path}: {results['bytes_total']} bytes are over the cap: no entry")
-    if missing := [name for name in NEEDED if name not in results]:
+    missing = [name for name in NEEDED if name not in results]
+    if missing:
         raise BadInput(f"{path} is not of a finished training run: it has no {', '.join(missing)}")
-    log, artifact = (path.with_suffix(suffix) for suffix in (".txt", ".final_model.int6.ptz"))
+    log = path.with_suffix(".txt")
+    artifact = path.with_suffix(ARTIFACT_SUFFIX)
     for file in (log, artifact):
         if not file.is_file():
             raise BadInput(
@@ -145,124 +152,112 @@ def open_run(path: Path, results: dict) -> Run:
     return run
 
 
-def compliance_line(log: Log) -> dict:
-    """What the line compliance:{...} states, nothing where there is none."""
-    return dict(json.loads(log.last(r"compliance:(.*)", "{}")))
+def refuse_overtime(run: Run) -> None:
+    """BadInput if training or evaluation took longer than a record's may."""
+    for name in ("train_seconds", "eval_seconds"):
+        seconds = run.results[name]
+        if not seconds <= LIMIT:
+            raise BadInput(f"{run.path}: {name} {seconds:.1f} is over the {LIMIT} s of a record")
+
+
+def refuse_disagreement(run: Run) -> None:
+    """BadInput unless results, log and artifact say the same."""
+    artifact = run.artifact.read_bytes()
+    checks = [compare_results(run), check_log("log", run.log, run.source, artifact, None, True)]
+    for check in checks:
+        if not check.passed:
+            raise BadInput(f"{run.path} and {run.log.path.name} do not agree: {check.figure}")
 
 
 def logged_figures(log: Log) -> dict:
     """Run.figures() by the log alone; None for what it does not state."""
-    plain, sliding = (log.score(label) or {} for label in LABELS.values())
-    steps = [line for part in log.steps() for line in part] or [(None,) * 4]
-    size = log.numbers(r"Serialized model int6\+zstd: (\d+) bytes") or (None,)
-    before = log.numbers(r"step:\d+/\d+ val_loss:\S+ val_bpb:(\S+) .*") or (None,)
-    stated = compliance_line(log)
+    plain = log.score(LABELS["roundtrip"])
+    sliding = log.score(LABELS["sliding"])
+    stated = log.compliance or {}
     return dict(
-        val_bpb=sliding.get("val_bpb"),
-        val_loss=sliding.get("val_loss"),
-        artifact_bytes=size[0],
-        steps=steps[-1][0],
-        step_avg_ms=steps[-1][3],
+        val_bpb=None if sliding is None else sliding.val_bpb,
+        val_loss=None if sliding is None else sliding.val_loss,
+        artifact_bytes=log.model_bytes,
+        steps=None if log.last_step is None else log.last_step.step,
+        step_avg_ms=None if log.last_step is None else log.last_step.average,
         train_seconds=stated.get("train_seconds"),
         eval_time_s=stated.get("eval_seconds"),
-        roundtrip_val_bpb=plain.get("val_bpb"),
-        roundtrip_val_loss=plain.get("val_loss"),
-        pre_quant_val_bpb=before[0],
-        artifact_sha256=log.last(r"artifact:\S+ .*?sha256:([0-9a-f]{64})\b.*"),
+        roundtrip_val_bpb=None if plain is None else plain.val_bpb,
+        roundtrip_val_loss=None if plain is None else plain.val_loss,
+        pre_quant_val_bpb=log.pre_quantization_bpb,
+        artifact_sha256=log.artifact_sha256,
     )
 
 
 def compare_results(run: Run) -> Check:
-    """The results against the log, which audit.check_log compares with itself and with the files."""
-    tally, found, log = Tally(), run.results, run.log
+    """The results against the log. check_log compares the log with itself and with the files."""
+    tally = Tally()
+    found = run.results
+    log = run.log
     tally.expect(found["settings"] == log.settings, "the settings differ")
     tally.expect({"torch", "python"} <= set(found["versions"]), "the versions are not stated")
-    tally.expect(found["compliance"] == compliance_line(log), "the compliance lines differ")
-    tally.expect(
-        set(found["runtime"]) <= set(log.lines.splitlines()), "device, dtype or compiler differ"
-    )
+    tally.expect(found["compliance"] == (log.compliance or {}), "the compliance lines differ")
+    lines = set(log.lines.splitlines())
+    tally.expect(set(found["runtime"]) <= lines, "device, dtype or compiler differ")
     for label in LABELS.values():
-        score = log.score(label) or {}
+        score = log.score(label)
         for name in ("targets", "bytes"):
-            tally.equal(f"{label} {name}", found[label][name], score.get(name))
-    ours, logged = run.figures(), logged_figures(log)
-    tally.expect(
-        ours.pop("artifact_sha256") == logged["artifact_sha256"], "the artifact's sha256 differs"
-    )
-    for name, stated in ours.items():
-        tally.equal(name, stated, logged[name], ROUNDED.get(name, 0.0))
-    late = log.numbers(r"late_qat_steps:(\d+) .*") or (None,)
-    for name, stated, other in (
-        ("seed", run.seed, log.settings.get("seed")),
-        ("late_qat_steps", found["late_qat_steps"], late[0]),
-        ("bytes_model", found["bytes_model"], run.artifact.stat().st_size),
-        ("bytes_code", found["bytes_code"], len(run.source)),
-    ):
-        tally.equal(name, stated, other)
-    tally.expect(
-        found["artifact_sha256"] == digest(run.artifact), "the artifact's sha256 is another"
-    )
+            stated = None if score is None else getattr(score, name)
+            tally.equal(f"{label} {name}", found[label][name], stated)
+    compare_figures(tally, run)
+    late = None if log.throughput is None else log.throughput.late_qat_steps
+    tally.equal("seed", run.seed, log.settings.get("seed"))
+    tally.equal("late_qat_steps", found["late_qat_steps"], late)
+    tally.equal("bytes_model", found["bytes_model"], run.artifact.stat().st_size)
+    tally.equal("bytes_code", found["bytes_code"], len(run.source))
+    same = found["artifact_sha256"] == digest(run.artifact)
+    tally.expect(same, "the artifact's sha256 is another")
     return tally.check("results")
 
 
+def compare_figures(tally: Tally, run: Run) -> None:
+    """What the record will state of a run against what its log states."""
+    logged = logged_figures(run.log)
+    for name, stated in run.figures().items():
+        if name == "artifact_sha256":
+            tally.expect(stated == logged[name], "the artifact's sha256 differs")
+        else:
+            tally.equal(name, stated, logged[name], ROUNDED.get(name, 0.0))
+
+
+# ---- Several runs
 def refuse_mixtures(runs: list[Run]) -> None:
-    """BadInput unless the runs are the seeds of one configuration of one script on one data set."""
-    first, seen = runs[0], set()
+    """BadInput unless the runs are seeds of one configuration of one script on one data set."""
+    first = runs[0]
+    seen = set()
     for run in runs:
-        both = f"{first.path} and {run.path}"
         if run.seed in seen:
             raise BadInput(f"seed {run.seed} is there twice: name one run of each seed")
         seen.add(run.seed)
-        if run.source != first.source:
-            raise BadInput(
-                f"{both} were not made by the same script: the sources in their logs differ"
-            )
-        mine, theirs = run.log.settings, first.log.settings
-        if differ := [
-            f"{name} ({theirs.get(name)}, {mine.get(name)})"
-            for name in sorted({*mine, *theirs} - MACHINE - {"seed"})
-            if mine.get(name) != theirs.get(name)
-        ]:
-            raise BadInput(f"{both} have different configurations: {', '.join(differ)}")
-        for what, ours, others in (
-            ("ran with different versions", run.results["versions"], first.results["versions"]),
-            ("were scored on different data", scored_on(run.log), scored_on(first.log)),
-        ):
-            if ours != others:
-                raise BadInput(f"{both} {what}: {others}, {ours}")
+        refuse_difference(first, run)
+
+
+def refuse_difference(first: Run, run: Run) -> None:
+    """BadInput if two runs differ in more than their seed."""
+    both = f"{first.path} and {run.path}"
+    if run.source != first.source:
+        raise BadInput(f"{both} were not made by the same script: the sources in their logs differ")
+    differing = []
+    for name in differing_settings(first.log, run.log):
+        values = f"{first.log.settings.get(name)}, {run.log.settings.get(name)}"
+        differing.append(f"{name} ({values})")
+    if differing:
+        raise BadInput(f"{both} have different configurations: {', '.join(differing)}")
+    versions = (first.results["versions"], run.results["versions"])
+    if versions[0] != versions[1]:
+        raise BadInput(f"{both} ran with different versions: {versions[0]}, {versions[1]}")
+    texts = (scored_on(first.log), scored_on(run.log))
+    if texts[0] != texts[1]:
+        raise BadInput(f"{both} were scored on different data: {texts[0]}, {texts[1]}")
 
 
 def scored_on(log: Log) -> str:
     """The tokenizer's digest, and targets and bytes of the text."""
     score = log.score(LABELS["sliding"])
-    return f"tokenizer {log.last('data:.* sha256:(.+)')}, {score['targets']} targets, {score['bytes']} bytes"
-
-
-def hardware(log: Log) -> str:
-    """The devices that a log names: '8×NVIDIA H100 80GB HBM3', 'CPU, 2 threads'."""
-    world, threads = log.last(r"world_size:(\d+) \((.*)\)", ("1", "threads:unknown"))
-    device, name = log.last(r"device:(\S+) \((.*)\)", ("unknown", ""))
-    if device.startswith("cuda"):
-        return f"{world}×{name}"
-    processes = f" in each of {world} processes" * (world != "1")
-    return f"{device.upper()}, {threads.removeprefix('threads:')} threads{processes}"
-
-
-def machines(logs: list[Log]) -> str:
-    """The devices of all logs, each once."""
-    return "; ".join(sorted({hardware(log) for log in logs}))
-
-
-def foreign_to_challenge(log: Log) -> list[str]:
-    """Why a score is none of the challenge's, whatever its track."""
-    devices, size = hardware(log), (log.score(LABELS["sliding"]) or dict(bytes=0))["bytes"]
-    run = "CPU run" if devices.startswith("CPU") else f"Run on {devices}"
-    same = devices.startswith(f"{CHALLENGE_GPUS}×") and CHALLENGE_GPU in devices
-    reasons = (
-        [] if same else [f"{run}, not the challenge's hardware ({CHALLENGE_GPUS}×{CHALLENGE_GPU})"]
-    )
-    if abs(size / FINEWEB_BYTES - 1) > 0.005:
-        reasons.append(
-            f"Scored on a text of {size:,} bytes, not on the challenge's FineWeb validation text"
-        )
-    return reasons
+    tokenizer = None if log.data is None else log.data.tokenizer_sha256
+    return f"tokenizer {tokenizer}, {score.targets} targets, {score.bytes} bytes"

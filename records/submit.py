@@ -1,14 +1,16 @@
 """Make a record folder from finished runs, check one, rank all.
 
-    python records/submit.py --track pocket --name "Default configuration" logs/a.json logs/b.json logs/c.json
+    python records/submit.py --track pocket --name "Default configuration" \
+        logs/a.json logs/b.json logs/c.json
     python records/submit.py --check records/track_pocket/2026-01-02_DefaultConfiguration
     python records/submit.py --leaderboard
 
-A run is logs/<RUN_ID>.json with its .txt and .final_model.int6.ptz beside it, as train_gpt.py leaves them.
-Every figure in the folder is taken from them. Runs that cannot be one record (other settings, other code, a
-log that disagrees with its results, over the cap) are refused before anything is written, and audit.py has
-the last word: it runs on the folder before that gets its name. The exit status is 0, 1 if a check fails (a
-new folder is then put aside as <folder>.refused), or 2 after one line that says what to mend.
+A run is logs/<RUN_ID>.json with its .txt and .final_model.int6.ptz beside it, as train_gpt.py
+leaves them. Every figure in the folder is taken from them. Runs that cannot be one record (other
+settings, other code, a log that disagrees with its results, over the cap) are refused before
+anything is written, and audit.py has the last word: it runs on the folder before that gets its
+name. The exit status is 0, 1 if a check fails (a new folder is then put aside as <folder>.refused),
+2 after one line that says what to mend, or 130 if it was stopped.
 """
 
 from __future__ import annotations
@@ -23,103 +25,75 @@ import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import audit
-from audit import CAP, FIELDS, LABELS, ROOT, BadInput, Check, Log, Parser, Tally, print_table
-from finished_runs import (
-    CHALLENGE,
-    ROUNDED,
-    Run,
-    foreign_to_challenge,
-    logged_figures,
-    machines,
-    read_run,
-    refuse_mixtures,
-)
-from record_text import (
-    claim_text,
-    compare_with,
-    compliance_of,
-    names_of,
-    readme_of,
-    requirements_of,
-    submission_of,
-    table,
-)
-from shards import digest, write_atomically  # of data/, where finished_runs looks
+# The commands share modules of data/.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
 
-RECORDS = ROOT / "records"
-MARKERS = "<!-- leaderboard -->", "<!-- /leaderboard -->"
-SURVEYED = (
-    *FIELDS,
-    "github_id",
-    "blurb",
-    "track",
-    "val_loss",
-    "val_bpb_std",
-    "pre_quant_val_bpb",
-    "hardware",
-    "pytorch_version",
-    "technique_summary",
-    "compliance",
-)
+from commands import BadInput, Parser, command, packages_from, say
+
+with packages_from("requirements.txt"):
+    from audit_command import audit_record
+    from audit_text import read_validation
+    from challenge import CHALLENGE, foreign_to_challenge
+    from checks import print_table
+    from files import digest
+    from finished_runs import Run, read_run, refuse_mixtures
+    from leaderboard import RECORDS, REFUSED, leaderboard, split_readme, update_leaderboard
+    from manifest import ROOT, Data
+    from record_check import check_record
+    from record_folder import (
+        ARTIFACTS,
+        SCRIPT,
+        artifact_name,
+        data_of,
+        log_name,
+        log_paths,
+        workspace,
+    )
+    from record_text import claim_text, readme_of, requirements_of, submission_of
+    from run_logs import LABELS, Log
+
+MINUTES = 3.0
 
 
 # ---- Data
-class Data(NamedTuple):
-    """Where the validation shards and the tokenizer are."""
-
-    folder: Path
-    tokenizer: Path
-
-    def sentence(self, log: Log) -> str:
-        """What the score was computed on."""
-        score, tokens = log.score(LABELS["sliding"]), audit.read_validation(self.folder)
-        return (
-            f"Validation split: {score['targets']:,} targets, {score['bytes']:,} bytes of text; sha256 "
-            f"of its tokens `{hashlib.sha256(tokens.tobytes()).hexdigest()}`, of the tokenizer "
-            f"`{digest(self.tokenizer)}`."
-        )
+def data_sentence(data: Data, log: Log) -> str:
+    """Say what the score was computed on."""
+    score = log.score(LABELS["sliding"])
+    tokens = hashlib.sha256(read_validation(data.folder).tobytes()).hexdigest()
+    return (
+        f"Validation split: {score.targets:,} targets, {score.bytes:,} bytes of text; sha256 of "
+        f"its tokens `{tokens}`, of the tokenizer `{digest(data.tokenizer)}`."
+    )
 
 
 def locate_data(options: argparse.Namespace, log: Log) -> Data:
-    """The data that --data or the log names, if it is here, else where train_gpt.py looks for it."""
-    found, sign = (
-        Data(*audit.find_data(options, log)),
-        log.last(r"data:.* tokenizer:.* sha256:(\w+)", ""),
-    )
-    if not digest(found.tokenizer).startswith(sign):
+    """The data that the options or the log name, if it is here, else where train_gpt.py looks.
+
+    BadInput if its tokenizer is not the log's.
+    """
+    data = data_of(log, options.data, options.tokenizer)
+    wanted = "" if log.data is None else log.data.tokenizer_sha256
+    if not digest(data.tokenizer).startswith(wanted):
         raise BadInput(
-            f"{found.tokenizer} is not the tokenizer of {log.path}, whose sha256 begins with "
-            f"{sign}: name the data with --data and --tokenizer"
+            f"{data.tokenizer} is not the tokenizer of {log.path}, whose sha256 begins with "
+            f"{wanted}: name the data with --data and --tokenizer"
         )
-    return found
+    return data
 
 
 # ---- Making a folder
-@contextlib.contextmanager
-def workspace(records: Path) -> Iterator[Path]:
-    """A folder that takes its final name by renaming it, and is removed if it does not."""
-    folder = Path(tempfile.mkdtemp(prefix=".record-", suffix=".partial", dir=records))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def run_auditor(folder: Path, data: Data, minutes: float) -> int:
-    """The auditor's exit status on a record folder, with so many minutes for each artifact. Its workers end
-    with it, and leave nothing behind."""
-    minutes *= len(list(folder.glob("*.ptz")))
-    command = [
+    """Run the auditor on a record folder, with so many minutes for each artifact; its exit status.
+
+    Its processes end with it, and leave nothing behind.
+    """
+    artifacts = len(list(folder.glob(ARTIFACTS)))
+    arguments = [
         sys.executable,
         str(ROOT / "records/audit.py"),
         str(folder),
@@ -128,328 +102,167 @@ def run_auditor(folder: Path, data: Data, minutes: float) -> int:
         "--tokenizer",
         str(data.tokenizer),
         "--minutes",
-        str(minutes),
+        str(minutes * artifacts),
     ]
     sys.stdout.flush()
     with tempfile.TemporaryDirectory(prefix="submit-") as temporary:
-        process = subprocess.Popen(
-            command, start_new_session=True, env={**os.environ, "TMPDIR": temporary}
-        )
+        variables = {**os.environ, "TMPDIR": temporary}
+        process = subprocess.Popen(arguments, start_new_session=True, env=variables)
         try:
             status = process.wait()
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end_group(process)
             raise
     if status not in (0, 1, 2):
         raise BadInput(f"the auditor ended with status {status} on {folder}")
     return status
 
 
+def end_group(process: subprocess.Popen) -> None:
+    """Kill a process with all that it has started."""
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
 def target_of(options: argparse.Namespace) -> Path:
-    """The folder to make; BadInput if name, date or track give none, or if it is there already."""
-    words = re.findall(r"[^\W_]+", options.name or "")
-    if not options.track or not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", options.track):
+    """The folder to make; BadInput if the options name none, or if it is there already."""
+    track = options.track or ""
+    if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", track):
         raise BadInput(
             f"--track {options.track}: name one in a-z, 0-9 and _, such as pocket or {CHALLENGE}"
         )
+    words = re.findall(r"[^\W_]+", options.name)
     if not words:
         raise BadInput(f"--name {options.name}: give the record a name with letters or digits")
-    try:
-        if datetime.date.fromisoformat(options.date).isoformat() != options.date:
-            raise ValueError
-    except ValueError:
-        raise BadInput(f"--date {options.date} is not a date YYYY-MM-DD") from None
+    if not is_date(options.date):
+        raise BadInput(f"--date {options.date} is not a date YYYY-MM-DD")
     if not options.author:
         raise BadInput("the record needs an author: --author NAME")
     if options.beats is not None and not 0 < options.beats < math.inf:
         raise BadInput(f"--beats {options.beats} must be bits per byte above 0")
-    slug = "".join(word[0].upper() + word[1:] for word in words)
-    target = RECORDS / f"track_{options.track}" / f"{options.date}_{slug}"
+    name = "".join(word[0].upper() + word[1:] for word in words)
+    target = RECORDS / f"track_{track}" / f"{options.date}_{name}"
     for path in (target, put_aside(target)):
         if path.exists():
             raise BadInput(f"{path} exists already: remove it, or choose another --name or --date")
     return target
 
 
+def is_date(text: str) -> bool:
+    """Whether a text is a date as YYYY-MM-DD."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 def put_aside(target: Path) -> Path:
     """The name of a folder that the auditor refuses."""
-    return target.with_name(f"{target.name}.refused")
+    return target.with_name(target.name + REFUSED)
 
 
 def fill(folder: Path, runs: list[Run], submission: dict, readme: str) -> None:
     """Write the files of a record into an empty folder."""
     for run in runs:
-        for path, name in zip((run.log.path, run.artifact), names_of(run)):
-            shutil.copyfile(path, folder / name)
-    (folder / "train_gpt.py").write_bytes(runs[0].source)
-    for name, text in {
+        shutil.copyfile(run.log.path, folder / log_name(run.seed))
+        shutil.copyfile(run.artifact, folder / artifact_name(run.seed))
+    (folder / SCRIPT).write_bytes(runs[0].source)
+    texts = {
         "README.md": readme,
         "submission.json": json.dumps(submission, indent=2) + "\n",
         "requirements.txt": requirements_of(runs[0].results["versions"]),
-    }.items():
+    }
+    for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def refuse_challenge(runs: list[Run]) -> None:
+    """BadInput if a run's score is none of the challenge's."""
+    for run in runs:
+        reasons = foreign_to_challenge(run.log)
+        if reasons:
+            raise BadInput(
+                f"{run.path} is none for track {CHALLENGE}: {reasons[0]}; choose another --track"
+            )
 
 
 def submit(options: argparse.Namespace) -> int:
     """Make the record folder of these runs, have it audited, and give it its name."""
-    target, _, _ = (
-        target_of(options),
-        split_readme(RECORDS),
-        leaderboard(RECORDS),
-    )  # both fail early
-    runs = sorted(map(read_run, options.results), key=lambda run: run.seed)
+    target = target_of(options)
+    # If the tables cannot be written, that is found out before any work.
+    split_readme(RECORDS)
+    leaderboard(RECORDS)
+    runs = sorted((read_run(path) for path in options.results), key=lambda run: run.seed)
     refuse_mixtures(runs)
-    for run in runs:
-        if options.track == CHALLENGE and (reasons := foreign_to_challenge(run.log)):
-            raise BadInput(
-                f"{run.path} is none for track {CHALLENGE}: {reasons[0]}; choose another --track"
-            )
-    data, submission = locate_data(options, runs[0].log), submission_of(options, runs)
-    readme = readme_of(submission, runs, data.sentence(runs[0].log))
-    made = target
+    if options.track == CHALLENGE:
+        refuse_challenge(runs)
+    data = locate_data(options, runs[0].log)
+    submission = submission_of(options, runs)
+    readme = readme_of(submission, runs, data_sentence(data, runs[0].log))
     try:
         with workspace(RECORDS) as folder:
             fill(folder, runs, submission, readme)
             status = run_auditor(folder, data, options.minutes)
             if status == 2:
                 return 2
-            made = put_aside(target) if status else target
-            made.parent.mkdir(exist_ok=True)
-            folder.rename(made)
-        if status:
-            print(
-                f"error: the audit failed (its table says where; a score not known well enough takes more "
-                f"--minutes): the folder is put aside as {made}",
-                file=sys.stderr,
-            )
-            return 1
-        update_leaderboard(RECORDS)
+            if status == 1:
+                target = put_aside(target)
+            target.parent.mkdir(exist_ok=True)
+            folder.rename(target)
+        if status == 0:
+            update_leaderboard(RECORDS)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{made} is there; --leaderboard makes the tables"
-            if made.exists()
-            else "no folder was made"
-        ) from None
-    print(f"{made}: val_bpb {submission['val_bpb']:.6f}, {submission['bytes_total']:,} bytes")
+        if target.exists():
+            say(f"{target} is there; --leaderboard makes the tables")
+        raise
+    if status == 1:
+        say(
+            "error: the audit failed (its table says where; a score not known well enough takes "
+            f"more --minutes): the folder is put aside as {target}"
+        )
+        return 1
+    print(f"{target}: val_bpb {submission['val_bpb']:.6f}, {submission['bytes_total']:,} bytes")
     print(claim_text(submission))
     return 0
 
 
 # ---- Checking a folder
-def check_files(folder: Path) -> list[Check]:
-    """What a record folder should hold, a line for each thing that is missing."""
-    needed = [
-        ("train_gpt.py",) * 2,
-        ("submission.json",) * 2,
-        ("README.md",) * 2,
-        ("train_seed<N>.log", "train_seed*.log"),
-        ("an artifact", "*.ptz"),
-    ]
-    missing = [
-        Check(name, False, f"missing from {folder}")
-        for name, pattern in needed
-        if not list(folder.glob(pattern))
-    ]
-    return missing or [
-        Check("files", True, f"{len(list(folder.iterdir()))}, with all that a record needs")
-    ]
-
-
-def check_fields(stated: dict) -> Check:
-    """The fields that the records of this field have; only those of FIELDS must be there."""
-    absent = [name for name in SURVEYED if name not in stated]
-    figure = f"no {', '.join(absent)}" if absent else f"all {len(SURVEYED)}"
-    return Check("fields", not set(absent) & set(FIELDS), figure)
-
-
-def check_seeds(stated: dict, logs: list[Log]) -> Check:
-    """What seed_results and the means say beside what the auditor compares, against the logs, as far as both
-    state it; to the decimals that are stated."""
-    tally, found = (
-        Tally(),
-        {log.settings["seed"]: logged_figures(log) for log in logs if "seed" in log.settings},
-    )
-    results = {int(seed): each for seed, each in stated["seed_results"].items()}
-    before = "pre_quant_val_bpb"
-    pairs = [
-        (f"{name} of seed {seed}", name, results[seed][name], found[seed][name])
-        for seed in set(found) & set(results)
-        for name in {*found[seed]} & {*results[seed]}
-    ]
-    if found and all(each[before] for each in found.values()):
-        pairs += [
-            (before, before, stated.get(before), statistics.mean(x[before] for x in found.values()))
-        ]
-    for what, name, value, logged in pairs:
-        if isinstance(logged, str):
-            tally.expect(value == logged, f"{what} is not the log's")
-        elif None not in (value, logged):
-            decimals = len(str(value).partition(".")[2])
-            tally.equal(what, value, logged, max(ROUNDED.get(name, 0.0), 0.51 * 10.0**-decimals))
-    return (
-        tally.check("seeds") if tally.made else Check("seeds", None, "the logs do not state them")
-    )
-
-
-def check_statistics(stated: dict, logs: list[Log]) -> Check:
-    """What follows from seed_results and the logs: mean loss, deviation, the claim, flags, machine, track."""
-    tally, results = Tally(), list(stated["seed_results"].values())
-    bpbs, losses = ([float(each[name]) for each in results] for name in ("val_bpb", "val_loss"))
-    if "val_loss" in stated:
-        tally.equal("val_loss", stated["val_loss"], statistics.mean(losses), 0.51e-4)
-    if stated.get("val_bpb_std") is not None and len(bpbs) > 1:  # some divide by n, some by n - 1
-        found = min(
-            (statistics.stdev(bpbs), statistics.pstdev(bpbs)),
-            key=lambda value: abs(value - stated["val_bpb_std"]),
-        )
-        tally.equal("val_bpb_std", stated["val_bpb_std"], found, 0.51e-4)
-    if stated.get("beats"):
-        claim = compare_with(stated["beats"]["claimed"], bpbs, losses)
-        tally.equal("nats of the claim", stated["beats"]["nats"], claim.nats, 1e-6)
-        tally.expect(stated["beats"]["holds"] is claim.holds, "the claim's holds is wrong")
-        if claim.p_value is not None:
-            tally.equal(
-                "p of the claim", stated["beats"]["p_value"], claim.p_value, 1e-3 * claim.p_value
-            )
-    flags, derived = stated.get("compliance") or {}, compliance_of(logs)
-    if not all(log.last(r"compliance:(.*)") for log in logs):
-        derived = dict(
-            three_seeds=len(results) >= 3, artifact_under_16mb=stated["bytes_total"] <= CAP
-        )
-    for name in set(flags) & set(derived):
-        tally.expect(flags[name] is derived[name], f"compliance {name} is wrong")
-    if "hardware" in stated and all(log.last(r"device:(.*)") for log in logs):
-        tally.expect(
-            stated["hardware"] == machines(logs), f"hardware is {machines(logs)} in the logs"
-        )
-    for reason in {reason for log in logs for reason in foreign_to_challenge(log)}:
-        tally.expect(stated.get("track") != CHALLENGE, f"track {CHALLENGE}, but {reason}")
-    return tally.check("statistics")
-
-
 def check(options: argparse.Namespace) -> int:
-    """Files, fields and figures of any record folder, then the auditor."""
+    """Check files, fields and figures of any record folder, then have it audited."""
     folder = options.check
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder: name a record folder")
-    checks, logs = (
-        check_files(folder),
-        [Log(path) for path in sorted(folder.glob("train_seed*.log"))],
-    )
-    with contextlib.suppress(
-        OSError, ValueError, TypeError
-    ):  # else the auditor says what is wrong with it
-        stated = dict(json.loads((folder / "submission.json").read_text(encoding="utf-8")))
-        checks += [
-            check_fields(stated),
-            audit.guarded("seeds", check_seeds, stated, logs),
-            audit.guarded("statistics", check_statistics, stated, logs),
-            Check("pytorch_version", None, f"{stated.get('pytorch_version')}: no log names it"),
-        ]
-    script, can_run = folder / "train_gpt.py", list(folder.glob("*.ptz")) and logs
-    if script.is_file() and not can_run:
-        checks += audit.audit_record(folder, script, set())
+    checks = check_record(folder)
+    script = folder / SCRIPT
+    logs = log_paths(folder)
+    whole = script.is_file() and bool(logs) and bool(list(folder.glob(ARTIFACTS)))
+    if script.is_file() and not whole:
+        checks += audit_record(folder, script, set())
     print_table(checks)
-    failed = any(each.passed is False for each in checks)
-    if not (script.is_file() and can_run):
+    if not whole:
         return 1
-    return run_auditor(folder, locate_data(options, logs[0]), options.minutes) or int(failed)
-
-
-# ---- The leaderboard
-def leaderboard(records: Path) -> str:
-    """The tables of all record folders, a track each, the challenge's first; below each its ablations."""
-    tracks: dict[str, tuple[list, list[str]]] = {}
-    for path in sorted(records.glob("track_*/*/*.json")):
-        if path.name not in ("submission.json", "ablation.json") or path.parent.name.endswith(
-            ".refused"
-        ):
-            continue
-        ranked, ablations = tracks.setdefault(path.parts[-3].removeprefix("track_"), ([], []))
-        ranked.append(standing(path)) if path.name == "submission.json" else ablations.append(
-            link(path)
-        )
-    lines = [] if tracks else ["No record yet.", ""]
-    for track in sorted(tracks, key=lambda name: (name != CHALLENGE, name)):
-        ranked, ablations = tracks[track]
-        rows = [[str(rank), *row] for rank, (_, row) in enumerate(sorted(ranked), 1)]
-        head = ["", "val_bpb", "record", "author", "date", "seeds", "bytes", "hardware", "p"]
-        lines += [
-            f"### Track {track}",
-            "",
-            *(table(head, rows) if rows else ["No record yet.", ""]),
-            *(f"- ablation: {each}" for each in ablations),
-            *[""] * bool(ablations),
-        ]
-    return "\n".join(lines)
-
-
-def link(path: Path) -> str:
-    """The name in an ablation.json, with a link to its folder."""
-    try:
-        name = str(json.loads(path.read_text(encoding="utf-8"))["name"])
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} cannot be linked: {audit.described(error)}") from None
-    return f"[{name}]({'/'.join(path.parts[-3:-1])}/)"
-
-
-def standing(path: Path) -> tuple[float, list[str]]:
-    """The score in a submission.json, and its row of the leaderboard without the rank."""
-    try:
-        stated = dict(json.loads(path.read_text(encoding="utf-8")))
-        score, spread, beats = (
-            float(stated["val_bpb"]),
-            stated.get("val_bpb_std"),
-            stated.get("beats"),
-        )
-        folder = "/".join(path.parts[-3:-1])
-        known = beats and beats["p_value"] is not None
-        row = [
-            f"{score:.4f}" + (f" ± {spread:.4f}" if spread is not None else ""),
-            f"[{stated['name']}]({folder}/)",
-            str(stated["author"]),
-            str(stated["date"]),
-            str(len(stated["seeds"])),
-            f"{stated['bytes_total']:,}",
-            str(stated.get("hardware", "-")),
-            f"{beats['p_value']:.3g} against {beats['claimed']}" if known else "-",
-        ]
-    except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} cannot be ranked: {audit.described(error)}") from None
-    return score, [cell.replace("|", "\\|") for cell in row]
-
-
-def split_readme(records: Path) -> tuple[str, str]:
-    """records/README.md before and after the tables, markers included."""
-    path = records / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    parts = re.fullmatch(rf"(.*{MARKERS[0]}\n).*({MARKERS[1]}.*)", text, re.S)
-    if not parts:
-        raise BadInput(
-            f"{path} has no lines {MARKERS[0]} and {MARKERS[1]}: put them where the tables belong"
-        )
-    return parts[1], parts[2]
-
-
-def update_leaderboard(records: Path) -> None:
-    """Write the tables into records/README.md, between the markers."""
-    before, after = split_readme(records)
-    write_atomically(records / "README.md", f"{before}\n{leaderboard(records)}\n{after}".encode())
+    failed = any(each.passed is False for each in checks)
+    status = run_auditor(folder, locate_data(options, Log(logs[0])), options.minutes)
+    return status or int(failed)
 
 
 # ---- The command
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the options; BadInput unless one thing is asked for."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path, help="logs/<RUN_ID>.json of each seed")
     parser.add_argument("--track", help=f"{CHALLENGE}, or a track of your own")
-    parser.add_argument("--name", help="of the record, as people should read it")
+    parser.add_argument("--name", default="", help="of the record, as people should read it")
     parser.add_argument("--author", help="else the name that git knows")
     parser.add_argument("--github-id")
+    today = datetime.date.today().isoformat()
+    parser.add_argument("--date", default=today, help="YYYY-MM-DD, else today")
     parser.add_argument(
-        "--date", default=datetime.date.today().isoformat(), help="YYYY-MM-DD, else today"
+        "--blurb", default="", help="a sentence on what is new, else what is switched on"
     )
-    parser.add_argument("--blurb", help="a sentence on what is new, else what is switched on")
     parser.add_argument(
         "--beats", type=float, metavar="BPB", help="the record to beat, in bits per byte"
     )
@@ -462,43 +275,46 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--minutes",
         type=float,
-        default=3.0,
+        default=MINUTES,
         help="for the auditor, on two cores, for each artifact [%(default)s]",
     )
     parser.add_argument("--data", type=Path, help="the shards, if they are not where the log says")
-    parser.add_argument("--tokenizer", type=Path, help="likewise")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="the tokenizer, if it is not where the log says"
+    )
     options = parser.parse_args(arguments)
-    if (bool(options.results) + bool(options.check) + options.leaderboard) != 1:
+    asked = [bool(options.results), options.check is not None, options.leaderboard]
+    if asked.count(True) != 1:
         raise BadInput(
             "name the results of runs (logs/<RUN_ID>.json), or --check FOLDER, or --leaderboard"
         )
-    if options.results and options.author is None:
-        asked = subprocess.run(
-            ["git", "config", "user.name"], cwd=ROOT, capture_output=True, text=True
-        )
-        options.author = asked.stdout
-    for name in ("name", "author", "blurb"):  # one line each
-        setattr(options, name, " ".join((getattr(options, name) or "").split()))
+    if options.author is None:
+        options.author = git_name() if options.results else ""
+    # One line each.
+    for name in ("name", "author", "blurb"):
+        setattr(options, name, " ".join(getattr(options, name).split()))
     return options
 
 
+def git_name() -> str:
+    """The name that git knows, empty if there is none or no git."""
+    asked = ["git", "config", "user.name"]
+    with contextlib.suppress(FileNotFoundError):
+        return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout
+    return ""
+
+
+@command(stopped="error: stopped; an unfinished folder is removed")
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        options = parse(arguments)
-        if options.leaderboard:
-            update_leaderboard(RECORDS)
-            return 0
-        return check(options) if options.check else submit(options)
-    except KeyboardInterrupt as stop:
-        print(f"error: stopped{f'; {stop}' * bool(str(stop))}", file=sys.stderr)
-        return 130
-    except (BadInput, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Do what the arguments ask for; the exit status."""
+    options = parse(arguments)
+    if options.leaderboard:
+        update_leaderboard(RECORDS)
+        return 0
+    if options.check:
+        return check(options)
+    return submit(options)
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # the auditor is a process group of its own
     sys.exit(main())

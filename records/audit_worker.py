@@ -1,0 +1,170 @@
+"""What the auditor runs in processes of their own, each in a folder with the audited script.
+
+`python audit.py --worker NAME`, started in such a folder, reads job.json and writes result.json.
+The folder holds copies of all that the process needs, so it can be carried to another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import runpy
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from arithmetic_coder import Decoder, cumulative, encode
+from audit_candidate import BATCH, Candidate, own_losses
+from audit_guard import Guard
+from audit_probes import PROBES
+from audit_text import Text, sliding_windows, take_validation
+from commands import described
+from shards import BOS_ID
+
+DATA = Path("data")
+CODED = Path("coded.bin")
+DECODED = Path("decoded.txt")
+# Bytes at the beginning of the coded file that say how many targets follow.
+COUNT_BYTES = 2
+# The rows of the probes may take about this share of the time, in at most so many batches.
+PROBE_SHARE = 0.02
+MOST_BATCHES = 8
+
+
+def inspect_parts(job: dict) -> dict:
+    """Run the probes that the job names. An error in one of them is its result."""
+    tokens = take_validation(DATA)
+    candidate = Candidate(job)
+    seconds = seconds_per_window(candidate)
+    results = dict(settings=candidate.stored, seconds_per_window=seconds)
+    batches = np.clip(PROBE_SHARE * job["seconds"] / seconds / BATCH, 1, MOST_BATCHES)
+    rows = BATCH * int(batches)
+    for name in job["probes"]:
+        # The draws of a probe are the same, whichever others run.
+        generator = np.random.default_rng((job["seed"], len(name)))
+        try:
+            results[name] = PROBES[name](candidate, tokens, rows, generator)
+        except Exception as error:
+            results[name] = dict(error=described(error))
+    return results
+
+
+def seconds_per_window(candidate: Candidate) -> float:
+    """Return how long a forward pass over one window takes, once all is warm."""
+    window = np.full((1, candidate.window), BOS_ID)
+    candidate.logits(window)
+    started = time.perf_counter()
+    for _ in range(3):
+        candidate.logits(window)
+    return (time.perf_counter() - started) / 3
+
+
+def score_windows(job: dict) -> dict:
+    """Return the nats of windows of the sliding evaluation, in random order, until it is time.
+
+    A row is first token, first target, end of targets, nats. At least two batches are scored.
+    """
+    tokens = take_validation(DATA)
+    candidate = Candidate(job)
+    windows = sliding_windows(len(tokens) - 1, candidate.window, candidate.stride)
+    order = np.random.default_rng((job["seed"], 7)).permutation(len(windows))
+    padded = np.pad(tokens, (0, candidate.window))
+    rows = []
+    started = time.perf_counter()
+    for at in range(0, len(order), BATCH):
+        late = time.perf_counter() - started > job["seconds"]
+        if late and at > BATCH:
+            break
+        batch = windows[order[at : at + BATCH]]
+        inputs = padded[batch[:, :1] + np.arange(candidate.window)]
+        for (start, first, end), logits in zip(batch, candidate.logits(inputs), strict=True):
+            targets = padded[first + 1 : end + 1]
+            nats = own_losses(logits[first - start : end - start], targets).sum()
+            rows.append([int(start), int(first), int(end), float(nats)])
+    return dict(windows=len(windows), rows=rows)
+
+
+def encode_stretch(job: dict) -> dict:
+    """Code a stretch of text after its BOS into coded.bin, and let the script score it."""
+    tokens = take_validation(DATA)
+    candidate = Candidate(job)
+    targets = len(tokens) - 1
+    padded = np.pad(tokens, (0, candidate.window))
+    intervals = []
+    for start, first, end in sliding_windows(targets, candidate.window, candidate.stride):
+        logits = candidate.logits(padded[None, start : start + candidate.window])[0]
+        for target in range(first, end):
+            begins = cumulative(logits[target - start])
+            symbol = padded[target + 1]
+            intervals.append((int(begins[symbol]), int(begins[symbol + 1])))
+    CODED.write_bytes(targets.to_bytes(COUNT_BYTES, "big") + encode(intervals))
+    return dict(val_bpb=candidate.evaluator.score(candidate.model, tokens, "sliding").val_bpb)
+
+
+def decode_stretch(job: dict) -> dict:
+    """Turn coded.bin into the text again, token after token: decoded.txt, and the tokens."""
+    candidate = Candidate(job)
+    data = CODED.read_bytes()
+    targets = int.from_bytes(data[:COUNT_BYTES], "big")
+    decoder = Decoder(data[COUNT_BYTES:])
+    # What is not known yet is 0.
+    tokens = np.zeros(targets + candidate.window + 1, dtype=np.int64)
+    tokens[0] = BOS_ID
+    for start, first, end in sliding_windows(targets, candidate.window, candidate.stride):
+        for target in range(first, end):
+            logits = candidate.logits(tokens[None, start : start + candidate.window])[0]
+            tokens[target + 1] = decoder.symbol(cumulative(logits[target - start]))
+    tokens = tokens[: targets + 1]
+    DECODED.write_bytes(Text(DATA / "tokenizer.model").decode(tokens))
+    return dict(tokens=tokens.tolist())
+
+
+def run_program(job: dict) -> dict:
+    """Run the script as a program; if it ends well, score the same text as the auditor does."""
+    os.environ.update(job["environment"])
+    os.environ.update(ARTIFACT=job["artifact"], DATA_PATH=str(DATA), RUN_ID="audit")
+    sys.argv = ["train_gpt.py"]
+    status = 0
+    try:
+        runpy.run_path("train_gpt.py", run_name="__main__")
+    except SystemExit as end:
+        status = end.code or 0
+    if status != 0:
+        return dict(status=status)
+    return dict(score_windows({**job, "seconds": math.inf}), status=status)
+
+
+WORKERS: dict[str, Callable[[dict], dict]] = {
+    "inspect": inspect_parts,
+    "program": run_program,
+    "score": score_windows,
+    "encode": encode_stretch,
+    "decode": decode_stretch,
+}
+
+
+def run_worker(name: str) -> int:
+    """Be one of WORKERS in the current folder: job.json in, result.json out."""
+    path = Path("job.json")
+    job = json.loads(path.read_text(encoding="utf-8"))
+    if job["forbidden"]:
+        # The job names folders that the script shall not read, so the script must not see it.
+        path.unlink()
+    # torch asks for a folder for temporary files.
+    os.environ["TMPDIR"] = os.getcwd()
+    tempfile.tempdir = os.getcwd()
+    guard = Guard(job["forbidden"])
+    guard.install()
+    try:
+        result = WORKERS[name](job)
+    except BaseException as error:
+        traceback.print_exc()
+        result = dict(error=described(error), refused=type(error).__name__ == "UserError")
+    result["stopped"] = guard.stopped
+    Path("result.json").write_text(json.dumps(result), encoding="utf-8")
+    return 0

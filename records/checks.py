@@ -1,0 +1,84 @@
+"""Verdicts of the checks of records, and the table that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from commands import described
+
+# The auditor's checks, in the order of its table, by the names that --only takes.
+CHECKS = (
+    "size",
+    "alone",
+    "bytes",
+    "targets",
+    "causality",
+    "normalization",
+    "score",
+    "decompression",
+    "log",
+    "submission",
+)
+
+
+class Check(NamedTuple):
+    """The verdict of a check: its name, whether it passed, and what was found on how much.
+
+    `passed` is None where nothing could be checked.
+    """
+
+    name: str
+    passed: bool | None
+    figure: str
+
+
+class Tally:
+    """Comparisons made, and what was wrong."""
+
+    def __init__(self):
+        self.made = 0
+        self.problems: list[str] = []
+
+    def expect(self, holds, problem: str) -> None:
+        """Count a comparison, and note the problem unless it holds."""
+        self.made += 1
+        if not holds:
+            self.problems.append(problem)
+
+    def equal(
+        self, what: str, stated: float | None, found: float | None, tolerance: float = 0.0
+    ) -> None:
+        """Compare two statements of one number, which rounding may keep apart by `tolerance`."""
+        if stated is None or found is None:
+            self.expect(False, f"{what} is not stated")
+            return
+        problem = f"{what} is {stated:.10g} but also {found:.10g}"
+        self.expect(abs(stated - found) <= tolerance, problem)
+
+    def check(self, name: str) -> Check:
+        """The verdict on all comparisons."""
+        figure = "; ".join(self.problems) or f"{self.made} comparisons hold"
+        return Check(name, not self.problems, figure)
+
+
+def guarded(name: str, check: Callable[..., Check], *arguments) -> Check:
+    """Return a check's verdict; what it cannot make sense of fails.
+
+    A log that states a list where a number belongs is an example.
+    """
+    try:
+        return check(*arguments)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        return Check(name, False, f"cannot be made sense of: {described(error)}")
+
+
+def print_table(checks: list[Check]) -> None:
+    """Print a line for each check, with PASS, FAIL or -."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        if check.passed is None:
+            print(f"{check.name:{width}}  -  not checked: {check.figure}")
+        else:
+            verdict = "PASS" if check.passed else "FAIL"
+            print(f"{check.name:{width}}  {verdict}  {check.figure}")

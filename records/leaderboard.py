@@ -1,0 +1,131 @@
+"""The tables of records in records/README.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from challenge import CHALLENGE
+from commands import BadInput, described
+from files import write_atomically
+from manifest import ROOT
+from markdown import table
+
+RECORDS = ROOT / "records"
+# The tables stand between these lines of README.md.
+MARKERS = ("<!-- leaderboard -->", "<!-- /leaderboard -->")
+REFUSED = ".refused"
+HEAD = ["", "val_bpb", "record", "author", "date", "seeds", "bytes", "hardware", "p"]
+
+
+def leaderboard(records: Path) -> str:
+    """The tables of all record folders, one a track, the challenge's first.
+
+    Links to the ablations of a track stand below its table.
+    """
+    tracks = sorted(
+        {path.parts[-3] for path in published(records)},
+        key=lambda name: (name != f"track_{CHALLENGE}", name),
+    )
+    if not tracks:
+        return "No record yet.\n"
+    lines = []
+    for track in tracks:
+        lines += track_lines(records / track)
+    return "\n".join(lines)
+
+
+def published(folder: Path, pattern: str = "track_*/*") -> list[Path]:
+    """The files that describe records and ablations; what was put aside is none."""
+    found = [
+        *folder.glob(f"{pattern}/submission.json"),
+        *folder.glob(f"{pattern}/ablation.json"),
+    ]
+    return sorted(path for path in found if not path.parent.name.endswith(REFUSED))
+
+
+def track_lines(folder: Path) -> list[str]:
+    """The lines of one track: its table, best score first, and links to its ablations."""
+    ranked = []
+    ablations = []
+    for path in published(folder, "*"):
+        if path.name == "submission.json":
+            ranked.append(standing(path))
+        else:
+            ablations.append(f"- ablation: {link(path)}")
+    lines = [f"### Track {folder.name.removeprefix('track_')}", ""]
+    if ranked:
+        ranked.sort()
+        rows = [[str(rank), *row] for rank, (_, row) in enumerate(ranked, 1)]
+        lines += table(HEAD, rows)
+    else:
+        lines += ["No record yet.", ""]
+    if ablations:
+        lines += [*ablations, ""]
+    return lines
+
+
+def link(path: Path) -> str:
+    """The name in an ablation.json, with a link to its folder."""
+    try:
+        name = str(json.loads(path.read_text(encoding="utf-8"))["name"])
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} cannot be linked: {described(error)}") from None
+    return f"[{name}]({folder_link(path)})"
+
+
+def folder_link(path: Path) -> str:
+    """The folder of a file as records/README.md links it."""
+    return "/".join(path.parts[-3:-1]) + "/"
+
+
+def standing(path: Path) -> tuple[float, list[str]]:
+    """The score in a submission.json, and its row of the table without the rank."""
+    try:
+        stated = dict(json.loads(path.read_text(encoding="utf-8")))
+        score = float(stated["val_bpb"])
+        row = row_of(stated, folder_link(path))
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} cannot be ranked: {described(error)}") from None
+    return score, [cell.replace("|", "\\|") for cell in row]
+
+
+def row_of(stated: dict, folder: str) -> list[str]:
+    """The row of a record in the table without the rank."""
+    score = f"{float(stated['val_bpb']):.4f}"
+    spread = stated.get("val_bpb_std")
+    if spread is not None:
+        score += f" ± {spread:.4f}"
+    p_value = "-"
+    beats = stated.get("beats")
+    if beats and beats["p_value"] is not None:
+        p_value = f"{beats['p_value']:.3g} against {beats['claimed']}"
+    return [
+        score,
+        f"[{stated['name']}]({folder})",
+        str(stated["author"]),
+        str(stated["date"]),
+        str(len(stated["seeds"])),
+        f"{stated['bytes_total']:,}",
+        str(stated.get("hardware", "-")),
+        p_value,
+    ]
+
+
+def split_readme(records: Path) -> tuple[str, str]:
+    """Return records/README.md before and behind the tables, markers included."""
+    path = records / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    begin, end = MARKERS
+    parts = re.fullmatch(rf"(.*{begin}\n).*({end}.*)", text, re.S)
+    if not parts:
+        raise BadInput(f"{path} has no lines {begin} and {end}: put them where the tables belong")
+    return parts[1], parts[2]
+
+
+def update_leaderboard(records: Path) -> None:
+    """Write the tables into records/README.md, between the markers."""
+    before, after = split_readme(records)
+    text = f"{before}\n{leaderboard(records)}\n{after}"
+    write_atomically(records / "README.md", text.encode())
