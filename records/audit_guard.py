@@ -82,7 +82,8 @@ class Guard:
         if event in CONNECTIONS:
             return f"{event} {arguments[-1]}"
         if event in PROGRAMS:
-            return f"{event} {arguments[0]}"
+            # A fork has no arguments.
+            return " ".join([event, *map(str, arguments[:1])])
         if event in CHANGES:
             for path in named_paths(arguments):
                 if not folder_name(path).startswith(self.here):
