@@ -42,6 +42,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -117,6 +118,7 @@ def command(
     ) -> Callable[[list[str] | None], int]:
         @functools.wraps(main)
         def framed(arguments: list[str] | None = None) -> int:
+            show_every_character()
             handlers = {number: signal.signal(number, raise_stopped) for number in STOPPING}
             try:
                 return main(arguments) or 0
@@ -137,6 +139,15 @@ def command(
         return framed
 
     return decorate
+
+
+def show_every_character() -> None:
+    """Let print() write an escape for a character that the encoding of the output lacks.
+
+    Without it, that would be a traceback: on Windows, output to a file has 256 characters.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def explained(error: OSError) -> str:

@@ -1,5 +1,4 @@
-"""Files that are written whole or not at all, their digests, and folders that one process at a
-time may use."""
+"""Files that are whole or not there, their digests, and folders of one process at a time."""
 
 from __future__ import annotations
 
@@ -42,8 +41,10 @@ def ignore(size: int) -> None:
 
 
 def digest(path: Path, report: Callable[[int], object] = ignore) -> str:
-    """Return a file's SHA-256 in hexadecimal digits; `report` is told how many bytes were read,
-    piece by piece."""
+    """Return a file's SHA-256 in hexadecimal digits.
+
+    The file is read in pieces, and `report` is told the bytes of each.
+    """
     found = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(READ_BYTES):
@@ -90,20 +91,21 @@ def own_folder(folder: Path, busy: str, wait: bool = False) -> Iterator[Path]:
 
     At first it holds what a process that was killed has left in it.
     """
-    with folder_lock(folder, busy, wait):
-        try:
-            yield folder
-        finally:
-            # What cannot be removed is left for the next process that uses the folder.
-            with uninterrupted(), contextlib.suppress(OSError):
-                clear(folder)
-                # While the lock is held: whoever waits for it must not get that of a file without
-                # a name. Windows removes no open file; there the folder stays, with nothing but
-                # the lock in it.
-                (folder / LOCK).unlink()
-    with contextlib.suppress(OSError):
+    try:
+        with folder_lock(folder, busy, wait):
+            try:
+                yield folder
+            finally:
+                # What cannot be removed is left for the next process that uses the folder.
+                with uninterrupted(), contextlib.suppress(OSError):
+                    clear(folder)
+                    # While the lock is held: a process that waits must not get the lock of a file
+                    # that has no name any more. Windows removes no open file.
+                    (folder / LOCK).unlink()
+    finally:
         # Another process may be in it already.
-        folder.rmdir()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def clear(folder: Path) -> None:

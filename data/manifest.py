@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from commands import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAINER = ROOT / "train_gpt.py"
 MANIFESTS = ("manifest.json", "meta.json")
 # Paths as train_gpt.py has them, below its working folder or the repository.
 FINEWEB = "data/datasets/fineweb10B_sp1024"
@@ -81,8 +83,7 @@ class Data(NamedTuple):
 
 
 def default_bases() -> tuple[Path, ...]:
-    """The folders below which relative paths are looked for: the working folder and the
-    repository."""
+    """Return the working folder and the repository: relative paths are looked for below them."""
     return (Path.cwd(), ROOT)
 
 
@@ -116,8 +117,7 @@ def find_folder(
     names: Iterable[str] = (FINEWEB, DEMO),
     bases: Iterable[Path] | None = None,
 ) -> Path | None:
-    """Return the folder that is given, else the first of these paths that is a folder, None if
-    none is.
+    """Return the given folder, else the first of these paths that is one; None if none is.
 
     Each path, if it is not empty, is looked for below each of the bases in turn.
     """
@@ -137,12 +137,16 @@ def find_tokenizer(
     stated: str = "",
     bases: Iterable[Path] | None = None,
 ) -> Path:
-    """Return the tokenizer of the shards in a folder; BadInput, with where it was looked for, if
-    there is none.
+    """Return the tokenizer of the shards in a folder, the given one if there is such.
 
-    It is the one that is given. Else it is the first of these that is there: the path that a log
-    states, below the bases; tokenizer.model in the folder; the manifest's; that of a folder of the
-    FineWeb export, in ../../tokenizers; FineWeb's with 1,024 pieces, below the bases.
+    Else it is the first of these that is there:
+    - the path that a log states, below the bases;
+    - tokenizer.model in the folder;
+    - what the folder's manifest names;
+    - of a folder of the FineWeb export, its tokenizer in ../../tokenizers;
+    - FineWeb's with 1,024 pieces, below the bases.
+
+    BadInput, with where it was looked for, if there is none.
     """
     if given is not None:
         candidates = [given]
@@ -163,3 +167,22 @@ def find_tokenizer(
             return path
     places_said = " or ".join(str(path) for path in dict.fromkeys(candidates))
     raise BadInput(f"no tokenizer at {places_said}: name it with --tokenizer")
+
+
+# ---- What to do with them
+def command_to_train(folder: Path, tokenizer: Path, pieces: int, launcher: str = "python") -> str:
+    """Return the command that trains on shards, as it works in the current folder."""
+    shards = shlex.quote(path_from_here(folder))
+    model = shlex.quote(path_from_here(tokenizer))
+    script = shlex.quote(path_from_here(TRAINER))
+    variables = f"DATA_PATH={shards} TOKENIZER_PATH={model} VOCAB_SIZE={pieces}"
+    return f"{variables} {launcher} {script}"
+
+
+def path_from_here(path: Path) -> str:
+    """Return a path relative to the current folder if it is below it, else the absolute one."""
+    path = path.resolve()
+    here = Path.cwd()
+    if path.is_relative_to(here):
+        return str(path.relative_to(here))
+    return str(path)
