@@ -50,9 +50,10 @@ from commands import BadInput, Parser, command, packages_from, say
 
 with packages_from("requirements.txt"):
     from ablation_outcomes import compare
-    from ablation_plan import CLOCK, ROOT, Ablation, parse_seeds
+    from ablation_plan import CLOCK, Ablation, parse_seeds
     from ablation_report import check_target, publish, results_table, write_report
     from ablation_runs import Pool, StoppedRuns, divide, runs_elsewhere, supervise, unfinished
+    from manifest import ROOT
 
 # Imported only when a report is made, since they take a second.
 PACKAGES = ("scipy", "matplotlib", "tqdm")

@@ -19,8 +19,8 @@ from typing import NamedTuple
 from commands import BadInput, described
 from filelock import FileLock
 from files import folder_lock, write_atomically
+from manifest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 # Settings that belong to a single run. A configuration has none of them.
 MANAGED = frozenset({"SEED", "RUN_ID", "RESUME", "ARTIFACT", "SAMPLE"})
 # What a script must have, so that its settings can be read as those of train_gpt.py are.

@@ -13,8 +13,9 @@ from ablation_outcomes import FAILED, Outcome, Row, compare, of_one_text, read_o
 from ablation_plan import Ablation, Run
 from commands import BadInput, described
 from files import write_atomically
-from record_text import table
-from submit import RECORDS, split_readme, update_leaderboard, workspace
+from leaderboard import RECORDS, split_readme, update_leaderboard
+from markdown import table
+from record_folder import workspace
 
 # Below this p an effect counts as sure in the report's summary; so does an interval without 0.
 SURE = 0.05
@@ -36,15 +37,18 @@ def shown_p(p_value: float | None) -> str:
     return shown(p_value, ".4f")
 
 
-def shown_interval(low: float | None, high: float | None) -> str:
+def shown_interval(low: float | None, high: float | None, form: str) -> str:
     """An interval as text."""
     if low is None:
         return "-"
-    return f"[{low:+.4f}, {high:+.4f}]"
+    return f"[{low:{form}}, {high:{form}}]"
 
 
 def results_table(rows: list[Row]) -> list[str]:
-    """The rows in Markdown, and an empty line. The comparison by pairs leads."""
+    """The rows in Markdown, and an empty line.
+
+    The comparison by pairs leads. It has a digit more, since it sees smaller effects.
+    """
     seeds = sorted({seed for row in rows for seed in row.status})
     head = ["change", "difference", "95% interval (paired)", "p (paired)", "p (Holm)"]
     head += ["95% interval (Welch)", "p (Welch)"]
@@ -55,11 +59,11 @@ def results_table(rows: list[Row]) -> list[str]:
     for row in rows:
         cells = [
             row.label,
-            shown(row.difference, "+.4f"),
-            shown_interval(row.paired_low, row.paired_high),
+            shown(row.difference, "+.5f"),
+            shown_interval(row.paired_low, row.paired_high, "+.5f"),
             shown_p(row.p_paired),
             shown_p(row.p_paired_holm),
-            shown_interval(row.low, row.high),
+            shown_interval(row.low, row.high, "+.4f"),
             shown_p(row.p_welch),
         ]
         for seed in seeds:
@@ -104,7 +108,9 @@ def circumstances(ablation: Ablation, outcomes: list[Outcome]) -> dict:
     )
 
 
-def markdown(name: str, command: str, about: dict, rows: list[Row], outcomes: list[Outcome]) -> str:
+def report_text(
+    name: str, command: str, about: dict, rows: list[Row], outcomes: list[Outcome]
+) -> str:
     """The report: what was run, the table, what it means, what failed."""
     base = " ".join(f"{setting}={value}" for setting, value in about["base"].items())
     script = Path(about["script"]).name
@@ -178,7 +184,7 @@ def write_report(ablation: Ablation, name: str, command: str, asked: list[Run]) 
         runs=[dataclasses.asdict(outcome) for outcome in outcomes],
     )
     write_text(ablation, ".json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    write_text(ablation, ".md", markdown(name, command, about, rows, outcomes))
+    write_text(ablation, ".md", report_text(name, command, about, rows, outcomes))
     if any(row.paired for row in rows):
         try:
             picture = ablation_plot.draw(rows, outcomes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 
-import bench
+import bench_worker
 import pytest
 import torch
 from conftest import random_tokens, tiny_model, tiny_settings
@@ -159,8 +159,8 @@ def test_step_time_share_of_the_peak_and_memory_of_the_record_preset(data_folder
     ended.record()
     ended.synchronize()
     seconds, name = started.elapsed_time(ended) / 1e4, torch.cuda.get_device_name()
-    flops = bench.flops_per_token(trainer.model, trainer.settings) * 98304 / seconds
-    peak = bench.peak_flops(trainer.runtime.device) or math.nan
+    flops = bench_worker.flops_per_token(trainer.model, trainer.settings) * 98304 / seconds
+    peak = bench_worker.peak_flops(trainer.runtime.device) or math.nan
     memory = torch.cuda.max_memory_allocated()
     with capsys.disabled():
         print(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from bench import flops_per_token
+from bench_worker import flops_per_token
 from conftest import BOS, random_tokens, tiny_model, tiny_settings
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode

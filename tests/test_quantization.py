@@ -1,17 +1,20 @@
-"""records/quantization.py on a tiny model: its table, its figures, its plot, and what it refuses."""
+"""records/quantization.py on a tiny model: table, figures, plot, and what it refuses."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import math
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from test_bench import TINY
+import quantization
+import quantization_plot
+import quantization_ways
+import torch
+from tiny_runs import TINY, call_command
 
-TOOL = ROOT / "records" / "quantization.py"
+import train_gpt
+
 RUN = dict(
     TINY,
     ITERATIONS="12",
@@ -26,58 +29,48 @@ RUN = dict(
 )
 
 
-def compare(data_folder, folder, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
-    environment = {
-        **os.environ,
-        **RUN,
-        "DATA_PATH": str(data_folder),
-        "OMP_NUM_THREADS": "1",
-        **changes,
-    }
-    return subprocess.run(
-        [sys.executable, str(TOOL), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=folder,
-    )
-
-
 @pytest.fixture(scope="module")
 def compared(data_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quantization")
+    """The folder of a call that trained and compared, what it printed, and its figures."""
     pytest.importorskip("matplotlib")
-    done = compare(
-        data_folder,
-        folder,
-        "tiny.pt",
-        "--tokens",
-        "2000",
-        "--json",
-        "found.json",
-        "--plot",
-        "loss.png",
+    folder = tmp_path_factory.mktemp("quantization")
+    arguments = ["tiny.pt", "--tokens", "1000", "--json", "found.json", "--plot", "loss.png"]
+    done = call_command(
+        "quantization.py", *arguments, folder=folder, **RUN, DATA_PATH=str(data_folder)
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return folder, done, json.loads((folder / "found.json").read_text())
+    return folder, done.stdout, json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture
+def here(data_folder, tmp_path, monkeypatch) -> Path:
+    """A folder in which the command can be called in this process, with the same settings."""
+    for field in train_gpt.fields_of():
+        monkeypatch.delenv(field.name.upper(), raising=False)
+    for name, value in {**RUN, "DATA_PATH": str(data_folder)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    precision = torch.get_float32_matmul_precision()
+    # On a busy machine threads wait for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+# ---- What is compared
 
 
 def test_all_ways_are_in_the_table_and_the_file(compared):
-    folder, done, found = compared
+    _, out, found = compared
     ways = [row["way"] for row in found["rows"]]
     assert len(ways) == len(set(ways)) == 26
     for row in found["rows"]:
-        assert f"| {row['way']} | {row['bytes']:,} |" in done.stdout
+        assert f"| {row['way']} | {row['bytes']:,} |" in out
         assert row["val_bpb"] == pytest.approx(found["float"]["val_bpb"] + row["loss_bpb"])
-        assert row["bits"] > 0 and row["seconds"] > 0
-    by_way = {row["way"]: row for row in found["rows"]}
-    assert by_way["int5 MLP, zstd"]["bytes"] < by_way["int6 rows, zstd"]["bytes"]
-    assert by_way["int6 rows, rANS"]["val_bpb"] == by_way["int6 rows, zstd"]["val_bpb"]
-    for row in found["rows"]:
-        if row["way"].startswith("fit, "):
-            share = int(row["way"].split()[1].rstrip("%")) / 100
-            assert row["bytes"] <= share * by_way["int6 rows, zstd"]["bytes"] + 1
+        assert row["bits"] > 0
+        assert row["seconds"] > 0
     assert {
         "loss_share_at_bytes_of_int6",
         "bytes_share_at_loss_of_int6",
@@ -85,39 +78,105 @@ def test_all_ways_are_in_the_table_and_the_file(compared):
     } < set(found)
 
 
-def test_a_second_call_compares_the_same_weights(compared, data_folder):
+def test_ways_are_as_large_as_they_should_be(compared):
+    _, _, found = compared
+    by_way = {row["way"]: row for row in found["rows"]}
+    int6 = by_way["int6 rows, zstd"]
+    assert by_way["int5 MLP, zstd"]["bytes"] < int6["bytes"]
+    assert by_way["int6 rows, rANS"]["val_bpb"] == int6["val_bpb"]
+    for share in quantization_ways.SHARES:
+        fitted = by_way[f"fit, {share:.0%} of int6's bytes"]
+        assert fitted["bytes"] <= share * int6["bytes"] + 1
+
+
+def test_a_second_call_compares_the_same_weights(compared, here, capsys):
     folder, _, found = compared
-    done = compare(data_folder, folder, "tiny.pt", "--tokens", "2000", "--short")
-    assert done.returncode == 0 and "step:" not in done.stdout
-    assert f"val_bpb={found['float']['val_bpb']}" in done.stdout
+    assert quantization.main([str(folder / "tiny.pt"), "--tokens", "1000", "--short"]) == 0
+    out = capsys.readouterr().out
+    assert "step:" not in out
+    assert f"val_bpb={found['float']['val_bpb']}" in out
 
 
 def test_the_plot_is_a_picture(compared):
     from PIL import Image
 
     picture = Image.open(compared[0] / "loss.png").convert("L")
-    assert (
-        picture.size == (960, 600)
-        and picture.getextrema()[0] < 60
-        and len(picture.getcolors()) > 20
-    )
+    assert picture.size == (960, 600)
+    assert picture.getextrema()[0] < 60
+    assert len(picture.getcolors()) > 20
 
 
-def test_a_file_of_another_program_is_named(data_folder, tmp_path):
-    (tmp_path / "other.pt").write_bytes(b"no weights")
-    done = compare(data_folder, tmp_path, "other.pt")
-    assert done.returncode == 2 and "other.pt: not kept by this program" in done.stderr
-    assert "Traceback" not in done.stderr and (tmp_path / "other.pt").read_bytes() == b"no weights"
+def test_a_plot_without_losses_is_empty_but_there(tmp_path):
+    rows = [dict(way="fit, 30% of int6's bytes", bytes=1000, loss_bpb=-0.1)]
+    quantization_plot.plot(rows, tmp_path / "empty.png")
+    assert (tmp_path / "empty.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- Headline figures
+
+
+def test_a_curve_is_straight_between_logarithms_and_nowhere_else():
+    # y = x squared.
+    sizes = [1.0, 100.0, 10.0, 0.0]
+    losses = [1.0, 10_000.0, 100.0, 5.0]
+    assert quantization_ways.interpolated(sizes, losses, 50.0) == pytest.approx(2500.0)
+    for outside in (0.5, 101.0, 0.0):
+        assert math.isnan(quantization_ways.interpolated(sizes, losses, outside))
+    assert math.isnan(quantization_ways.interpolated([], [], 1.0))
+
+
+def test_headlines_compare_the_curve_with_the_entry_and_with_gptq():
+    curve = [dict(bytes=size, loss_bpb=1 / size) for size in (10, 100, 1000)]
+    entry = dict(bytes=1000, loss_bpb=0.05)
+    sigma = [
+        dict(way="inside", bytes=50, loss_bpb=0.1),
+        dict(way="outside", bytes=5, loss_bpb=0.1),
+    ]
+    found = quantization_ways.headlines(entry, sigma, curve)
+    assert found["loss_share_at_bytes_of_int6"] == pytest.approx(0.02)
+    assert found["bytes_share_at_loss_of_int6"] == pytest.approx(0.02)
+    assert found["loss_over_sigma_gptq_each"] == {"inside": pytest.approx(0.2)}
+    assert found["loss_over_sigma_gptq"] == pytest.approx(0.2)
+    assert math.isnan(quantization_ways.headlines(entry, [], curve)["loss_over_sigma_gptq"])
+
+
+# ---- What is refused
+
+
+def test_a_file_of_another_program_is_named(here, capsys):
+    (here / "other.pt").write_bytes(b"no weights")
+    assert quantization.main(["other.pt"]) == 2
+    err = capsys.readouterr().err
+    assert "other.pt: not kept by this program" in err
+    assert err.count("\n") == 1
+    assert (here / "other.pt").read_bytes() == b"no weights"
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["no/such/folder.pt"], "is not a folder"),
-        (["tiny.pt", "--json", "nowhere/a.json"], "is not a folder"),
+        (["no/such/folder.pt"], "no/such is not a folder"),
+        (["tiny.pt", "--json", "nowhere/a.json"], "nowhere is not a folder"),
+        (["tiny.pt", "--plot", "nowhere/a.png"], "nowhere is not a folder"),
+        (["tiny.pt", "--tokens", "few"], "--help lists the options"),
     ],
 )
-def test_bad_paths_are_named_before_anything_is_trained(data_folder, tmp_path, arguments, message):
-    done = compare(data_folder, tmp_path, *arguments)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_bad_options_are_named_before_anything_is_trained(here, arguments, message, capsys):
+    assert quantization.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(here.iterdir())
+
+
+def test_a_wrong_setting_is_one_line(here, monkeypatch, capsys):
+    monkeypatch.setenv("NUM_LAYERS", "many")
+    assert quantization.main(["tiny.pt"]) == 2
+    assert capsys.readouterr().err.startswith("error: settings: NUM_LAYERS=many must be")
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_trained(here, monkeypatch, capsys):
+    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
+    assert quantization.main(["tiny.pt", "--plot", "a.png"]) == 2
+    assert "--plot needs matplotlib: pip install" in capsys.readouterr().err
+    assert not list(here.iterdir())
