@@ -397,6 +397,11 @@ def test_bad_input_is_refused_in_one_line(case, word, record, tmp_path, without_
     assert "Traceback" not in found.err
 
 
+def test_a_tokenizer_that_is_none_is_refused(record):
+    found = record.audit("--tokenizer", str(record.script))
+    assert found.status == 2 and "no SentencePiece model" in found.errors[0]
+
+
 def test_data_without_a_tokenizer_is_refused(record, tmp_path, monkeypatch):
     data = Path(shutil.copytree(record.data, tmp_path / "data"))
     (data / "tokenizer.model").unlink()
