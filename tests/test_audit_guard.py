@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from tiny_record import PATIENCE
+from tiny_runs import PATIENCE
 
 PROGRAM = """
 import json, os, socket, subprocess, sys

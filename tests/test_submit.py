@@ -29,7 +29,8 @@ from finished_runs import ARTIFACT_SUFFIX
 from leaderboard import MARKERS, leaderboard
 from record_check import SURVEYED
 from run_logs import LABELS, SEPARATOR
-from tiny_record import PATIENCE, QUICK, finished_run
+from tiny_record import QUICK, finished_run
+from tiny_runs import PATIENCE
 
 TOOL = ROOT / "records" / "submit.py"
 SLIDING = LABELS["sliding"]

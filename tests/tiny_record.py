@@ -17,6 +17,7 @@ from pathlib import Path
 import audit
 from conftest import ROOT, VOCAB_SIZE
 from run_logs import LABELS, Log
+from tiny_runs import PATIENCE
 
 import train_gpt
 
@@ -26,8 +27,6 @@ LOG = "train_seed1337.log"
 # The smallest samples, the same each time. Without --margin a busy machine would leave the
 # score known too little.
 QUICK = ("--minutes", "0.01", "--seed", "1", "--margin", "100")
-# Seconds after which a process has failed: a busy machine needs many of them.
-PATIENCE = 900.0
 TINY_RUN = dict(
     PRESET="pocket",
     COMPILE="0",
