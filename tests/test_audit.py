@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import audit
@@ -337,6 +338,29 @@ def test_a_script_that_ends_silently_fails(record):
     found = record.audit("--only", "alone")
     assert (found.status, found.verdicts) == (1, {"runs alone": "FAIL"})
     assert "without a result" in found.out
+
+
+def test_a_stop_does_not_wait_for_the_score(record, monkeypatch):
+    """A process that would compute it for an hour is ended, and the command says one line."""
+    started = threading.Event()
+    scoring = []
+
+    def wait_for(processes: Processes, name: str, folder: Path) -> None:
+        if name == "score":
+            process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+            processes.running.append(process)
+            scoring.append(process)
+            started.set()
+            process.wait()
+        else:
+            assert started.wait(PATIENCE)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Processes, "wait_for", wait_for)
+    found = record.audit("--only", "score,bytes")
+    assert found.status == 130 and found.verdicts == {}
+    assert scoring[0].wait(PATIENCE) != 0
+    assert found.err.count("\n") == 2, "the seed of the samples, and the stop"
 
 
 # ---- What cannot be audited
