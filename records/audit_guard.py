@@ -42,7 +42,8 @@ CHANGES = {
 }
 OPENINGS = {"open", "os.listdir", "os.scandir"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-LONGEST = 160  # characters of a note
+# Characters of a note.
+LONGEST = 160
 
 
 def folder_name(path: str) -> str:
@@ -72,6 +73,7 @@ class Guard:
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple) -> None:
+        """Raise PermissionError for an event that is not allowed: Python's audit hook."""
         reach = self.reach(event, arguments)
         if reach is not None:
             self.stopped.append(reach[:LONGEST])
@@ -82,7 +84,8 @@ class Guard:
         if event in CONNECTIONS:
             return f"{event} {arguments[-1]}"
         if event in PROGRAMS:
-            return f"{event} {arguments[0]}"
+            # A fork has no arguments.
+            return " ".join([event, *map(str, arguments[:1])])
         if event in CHANGES:
             for path in named_paths(arguments):
                 if not folder_name(path).startswith(self.here):

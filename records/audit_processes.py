@@ -29,7 +29,6 @@ MODULES = (
     "records/audit_text.py",
     "records/arithmetic_coder.py",
     "data/commands.py",
-    "data/files.py",
     "data/shards.py",
 )
 ARTIFACT = "final_model.int6.ptz"

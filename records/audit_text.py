@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 from commands import BadInput
-from shards import BOS_ID, open_tokenizer, read_shard
+from shards import BOS_ID, read_shard
 
 VALIDATION = "*_val_*.bin"
 # Documents that are decoded in one call.
@@ -41,7 +42,10 @@ class Text:
     """The text behind tokens, as SentencePiece decodes it document by document, and its bytes."""
 
     def __init__(self, path: Path):
-        self.tokenizer = open_tokenizer(path)
+        try:
+            self.tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise BadInput(f"{path} is no SentencePiece model: check --tokenizer") from error
         self.size = self.tokenizer.vocab_size()
         # Pieces that stand for no text, bool (size,): BOS, padding and the like.
         self.silent = np.array([self.is_silent(piece) for piece in range(self.size)])

@@ -18,7 +18,7 @@ from checks import CHECKS, Check, guarded
 from commands import BadInput
 from manifest import Data, read_manifest
 from record_folder import Entry
-from run_logs import LABELS, Log
+from run_logs import LABELS, Log, Score
 from shards import BOS_ID
 
 # Bits per byte between two ways to compute a score.
@@ -158,7 +158,7 @@ class ArtifactAudit:
         bytes_before = np.append(0, self.text.bytes_of_targets(tokens).cumsum())
         return bits, bytes_before[ends] - bytes_before[firsts]
 
-    def logged_score(self):
+    def logged_score(self) -> Score | None:
         """The sliding score that the log claims; None if there is no log, or no score in it."""
         return None if self.log is None else self.log.score(LABELS["sliding"])
 

@@ -148,6 +148,15 @@ WORKERS: dict[str, Callable[[dict], dict]] = {
 }
 
 
+def answer(name: str, job: dict) -> dict:
+    """Return what one of WORKERS returns in the current folder, or the error that ended it."""
+    try:
+        return WORKERS[name](job)
+    except BaseException as error:
+        traceback.print_exc()
+        return dict(error=described(error), refused=type(error).__name__ == "UserError")
+
+
 def run_worker(name: str) -> int:
     """Be one of WORKERS in the current folder: job.json in, result.json out."""
     path = Path("job.json")
@@ -160,11 +169,7 @@ def run_worker(name: str) -> int:
     tempfile.tempdir = os.getcwd()
     guard = Guard(job["forbidden"])
     guard.install()
-    try:
-        result = WORKERS[name](job)
-    except BaseException as error:
-        traceback.print_exc()
-        result = dict(error=described(error), refused=type(error).__name__ == "UserError")
+    result = answer(name, job)
     result["stopped"] = guard.stopped
     Path("result.json").write_text(json.dumps(result), encoding="utf-8")
     return 0

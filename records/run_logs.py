@@ -204,6 +204,7 @@ class Log:
     # -- the machine
     @property
     def preset(self) -> str:
+        """The preset; record if it is not stated."""
         return self._text("preset", "name", "record")
 
     @property
@@ -223,12 +224,14 @@ class Log:
 
     @property
     def device(self) -> Device | None:
+        """The device; None if it is not stated, as with all that follows."""
         stated = self.last("device")
         return None if stated is None else Device(**stated)
 
     # -- the data
     @property
     def data(self) -> DataSource | None:
+        """Where shards and tokenizer were."""
         stated = self.last("data")
         if stated is None:
             return None
@@ -241,6 +244,7 @@ class Log:
 
     @property
     def last_step(self) -> Step | None:
+        """The last step line."""
         stated = self.last("step")
         return None if stated is None else step_of(stated)
 
@@ -268,6 +272,7 @@ class Log:
 
     @property
     def throughput(self) -> Throughput | None:
+        """The line on late QAT, tokens and their rate."""
         stated = self.last("throughput")
         if stated is None:
             return None
@@ -281,18 +286,22 @@ class Log:
     # -- the artifact
     @property
     def artifact_sha256(self) -> str | None:
+        """The digest of the artifact."""
         return self._text("artifact", "sha256")
 
     @property
     def model_bytes(self) -> int | None:
+        """Bytes of the artifact."""
         return self._bytes("model_bytes")
 
     @property
     def code_bytes(self) -> int | None:
+        """Bytes of the script."""
         return self._bytes("code_bytes")
 
     @property
     def total_bytes(self) -> int | None:
+        """Bytes of both."""
         return self._bytes("total_bytes")
 
     # -- evaluation
@@ -314,6 +323,7 @@ class Log:
 
     @property
     def eval_seconds(self) -> float | None:
+        """Seconds of evaluation, all passes."""
         stated = self.last("eval_seconds")
         return None if stated is None else float(stated["seconds"])
 

@@ -1,0 +1,108 @@
+"""The tables of records/README.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import submit
+from commands import BadInput
+from conftest import ROOT
+from leaderboard import MARKERS, leaderboard, split_readme, update_leaderboard
+
+README = f"# Records\n\n{MARKERS[0]}\nold\n{MARKERS[1]}\n\nafter\n"
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch) -> Path:
+    """An empty records/ for the command."""
+    (tmp_path / "README.md").write_text(README)
+    monkeypatch.setattr(submit, "RECORDS", tmp_path)
+    return tmp_path
+
+
+def enter(records: Path, track: str, name: str, **changes: object) -> None:
+    """Put a record there, of which only submission.json is looked at."""
+    folder = records / f"track_{track}" / f"2026-01-02_{name}"
+    folder.mkdir(parents=True)
+    stated = dict(
+        name=name,
+        author="a|b",
+        date="2026-01-02",
+        val_bpb=1.5,
+        val_bpb_std=0.001,
+        bytes_total=1234567,
+        seeds=[1, 2],
+        hardware="CPU, 2 threads",
+        beats=dict(claimed=1.6, nats=0.1, p_value=0.00123, holds=True),
+    )
+    (folder / "submission.json").write_text(json.dumps({**stated, **changes}))
+
+
+def test_records_are_ranked_by_track_and_score(records):
+    enter(records, "pocket", "Worse", val_bpb=1.9, beats=None)
+    enter(records, "pocket", "Better")
+    enter(records, "10min_16mb", "Real", val_bpb=1.1, val_bpb_std=None)
+    enter(records, "pocket", "Bad.refused", val_bpb=0.1)
+    enter(records, "other", "Worst.refused")
+    text = leaderboard(records)
+    assert re.findall(r"### Track (\w+)|\[(\w+)\]", text) == [
+        ("10min_16mb", ""),
+        ("", "Real"),
+        ("pocket", ""),
+        ("", "Better"),
+        ("", "Worse"),
+    ]
+    row = [
+        "| 1 | 1.5000 ± 0.0010 | [Better](track_pocket/2026-01-02_Better/)",
+        "a\\|b | 2026-01-02 | 2 | 1,234,567 | CPU, 2 threads | 0.00123 against 1.6 |",
+    ]
+    assert " | ".join(row) in text
+    assert "| 1 | 1.1000 | [Real]" in text
+
+
+def test_ablations_are_linked_below_their_tracks_table(records):
+    enter(records, "pocket", "Real")
+    for track in ("pocket", "other"):
+        (records / f"track_{track}/one").mkdir(parents=True)
+        (records / f"track_{track}/one/ablation.json").write_text('{"name": "what helps"}')
+    text = leaderboard(records)
+    assert text.startswith(
+        "### Track other\n\nNo record yet.\n\n"
+        "- ablation: [what helps](track_other/one/)\n\n### Track pocket\n"
+    )
+    assert text.endswith("0.00123 against 1.6 |\n\n- ablation: [what helps](track_pocket/one/)\n")
+    (records / "track_other/one/ablation.json").write_text("[]")
+    with pytest.raises(BadInput, match="ablation.json cannot be linked"):
+        leaderboard(records)
+
+
+def test_without_records_the_leaderboard_says_so(records):
+    expected = README.replace("old\n", "\nNo record yet.\n\n")
+    assert submit.main(["--leaderboard"]) == 0
+    assert (records / "README.md").read_text() == expected
+    update_leaderboard(records)
+    assert (records / "README.md").read_text() == expected
+
+
+@pytest.mark.parametrize("changes", [dict(val_bpb="good"), dict(seeds=None), dict(beats=[1])])
+def test_a_submission_that_cannot_be_ranked_leaves_the_tables(changes, records, capsys):
+    enter(records, "pocket", "Odd", **changes)
+    assert submit.main(["--leaderboard"]) == 2
+    assert "cannot be ranked" in capsys.readouterr().err
+    assert (records / "README.md").read_text() == README
+
+
+def test_a_readme_without_markers_is_left_alone(records, capsys):
+    (records / "README.md").write_text("mine")
+    assert submit.main(["--leaderboard"]) == 2
+    assert MARKERS[0] in capsys.readouterr().err
+    assert (records / "README.md").read_text() == "mine"
+
+
+def test_the_committed_leaderboard_is_what_is_generated():
+    before, after = split_readme(ROOT / "records")
+    expected = f"{before}\n{leaderboard(ROOT / 'records')}\n{after}"
+    assert (ROOT / "records/README.md").read_text(encoding="utf-8") == expected

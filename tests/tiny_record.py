@@ -1,0 +1,193 @@
+"""A tiny training run and the record that it makes, for the tests of the commands in records/."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import audit
+from conftest import ROOT, VOCAB_SIZE
+from run_logs import LABELS, Log
+from tiny_runs import PATIENCE
+
+import train_gpt
+
+COMMITTED = ROOT / "records/track_pocket/2026-11-22_DefaultConfiguration"
+ARTIFACT = "final_model.int6.ptz"
+LOG = "train_seed1337.log"
+# The smallest samples, the same each time. Without --margin a busy machine would leave the
+# score known too little.
+QUICK = ("--minutes", "0.01", "--seed", "1", "--margin", "100")
+TINY_RUN = dict(
+    PRESET="pocket",
+    COMPILE="0",
+    DTYPE="float32",
+    DEVICE="cpu",
+    VOCAB_SIZE=str(VOCAB_SIZE),
+    NUM_LAYERS="3",
+    MODEL_DIM="32",
+    NUM_HEADS="4",
+    NUM_KV_HEADS="2",
+    ROPE_DIMS="4",
+    BIGRAM_VOCAB_SIZE="64",
+    BIGRAM_DIM="8",
+    MEMORY_TOKENS="4",
+    TRAIN_SEQ_LEN="64",
+    EVAL_SEQ_LEN="64",
+    EVAL_STRIDE="32",
+    TRAIN_BATCH_TOKENS="256",
+    MICRO_BATCH_TOKENS="128",
+    ITERATIONS="30",
+    MAX_WALLCLOCK_SECONDS="0",
+    WARMDOWN_ITERS="15",
+    WARMUP_STEPS="1",
+    SWA_EVERY="2",
+    SWA_START_SCALE="0.5",
+    LATE_QAT_THRESHOLD="0.3",
+    TRAIN_LOG_EVERY="10",
+    # Not the preset's, so that README.md has something to say.
+    MUON_WD="0.05",
+)
+
+
+def environment_with(**changes: str) -> dict[str, str]:
+    """The environment without settings, but for these."""
+    names = {field.name.upper() for field in dataclasses.fields(train_gpt.Settings)}
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **changes}
+
+
+@functools.cache
+def finished_run(data: Path) -> Path:
+    """The logs/ of a real run with RUN_ID first and seed 1337, beside the test's data.
+
+    It is made once in a process of the tests.
+    """
+    folder = data.with_name(f"{data.name}_run")
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_gpt.py")],
+        cwd=folder,
+        timeout=PATIENCE,
+        env=environment_with(**TINY_RUN, DATA_PATH=str(data), RUN_ID="first"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "logs"
+
+
+@functools.cache
+def honest_record(data: Path) -> Record:
+    """The record of that run; tests doctor copies of it."""
+    logs = finished_run(data)
+    record = Record(data.with_name(f"{data.name}_record"), data)
+    record.folder.mkdir()
+    shutil.copy(ROOT / "train_gpt.py", record.script)
+    shutil.copy(logs / f"first.{ARTIFACT}", record.folder / ARTIFACT)
+    shutil.copy(logs / "first.txt", record.log)
+    record.write()
+    return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A record folder and the data that it was scored on."""
+
+    folder: Path
+    data: Path
+
+    @property
+    def script(self) -> Path:
+        return self.folder / "train_gpt.py"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / LOG
+
+    def read(self, name: str) -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+    def total(self) -> int:
+        """Bytes of script and artifact."""
+        return self.script.stat().st_size + (self.folder / ARTIFACT).stat().st_size
+
+    def lines(self) -> str:
+        """The log without the script's source."""
+        return Log(self.log).lines
+
+    def write_log(self, lines: str) -> None:
+        """Write the log of a run of this script that wrote these lines."""
+        source = self.script.read_text(encoding="utf-8")
+        self.log.write_text(f"{source}{'=' * 100}\n{lines}", encoding="utf-8")
+
+    def write(self) -> None:
+        """Write submission.json and README.md as the log says."""
+        score = Log(self.log).score(LABELS["sliding"])
+        code = self.script.stat().st_size
+        result = dict(
+            val_bpb=score.val_bpb,
+            val_loss=score.val_loss,
+            artifact_bytes=self.total() - code,
+            steps=30,
+        )
+        submission = dict(
+            name="tiny",
+            author="a",
+            date="2026-01-02",
+            val_bpb=score.val_bpb,
+            bytes_total=self.total(),
+            bytes_code=code,
+            seeds=[1337],
+            seed_results={"1337": result},
+        )
+        (self.folder / "submission.json").write_text(json.dumps(submission))
+        text = f"# tiny\n\nval_bpb {score.val_bpb:.4f}, {self.total():,} bytes, seed 1337\n"
+        (self.folder / "README.md").write_text(text, encoding="utf-8")
+
+    def audit(self, *arguments: str, path: Path | None = None) -> Audited:
+        """Call the auditor's command in this process, with samples that are always the same."""
+        words = [str(path or self.folder), *QUICK, *map(str, arguments)]
+        if "--data" not in words:
+            words += ["--data", str(self.data)]
+        out = io.StringIO()
+        err = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = audit.main(words)
+        return Audited(status, out.getvalue(), err.getvalue())
+
+    def failed(self, *checks: str, more: int = 0) -> set[str]:
+        """The rows that fail when these checks are asked for; `more` rows than checks are there."""
+        found = self.audit("--only", ",".join(checks))
+        failed = {name for name, verdict in found.verdicts.items() if verdict == "FAIL"}
+        assert found.status == (1 if failed else 0), found
+        assert "-" not in found.verdicts.values(), found
+        assert len(found.verdicts) == len(checks) + more, found
+        return failed
+
+
+@dataclasses.dataclass(frozen=True)
+class Audited:
+    """The exit status of the auditor and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """The verdict of each row, by its name."""
+        return dict(re.findall(r"^(.+?) +(PASS|FAIL|-)  ", self.out, re.M))
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
