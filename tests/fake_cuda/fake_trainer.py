@@ -17,8 +17,9 @@ from train_gpt import Runtime, Trainer
 
 # QUANT=fit would need to know the gradients.
 SETTINGS = dict(PRESET="record", INT5_MLP="1", WARMUP_STEPS="1")
-# Two layers have as many graphs and the same types as eleven.
+# Few layers have as many graphs and the same types as eleven. Of three the last takes no skip.
 SHALLOW = dict(SETTINGS, NUM_LAYERS="2")
+ODD = dict(SETTINGS, NUM_LAYERS="3")
 
 
 class Rows:
