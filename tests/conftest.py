@@ -15,9 +15,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # A core for each worker; torch reads this when it is imported.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tiny tensors gain nothing from a second thread, and workers of xdist would share the cores. torch
+# reads this when it is imported, also in processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
