@@ -100,7 +100,7 @@ def test_a_token_outside_the_vocabulary_is_found_at_use_in_training(tmp_path):
     files = [write_shard(tmp_path / f"x_train_{i}.bin", np.full(100, 63 + i)) for i in range(2)]
     rows = TrainingRows(files, 10, 0, 64)
     with pytest.raises(UserError, match="x_train_1.bin.*64"):
-        for position in range(rows.rows):
+        for position in range(rows.num_rows):
             assert rows.row(position).max() == 63
 
 
@@ -120,7 +120,7 @@ def test_a_missing_split_is_refused(tmp_path):
 def test_a_training_split_that_is_too_short_is_refused(length, fits, tmp_path):
     path = write_shard(tmp_path / "x_train_0.bin", np.full(65, 5))
     if fits:
-        assert TrainingRows([path], length, 0, 64).rows == 1
+        assert TrainingRows([path], length, 0, 64).num_rows == 1
     else:
         with pytest.raises(UserError, match=f"{tmp_path}.*{length}"):
             TrainingRows([path], length, 0, 64)
@@ -145,14 +145,14 @@ def shards(tmp_path) -> list[Path]:
 
 def rows_of(data: TrainingRows, epoch: int) -> np.ndarray:
     """All rows of an epoch, (rows, length + 1)."""
-    return np.stack([data.row(epoch * data.rows + i) for i in range(data.rows)])
+    return np.stack([data.row(epoch * data.num_rows + i) for i in range(data.num_rows)])
 
 
 def test_rows_are_contiguous_pieces_of_one_shard(shards):
     data = TrainingRows(shards, LENGTH, 3, 1000)
     for epoch in range(3):
         rows = rows_of(data, epoch)
-        assert rows.shape == (data.rows, LENGTH + 1) and rows.dtype == np.int64
+        assert rows.shape == (data.num_rows, LENGTH + 1) and rows.dtype == np.int64
         assert (np.diff(rows) == 1).all()
         shard_of = np.searchsorted(SHARD_ENDS, rows, side="right")
         assert (shard_of == shard_of[:, :1]).all()
@@ -188,13 +188,13 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone(shards):
     same = TrainingRows(shards, LENGTH, 3, 1000)
     other = TrainingRows(shards, LENGTH, 4, 1000)
     np.random.seed(0)
-    forward = [data.row(i) for i in range(2 * data.rows)]
+    forward = [data.row(i) for i in range(2 * data.num_rows)]
     np.random.seed(1)
     # From the other end, so across an epoch too, and then a row a second time.
-    backward = [same.row(i) for i in reversed(range(2 * data.rows))]
+    backward = [same.row(i) for i in reversed(range(2 * data.num_rows))]
     assert np.array_equal(forward, backward[::-1])
     assert np.array_equal(data.row(5), forward[5])
-    assert not np.array_equal(forward[: data.rows], rows_of(other, 0))
+    assert not np.array_equal(forward[: data.num_rows], rows_of(other, 0))
 
 
 # ---- tokenizers

@@ -59,7 +59,7 @@ def check_step() -> None:
         # All eleven layers of a rank's 48 rows fit an H100 in one pass.
         settings = train_gpt.settings_from(SETTINGS)[0]
         batches = train_gpt.BatchPlan(settings, trainer.runtime)
-        assert (batches.rows, batches.micro_steps) == (48, 1)
+        assert (batches.micro_batch_rows, batches.micro_steps) == (48, 1)
 
 
 def check_sdpa() -> None:

@@ -25,7 +25,7 @@ ODD = dict(SETTINGS, NUM_LAYERS="3")
 class Rows:
     """Training rows that are all alike."""
 
-    rows = 1 << 20
+    num_rows = 1 << 20
     length = 2048
 
     def row(self, position: int) -> np.ndarray:
