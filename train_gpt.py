@@ -2648,8 +2648,13 @@ class Evaluator:
         num_scored[len(plan) - first :] = 0
         positions = np.minimum(first_positions + np.arange(kind.stride), kind.window - 1)
         target_positions = starts + positions + 1
+        # No row holds text behind its last scored target: the model could not see it, but an
+        # adaptation could, and the first window's later targets are scored in later batches.
+        in_window = np.arange(kind.window)
+        inputs = tokens[starts + in_window].astype(np.int64)
+        inputs[in_window >= first_positions + num_scored] = 0
         return WindowBatch(
-            inputs=tokens[starts + np.arange(kind.window)].astype(np.int64),
+            inputs=inputs,
             positions=positions,
             targets=tokens[target_positions].astype(np.int64),
             bytes=self.table.count_at(tokens, target_positions),

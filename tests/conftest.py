@@ -1,4 +1,4 @@
-"""What the tests share: a tiny model with every feature on, a folder of real data, the marker for GPUs."""
+"""What the tests share: a tiny model with every feature on, a folder of real data, markers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ import sys
 import textwrap
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each; torch reads this when it is imported
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tiny tensors gain nothing from a second thread, and workers of xdist would share the cores. torch
+# reads this when it is imported, also in processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 import sentencepiece
 import torch
 
+import train_gpt
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "records"), str(ROOT / "data")]
-
-import train_gpt  # noqa: E402
-
-VOCAB_SIZE = 384  # of the tokenizer in data_folder
+# Of the tokenizer in data_folder.
+VOCAB_SIZE = 384
 BOS = 1
 
-# Every feature of the model on, at sizes that take milliseconds; a row has 20 places behind 4 memory tokens.
+# Every feature of the model on, at sizes that take milliseconds. A row has 20 tokens of text behind
+# 4 memory tokens, and a step has 4 rows.
 TINY = dict(
     num_layers=4,
     model_dim=32,
@@ -58,12 +59,8 @@ TINY = dict(
 )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cuda: needs a GPU")
-    config.addinivalue_line("markers", "slow: takes minutes; runs with -m slow")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests that need a GPU where there is none, and slow ones that nobody asked for."""
     for item in items:
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
@@ -71,33 +68,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: runs with -m slow"))
 
 
+def quiet(line: str, console: bool = True) -> None:
+    """A log that keeps nothing."""
+
+
 def tiny_settings(**changes) -> train_gpt.Settings:
-    """Small settings with every feature of the model on, but for these changes."""
-    texts = {
-        name.upper(): str(int(value) if isinstance(value, bool) else value)
-        for name, value in {**TINY, **changes}.items()
-    }
-    return train_gpt.settings_from({"PRESET": "record", **texts})[0]  # checks them too
+    """Small settings with every feature of the model on, but for these changes; checked."""
+    environment = {"PRESET": "record"}
+    for name, value in {**TINY, **changes}.items():
+        environment[name.upper()] = train_gpt.as_typed(value)
+    return train_gpt.settings_from(environment)[0]
 
 
 @torch.no_grad()
 def stir(model: train_gpt.GPT, seed: int = 7) -> None:
-    """Move every parameter off its initial value, so that no feature is idle because it starts at 0 or 1."""
+    """Move every parameter off its initial value: a feature that starts at 0 or 1 would be idle."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        noise = (
-            torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim
-            else torch.tensor(2.0)
-        )
-        small = name == "embedding" and parameter.std() < 0.1
-        parameter.add_(noise, alpha=0.3 if small or not parameter.any() else 0.1)
+        if parameter.ndim:
+            noise = torch.randn(parameter.shape, generator=generator)
+        else:
+            noise = torch.tensor(2.0)
+        starts_small = name == "embedding.weight" and parameter.std() < 0.1
+        starts_at_zero = not parameter.any()
+        parameter.add_(noise, alpha=0.3 if starts_small or starts_at_zero else 0.1)
 
 
 def tiny_model(
     runtime: train_gpt.Runtime | None = None, seed: int = 0, stirred: bool = True, **changes
 ) -> train_gpt.GPT:
-    """A model of tiny_settings(**changes) in which every parameter acts; stirred=False: as initialised."""
+    """A model of tiny_settings(**changes) in which every parameter acts, unless not stirred."""
     torch.manual_seed(seed)
     model = train_gpt.GPT(tiny_settings(**changes), runtime or train_gpt.Runtime())
     if stirred:
@@ -106,13 +106,13 @@ def tiny_model(
 
 
 def random_tokens(rows: int, length: int, seed: int = 0, vocab_size: int = 64) -> torch.Tensor:
-    """Token ids, int64 (rows, length), none of them BOS."""
+    """Tokens, int64 (rows, length), none of them BOS."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(4, vocab_size, (rows, length), generator=generator)
 
 
 def write_shard(path: Path, tokens) -> Path:
-    """Write a shard in the field's format: 256 int32 of header, then uint16 tokens, all little-endian."""
+    """Write a shard in the field's format: 256 int32 of header, then uint16, little-endian."""
     tokens = np.asarray(tokens, dtype="<u2")
     header = struct.pack("<3i", 20240520, 1, len(tokens)).ljust(256 * 4, b"\0")
     Path(path).write_bytes(header + tokens.tobytes())
@@ -121,8 +121,7 @@ def write_shard(path: Path, tokens) -> Path:
 
 def documents() -> list[str]:
     """Docstrings of the standard library, the same on every machine with one Python."""
-    found = []
-    for module in (
+    modules = (
         argparse,
         dataclasses,
         inspect,
@@ -133,20 +132,23 @@ def documents() -> list[str]:
         struct,
         sys,
         textwrap,
-    ):
+    )
+    found = []
+    for module in modules:
         for name in sorted(vars(module)):
             text = inspect.getdoc(vars(module)[name])
             if text and len(text) > 120 and text not in found:
+                # SentencePiece's sign for a space is no text of its own.
                 found.append(text.replace("\u2581", " "))
     return found
 
 
-@pytest.fixture(scope="session")
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """x_train_000000.bin, x_val_000000.bin and tokenizer.model of VOCAB_SIZE pieces: a lossless tokenizer."""
-    folder = tmp_path_factory.mktemp("data")
-    texts, model = documents(), io.BytesIO()
-    lines = [line for text in texts for line in text.splitlines() if line]
+def train_lossless_tokenizer(texts: list[str]) -> bytes:
+    """A SentencePiece model of VOCAB_SIZE pieces that gives every text back as it was."""
+    lines = []
+    for text in texts:
+        lines += [line for line in text.splitlines() if line]
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=model,
@@ -167,12 +169,22 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_threads=1,
         minloglevel=2,
     )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    encoded = [[BOS, *tokenizer.encode(text)] for text in texts]
-    for split, part in (
-        ("val", encoded[::10]),
-        ("train", [ids for i, ids in enumerate(encoded) if i % 10]),
-    ):
-        write_shard(folder / f"x_{split}_000000.bin", [token for ids in part for token in ids])
+    return model.getvalue()
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """x_train_000000.bin, x_val_000000.bin and a lossless tokenizer.model of VOCAB_SIZE pieces."""
+    folder = tmp_path_factory.mktemp("data")
+    texts = documents()
+    model = train_lossless_tokenizer(texts)
+    (folder / "tokenizer.model").write_bytes(model)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
+    # Every tenth document is for validation.
+    tokens = {"train": [], "val": []}
+    for i, text in enumerate(texts):
+        split = "train" if i % 10 else "val"
+        tokens[split] += [BOS, *tokenizer.encode(text)]
+    for split, its_tokens in tokens.items():
+        write_shard(folder / f"x_{split}_000000.bin", its_tokens)
     return folder

@@ -1,7 +1,11 @@
-"""What test_distributed.py measures on one process and on several; torchrun runs it, rank 0 writes JSON."""
+"""What test_distributed.py measures on one process and on several.
+
+torchrun runs it, with train_gpt.py on PYTHONPATH; rank 0 writes what all ranks found as JSON.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,13 +17,14 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from conftest import VOCAB_SIZE, tiny_model, tiny_settings
+from conftest import VOCAB_SIZE, quiet, tiny_model, tiny_settings
 
 import train_gpt
 from train_gpt import (
     ByteTable,
     Evaluator,
     Muon,
+    ParameterGroup,
     Runtime,
     Trainer,
     TrainingRows,
@@ -30,16 +35,16 @@ from train_gpt import (
     start_runtime,
 )
 
-TRAINING = (
-    dict(  # 4 rows fall evenly on two ranks, 3 and 5 do not, and of 1 the second rank has none
-        even=dict(),
-        accumulated=dict(micro_batch_tokens=24),
-        uneven=dict(train_batch_tokens=72),
-        five=dict(train_batch_tokens=120, micro_batch_tokens=48),
-        one=dict(train_batch_tokens=24),
-        ema=dict(ema_enabled=True),
-    )
+# 4 rows fall evenly on two ranks, 3 and 5 do not, and of 1 the second rank has none.
+TRAINING = dict(
+    even={},
+    accumulated=dict(micro_batch_tokens=24),
+    uneven=dict(train_batch_tokens=72),
+    five=dict(train_batch_tokens=120, micro_batch_tokens=48),
+    one=dict(train_batch_tokens=24),
+    ema=dict(ema_enabled=True),
 )
+# The pass, the number of tokens, and changes of the settings.
 EVALUATION = dict(
     plain=("plain", 501, {}),
     sliding=("sliding", 501, {}),
@@ -49,18 +54,15 @@ EVALUATION = dict(
 )
 
 
-def quiet(line: str, console: bool = True) -> None:
-    """A log that keeps nothing."""
-
-
 def train(folder: Path, runtime: Runtime, **changes) -> dict:
-    """Losses of every step, from the lines' values, and the exported weights of a run through Trainer."""
+    """Losses of every step and the exported weights of a run through Trainer."""
     changes = {**dict(iterations=6, warmdown_iters=4), **changes}
     s = tiny_settings(vocab_size=VOCAB_SIZE, train_log_every=1, **changes)
     data = TrainingRows(find_shards(folder, "train"), s.train_seq_len, s.seed, VOCAB_SIZE)
     trainer = Trainer(build_model(s, runtime), s, runtime, quiet, data, 0)
     trainer.warm_up()
-    losses, report = [], trainer.report
+    losses = []
+    report = trainer.report
 
     def keeping(*arguments) -> None:
         report(*arguments)
@@ -81,16 +83,33 @@ def train(folder: Path, runtime: Runtime, **changes) -> dict:
 
 
 def muon(runtime: Runtime) -> list[float]:
-    """Weights after three steps of Muon on five matrices of one shape, one of another, and a pair."""
+    """Weights after three steps of Muon on five matrices of one shape, one of another, and a pair.
+
+    Of these the last has a rate of its own.
+    """
     generator = torch.Generator().manual_seed(5)
     shapes = [(8, 8)] * 5 + [(24, 8)] + [(8, 24)] * 2
     weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-    optimizer = Muon(weights, tiny_settings(), runtime)
+    groups = [
+        ParameterGroup("attention", weights[:-1], learning_rate=1.0, weight_decay=0.04),
+        ParameterGroup("mlp", weights[-1:], learning_rate=0.5, weight_decay=0.04),
+    ]
+    optimizer = Muon(groups, tiny_settings(), runtime)
     for _ in range(3):
         for weight in weights:
             weight.grad = torch.randn(weight.shape, generator=generator)
-        optimizer.step(0.1, 0.9)
+        optimizer.step(scale=0.1, momentum=0.9)
     return torch.cat([weight.detach().flatten() for weight in weights]).tolist()
+
+
+@contextlib.contextmanager
+def without_newer_names():
+    """torch.distributed as it was before 2.13."""
+    with contextlib.ExitStack() as stack:
+        if hasattr(dist, "all_gather_single"):
+            stack.enter_context(mock.patch.object(dist, "all_gather_single"))
+            del dist.all_gather_single
+        yield
 
 
 def evaluate(folder: Path, runtime: Runtime, name: str, length: int, changes: dict) -> dict:
@@ -106,14 +125,19 @@ def evaluate(folder: Path, runtime: Runtime, name: str, length: int, changes: di
 
 
 def train_by_clock(folder: Path, runtime: Runtime) -> dict:
-    """A run that the clock ends after about 50 readings. Each rank's clock has a speed of its own, so that
-    ranks which read their own would part."""
+    """A run that the clock ends after about 50 readings.
+
+    Each rank's clock has a speed of its own, so that ranks which read their own would part.
+    """
     readings = itertools.count()
-    clock = types.SimpleNamespace(perf_counter=lambda: next(readings) * 0.1 * (1 + runtime.rank))
+
+    def perf_counter() -> float:
+        return next(readings) * 0.1 * (1 + runtime.rank)
+
+    clock = types.SimpleNamespace(perf_counter=perf_counter)
+    changes = dict(iterations=100_000, max_wallclock_seconds=5.0, late_qat_threshold=0.5)
     with mock.patch.object(train_gpt, "time", clock):
-        return train(
-            folder, runtime, iterations=100_000, max_wallclock_seconds=5.0, late_qat_threshold=0.5
-        )
+        return train(folder, runtime, **changes)
 
 
 def measure(folder: Path, runtime: Runtime) -> dict:
@@ -126,19 +150,23 @@ def measure(folder: Path, runtime: Runtime) -> dict:
 
 
 def main() -> None:
-    folder, output = map(Path, sys.argv[1:])
-    runtime = start_runtime(
-        tiny_settings(device="cpu", dtype="float32", attention="sdpa", compile="0")
-    )
+    """Measure as a rank, and have rank 0 write what all found."""
+    folder = Path(sys.argv[1])
+    output = Path(sys.argv[2])
+    settings = tiny_settings(device="cpu", dtype="float32", attention="sdpa", compile="0")
+    runtime = start_runtime(settings)
     found = measure(folder, runtime)
     found["by_clock"] = train_by_clock(folder, runtime)
+    with without_newer_names():
+        found["muon_by_older_names"] = muon(runtime)
     everyone = [None] * runtime.world_size
     dist.all_gather_object(everyone, found)
     if runtime.rank == 0:
         output.write_text(json.dumps(everyone))
     dist.barrier()
     dist.destroy_process_group()
-    os._exit(0)  # gloo's threads may abort an interpreter that ends
+    # gloo's threads may abort an interpreter that ends in the ordinary way.
+    os._exit(0)
 
 
 if __name__ == "__main__":

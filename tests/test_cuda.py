@@ -4,203 +4,226 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from pathlib import Path
 
 import bench_worker
+import numpy as np
 import pytest
 import torch
-from conftest import random_tokens, tiny_model, tiny_settings
+from conftest import quiet, random_tokens, tiny_model, tiny_settings
+from torch import Tensor
 
 import train_gpt
 from train_gpt import (
-    ATTENTION,
+    ATTENTION_BACKENDS,
+    AttentionInputs,
     BatchPlan,
+    Fit,
     Runtime,
+    Settings,
+    StepPlan,
     Trainer,
     TrainingRows,
     WeightAverage,
+    build_model,
+    coded_parameters,
     find_shards,
+    pack_under_cap,
+    read_artifact,
+    stored_settings,
 )
 
 pytestmark = pytest.mark.cuda
 PACKAGES = dict(flash3="flash_attn_interface", flash2="flash_attn")
+# A step before any phase begins, and one of late QAT.
+STEP = StepPlan(scale=1.0, momentum=0.95)
+LATE_STEP = StepPlan(scale=0.05, momentum=0.95, late_qat_due=True)
 
 
-def runtime(**changes) -> Runtime:
+def gpu_runtime(**changes) -> Runtime:
+    """The first GPU with bfloat16, but for these changes."""
     return Runtime(**{**dict(device=torch.device("cuda", 0), dtype=torch.bfloat16), **changes})
 
 
 class Rows:
     """Training rows that repeat with a period, so that a short run learns them."""
 
-    rows, length = 64, 24
+    num_rows = 64
+    length = 24
 
-    def row(self, position: int):
-        return (4 + (torch.arange(self.length + 1) + position) % 12).numpy()
+    def row(self, position: int) -> np.ndarray:
+        """Twelve tokens in turn, from another one on at each position."""
+        return 4 + (np.arange(self.length + 1) + position) % 12
 
 
-def trainer(where: Runtime, **changes) -> Trainer:
+def make_trainer(runtime: Runtime, **changes) -> Trainer:
+    """A trainer of a tiny model."""
     settings = tiny_settings(micro_batch_tokens=96, **changes)
-    model = tiny_model(where, stirred=False, **changes).to(where.device)
-    return Trainer(model, settings, where, lambda *_, **__: None, Rows(), 0)
+    model = tiny_model(runtime, stirred=False, **changes).to(runtime.device)
+    return Trainer(model, settings, runtime, quiet, Rows(), 0)
 
 
-@pytest.mark.parametrize("name", ATTENTION)
+def losses_of(trainer: Trainer, steps: int) -> list[float]:
+    """The losses of so many steps before the warmdown."""
+    losses = []
+    for step in range(steps):
+        plan = StepPlan(scale=1.0, momentum=trainer.schedule.momentum(step))
+        losses.append(float(trainer.step(plan)))
+    return losses
+
+
+def attention_by_definition(inputs: AttentionInputs) -> Tensor:
+    """Causal attention with two queries for each key, in the inputs' type."""
+    length = inputs.queries.size(1)
+    keys = inputs.keys.repeat_interleave(2, dim=2)
+    values = inputs.values.repeat_interleave(2, dim=2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", inputs.queries, keys) / 8
+    future = torch.ones(length, length, dtype=torch.bool, device="cuda").triu(1)
+    weights = scores.masked_fill(future, -math.inf).softmax(-1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, values)
+
+
+@pytest.mark.parametrize("name", ATTENTION_BACKENDS)
 def test_attention_is_near_the_float32_reference(name):
     if name in PACKAGES and not importlib.util.find_spec(PACKAGES[name]):
         pytest.skip(f"{PACKAGES[name]} is not installed")
     if name == "flash3" and torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("needs an H100")
     generator = torch.Generator("cuda").manual_seed(0)
-    q, k, v = (
-        torch.randn(2, 200, heads, 64, device="cuda", generator=generator, requires_grad=True)
-        for heads in (8, 4, 4)
-    )
-    shared_k, shared_v = (x.repeat_interleave(2, dim=2) for x in (k, v))
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, shared_k) / 8
-    future = torch.ones(200, 200, dtype=torch.bool, device="cuda").triu(1)
-    expected = torch.einsum(
-        "bhqk,bkhd->bqhd", scores.masked_fill(future, -math.inf).softmax(-1), shared_v
-    )
-    found = ATTENTION[name](*(x.bfloat16() for x in (q, k, v)))
+    parts = []
+    for heads in (8, 4, 4):
+        part = torch.randn(2, 200, heads, 64, device="cuda", generator=generator)
+        parts.append(part.requires_grad_())
+    expected = attention_by_definition(AttentionInputs(*parts))
+    found = ATTENTION_BACKENDS[name](AttentionInputs(*(part.bfloat16() for part in parts)))
     assert found.dtype == torch.bfloat16 and (found.float() - expected).abs().max() < 0.03
-    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
-    for mine, theirs in zip(torch.autograd.grad(found.float().square().sum(), (q, k, v)), wanted):
-        assert (mine - theirs).norm() < 0.03 * theirs.norm()
+    theirs = torch.autograd.grad(expected.square().sum(), parts)
+    mine = torch.autograd.grad(found.float().square().sum(), parts)
+    for found_gradient, gradient in zip(mine, theirs, strict=True):
+        assert (found_gradient - gradient).norm() < 0.03 * gradient.norm()
 
 
 def test_a_training_step_compiles_without_breaks():
-    compiled, eager = trainer(runtime(compiled="graph")), trainer(runtime())
+    compiled = make_trainer(gpu_runtime(compiled="graph"))
+    eager = make_trainer(gpu_runtime())
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    for scale in (1.0, 0.05):  # without and with late QAT
-        losses = [float(each.step(scale)) for each in (compiled, eager)]
-        assert losses[0] == pytest.approx(losses[1], abs=0.03)
+    for plan in (STEP, LATE_STEP):
+        found = float(compiled.step(plan))
+        assert found == pytest.approx(float(eager.step(plan)), abs=0.03)
     assert compiled.qat_steps == 1 and not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_a_short_run_ends_where_it_ends_on_the_cpu():
-    gpu, cpu = trainer(runtime()), trainer(Runtime())
-    losses = [[float(each.step(1.0)) for _ in range(40)] for each in (gpu, cpu)]
-    assert losses[0][-1] < losses[0][0] - 1 and losses[0][-1] == pytest.approx(
-        losses[1][-1], abs=0.15
-    )
+    on_gpu = losses_of(make_trainer(gpu_runtime()), 40)
+    on_cpu = losses_of(make_trainer(Runtime()), 40)
+    assert on_gpu[-1] < on_gpu[0] - 1
+    assert on_gpu[-1] == pytest.approx(on_cpu[-1], abs=0.15)
 
 
 def test_a_micro_batch_needs_no_more_than_its_estimate():
-    """MICRO_BATCH_TOKENS=0 counts 80 bytes a position, layer and channel, and keeps 40% of memory back."""
-    settings = train_gpt.Settings(train_batch_tokens=65536, micro_batch_tokens=16384)
+    """MICRO_BATCH_TOKENS=0 counts 80 bytes a position, layer and channel, and keeps 40% back."""
+    settings = Settings(train_batch_tokens=65536, micro_batch_tokens=16384)
     attention, _ = train_gpt.choose_attention(settings, torch.device("cuda", 0), torch.bfloat16)
-    where = runtime(attention=attention)
-    model = train_gpt.build_model(settings, where)
-    plan = BatchPlan(settings, where)
-    assert plan.rows * settings.train_seq_len == 16384
-    tokens = random_tokens(plan.rows, settings.train_seq_len, vocab_size=1024).cuda()
+    runtime = gpu_runtime(attention=attention)
+    model = build_model(settings, runtime)
+    batches = BatchPlan(settings, runtime)
+    assert batches.micro_batch_rows * settings.train_seq_len == 16384
+    tokens = random_tokens(batches.micro_batch_rows, settings.train_seq_len, vocab_size=1024).cuda()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     model(tokens, tokens)[0].backward()
-    used = (
-        torch.cuda.max_memory_allocated() - before - sum(p.numel() * 4 for p in model.parameters())
-    )
+    gradients = sum(p.numel() * 4 for p in model.parameters())
+    used = torch.cuda.max_memory_allocated() - before - gradients
     assert used < 16384 * 80 * settings.num_layers * settings.model_dim / 0.6
 
 
 def test_averages_stay_on_the_device():
-    settings = tiny_settings(swa_every=1)
-    model, average = tiny_model(runtime()).cuda(), WeightAverage(settings)
-    for step in (1, 2):
-        average.after_step(step, 0.0, list(model.parameters()))
-    assert all(weight.is_cuda and weight.dtype == torch.float32 for weight in average.weights)
+    model = tiny_model(gpu_runtime()).cuda()
+    average = WeightAverage(tiny_settings())
+    for _ in range(2):
+        average.add(list(model.parameters()))
+    for weight in average.weights:
+        assert weight.is_cuda and weight.dtype == torch.float32
 
 
-def record(where: Runtime, folder, **changes) -> Trainer:
+def record_trainer(runtime: Runtime, folder: Path, **changes) -> Trainer:
     """The record preset on the given shards, whose vocabulary is smaller."""
-    settings = train_gpt.Settings(**changes)
-    data = TrainingRows(
-        find_shards(folder, "train"), settings.train_seq_len, settings.seed, settings.vocab_size
-    )
-    return Trainer(
-        train_gpt.build_model(settings, where), settings, where, lambda *_, **__: None, data, 0
-    )
+    s = Settings(**changes)
+    data = TrainingRows(find_shards(folder, "train"), s.train_seq_len, s.seed, s.vocab_size)
+    return Trainer(build_model(s, runtime), s, runtime, quiet, data, 0)
 
 
 def best_runtime() -> Runtime:
     """What a run would choose here."""
-    device, settings = torch.device("cuda", 0), train_gpt.Settings()
+    device = torch.device("cuda", 0)
+    settings = Settings()
     dtype, _ = train_gpt.choose_dtype(settings, device)
-    return runtime(
-        dtype=dtype,
-        attention=train_gpt.choose_attention(settings, device, dtype)[0],
-        compiled="graph",
-    )
+    attention, _ = train_gpt.choose_attention(settings, device, dtype)
+    return gpu_runtime(dtype=dtype, attention=attention, compiled="graph")
 
 
 def test_fifty_steps_of_the_record_preset_lose_as_they_do_on_the_cpu(data_folder):
     changes = dict(train_batch_tokens=2048, micro_batch_tokens=2048)
-    gpu, cpu = (
-        record(best_runtime(), data_folder, **changes),
-        record(Runtime(), data_folder, **changes),
-    )
-    losses = torch.tensor([[float(each.step(1.0)) for _ in range(50)] for each in (gpu, cpu)])
-    assert losses[1, -5:].mean() < losses[1, :5].mean() - 1  # it learns, and the one as the other
-    assert (losses[0] - losses[1])[:5].abs().max() < 0.05
-    assert (losses[0, -10:].mean() - losses[1, -10:].mean()).abs() < 0.15
+    on_gpu = torch.tensor(losses_of(record_trainer(best_runtime(), data_folder, **changes), 50))
+    on_cpu = torch.tensor(losses_of(record_trainer(Runtime(), data_folder, **changes), 50))
+    # It learns, and the one as the other.
+    assert on_cpu[-5:].mean() < on_cpu[:5].mean() - 1
+    assert (on_gpu - on_cpu)[:5].abs().max() < 0.05
+    assert (on_gpu[-10:].mean() - on_cpu[-10:].mean()).abs() < 0.15
 
 
 def test_step_time_share_of_the_peak_and_memory_of_the_record_preset(data_folder, capsys):
     """A rank's part of a step on 8 GPUs; prints what it finds."""
-    trainer = record(best_runtime(), data_folder, train_batch_tokens=98304)
+    trainer = record_trainer(best_runtime(), data_folder, train_batch_tokens=98304)
     trainer.warm_up()
     torch.cuda.reset_peak_memory_stats()
     torch._dynamo.utils.counters.clear()
-    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    started = torch.cuda.Event(enable_timing=True)
+    ended = torch.cuda.Event(enable_timing=True)
     started.record()
     for _ in range(10):
-        loss = trainer.step(1.0)
+        loss = trainer.step(STEP)
     ended.record()
     ended.synchronize()
-    seconds, name = started.elapsed_time(ended) / 1e4, torch.cuda.get_device_name()
+    # Of ten steps, in milliseconds.
+    seconds = started.elapsed_time(ended) / 1e4
     flops = bench_worker.flops_per_token(trainer.model, trainer.settings) * 98304 / seconds
     peak = bench_worker.peak_flops(trainer.runtime.device) or math.nan
     memory = torch.cuda.max_memory_allocated()
     with capsys.disabled():
         print(
-            f"\n{name}: {1000 * seconds:.1f} ms for 98,304 tokens in {trainer.plan.micro_steps} passes, "
-            f"{flops / 1e12:.0f} TFLOP/s, mfu {flops / peak:.3f}, {memory / 2**30:.1f} GiB"
+            f"\n{torch.cuda.get_device_name()}: {1000 * seconds:.1f} ms for 98,304 tokens in "
+            f"{trainer.batches.micro_steps} passes, {flops / 1e12:.0f} TFLOP/s, "
+            f"mfu {flops / peak:.3f}, {memory / 2**30:.1f} GiB"
         )
     assert math.isfinite(float(loss)) and memory < trainer.runtime.memory_bytes()
-    assert not torch._dynamo.utils.counters["stats"][
-        "unique_graphs"
-    ]  # all were compiled in the warm-up
+    # All were compiled in the warm-up.
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def fitted_on(device: str, settings: Settings) -> tuple[train_gpt.Grid, bytes]:
+    """Steps and an artifact of the same model and the same gradients, computed on a device."""
+    model = train_gpt.GPT(settings, Runtime()).to(device)
+    model.load_state_dict(tiny_model(quant="fit").state_dict())
+    fit = Fit(coded_parameters(model, "fit"))
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        for weight in fit.parameters:
+            weight.grad = torch.randn(weight.shape, generator=generator).to(device)
+        fit.observe()
+    fit.finish()
+    manifest = dict(tokenizer="", settings=stored_settings(settings, "model", "evaluation"))
+    return fit.grid(-4.0), pack_under_cap(model, settings, manifest, 6000, fit)
 
 
 def test_steps_are_fitted_on_the_gpu_as_on_the_cpu():
-    """The same sensitivity gives the same steps; codes differ in a few ties; the artifact fits the same budget."""
+    """The same costs give the same steps; a few codes differ; both artifacts fit the budget."""
     settings = tiny_settings(quant="fit", zstd_level=3)
-    sizes, grids = [], []
-    for device in ("cpu", "cuda"):
-        model = train_gpt.GPT(settings, Runtime()).to(device)
-        model.load_state_dict(tiny_model(quant="fit").state_dict())
-        fit, generator = (
-            train_gpt.Fit(train_gpt.coded_parameters(model, "fit")),
-            torch.Generator().manual_seed(2),
-        )
-        for _ in range(5):
-            for weight in fit.parameters:
-                weight.grad = torch.randn(weight.shape, generator=generator).to(device)
-            fit.observe()
-        fit.finish()
-        manifest = dict(
-            tokenizer="",
-            settings={
-                f.name: getattr(settings, f.name)
-                for f in train_gpt.fields_of("model", "evaluation")
-            },
-        )
-        data = train_gpt.pack_under_cap(model, settings, manifest, 6000, fit)
-        sizes.append(len(data))
-        grids.append(fit.grid(-4.0))
-        train_gpt.read_artifact(data, "a")
-    assert max(sizes) <= 6000 and abs(sizes[0] - sizes[1]) < 120
-    for name, steps in grids[0].items():
-        for found, expected in zip(grids[1][name], steps):
-            assert (found.cpu() == expected).float().mean() > 0.9, name
+    expected_grid, on_cpu = fitted_on("cpu", settings)
+    grid, on_gpu = fitted_on("cuda", settings)
+    read_artifact(on_gpu, "an artifact")
+    assert max(len(on_cpu), len(on_gpu)) <= 6000 and abs(len(on_cpu) - len(on_gpu)) < 120
+    for name, expected in expected_grid.items():
+        for found, steps in zip(grid[name], expected, strict=True):
+            assert (found.cpu() == steps).float().mean() > 0.9, name

@@ -13,6 +13,7 @@ from conftest import BOS, VOCAB_SIZE, write_shard
 
 from train_gpt import (
     ByteTable,
+    Tokenizer,
     TrainingRows,
     UserError,
     find_shards,
@@ -36,64 +37,59 @@ def test_a_shard_of_no_tokens_is_empty(tmp_path):
 
 
 def header(magic: int = 20240520, version: int = 1, tokens: int = 100) -> bytes:
+    """A shard's header, 1,024 bytes."""
     return struct.pack("<3i", magic, version, tokens).ljust(1024, b"\0")
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\0",
-        header()[:1023],
-        header(magic=20240521) + bytes(200),
-        header(version=2) + bytes(200),
-        header(),
-        header() + bytes(199),
-        header() + bytes(202),
-        header(tokens=-1),
-        header(tokens=-1) + bytes(2),
-        struct.pack(">3i", 20240520, 1, 100).ljust(1024, b"\0") + bytes(200),
-        b"a text " * 500,
-    ],
-    ids=[
-        "empty",
-        "one-byte",
-        "short-header",
-        "magic",
-        "version",
-        "no-tokens-left",
-        "truncated",
-        "too-long",
-        "negative",
-        "negative-with-tokens",
-        "big-endian",
-        "text",
-    ],
-)
-def test_a_damaged_shard_is_named(data, tmp_path):
+DAMAGED_SHARDS = {
+    "empty": b"",
+    "one-byte": b"\0",
+    "short-header": header()[:1023],
+    "magic": header(magic=20240521) + bytes(200),
+    "version": header(version=2) + bytes(200),
+    "no-tokens-left": header(),
+    "truncated": header() + bytes(199),
+    "too-long": header() + bytes(202),
+    "negative": header(tokens=-1),
+    "negative-with-tokens": header(tokens=-1) + bytes(2),
+    "big-endian": struct.pack(">3i", 20240520, 1, 100).ljust(1024, b"\0") + bytes(200),
+    "text": b"a text " * 500,
+}
+
+
+def read_training_rows(path: Path) -> TrainingRows:
+    """Open a shard as training does."""
+    return TrainingRows([path], length=4, seed=0, vocab_size=9)
+
+
+def read_validation(path: Path) -> np.ndarray:
+    """Open a shard as evaluation does."""
+    return load_validation([path], 65536)
+
+
+@pytest.mark.parametrize("damage", DAMAGED_SHARDS)
+def test_a_damaged_shard_is_named(damage, tmp_path):
     path = tmp_path / "x_val_000000.bin"
-    path.write_bytes(data)
-    for read in (
-        lambda: open_shard(path),
-        lambda: load_validation([path], 65536),
-        lambda: TrainingRows([path], 4, 0, 9),
-    ):
+    path.write_bytes(DAMAGED_SHARDS[damage])
+    for read in (open_shard, read_validation, read_training_rows):
         with pytest.raises(UserError, match="x_val_000000.bin") as error:
-            read()
+            read(path)
         assert "\n" not in str(error.value)
 
 
 def test_the_whole_validation_split_in_order(tmp_path):
     parts = [np.arange(10), np.arange(10, 11), [], np.arange(11, 50)]
-    for i, part in reversed(list(enumerate(parts))):
-        write_shard(tmp_path / f"x_val_{i:06}.bin", part)
+    # Written backwards: names decide the order.
+    for i in reversed(range(len(parts))):
+        write_shard(tmp_path / f"x_val_{i:06}.bin", parts[i])
     write_shard(tmp_path / "x_train_000000.bin", [99])
     assert np.array_equal(load_validation(find_shards(tmp_path, "val"), 50), np.arange(50))
 
 
 def test_a_token_outside_the_vocabulary_is_found_at_load_in_validation(tmp_path):
     files = [
-        write_shard(tmp_path / f"x_val_{i}.bin", [1, token, 3]) for i, token in enumerate((2, 64))
+        write_shard(tmp_path / "x_val_0.bin", [1, 2, 3]),
+        write_shard(tmp_path / "x_val_1.bin", [1, 64, 3]),
     ]
     assert len(load_validation(files, 65)) == 6
     with pytest.raises(UserError, match="x_val_1.bin.*64"):
@@ -104,7 +100,7 @@ def test_a_token_outside_the_vocabulary_is_found_at_use_in_training(tmp_path):
     files = [write_shard(tmp_path / f"x_train_{i}.bin", np.full(100, 63 + i)) for i in range(2)]
     rows = TrainingRows(files, 10, 0, 64)
     with pytest.raises(UserError, match="x_train_1.bin.*64"):
-        for position in range(rows.rows):
+        for position in range(rows.num_rows):
             assert rows.row(position).max() == 63
 
 
@@ -124,7 +120,7 @@ def test_a_missing_split_is_refused(tmp_path):
 def test_a_training_split_that_is_too_short_is_refused(length, fits, tmp_path):
     path = write_shard(tmp_path / "x_train_0.bin", np.full(65, 5))
     if fits:
-        assert TrainingRows([path], length, 0, 64).rows == 1
+        assert TrainingRows([path], length, 0, 64).num_rows == 1
     else:
         with pytest.raises(UserError, match=f"{tmp_path}.*{length}"):
             TrainingRows([path], length, 0, 64)
@@ -133,67 +129,75 @@ def test_a_training_split_that_is_too_short_is_refused(length, fits, tmp_path):
 # ---- the order of rows
 
 LENGTH = 7
+# Tokens of the shards, among which one is empty and one too short for a row.
+SHARD_SIZES = [100, 0, 9, 61, 500]
+SHARD_ENDS = np.cumsum(SHARD_SIZES)
 
 
 @pytest.fixture
 def shards(tmp_path) -> list[Path]:
-    """Shards of distinct tokens, among them an empty one and one that is too short for a row."""
-    sizes = [100, 0, 9, 61, 500]
-    ends = np.cumsum(sizes)
-    return [
-        write_shard(tmp_path / f"x_train_{i}.bin", np.arange(end - size, end))
-        for i, (size, end) in enumerate(zip(sizes, ends))
-    ]
+    """Shards in which no token comes twice."""
+    files = []
+    for i, (size, end) in enumerate(zip(SHARD_SIZES, SHARD_ENDS, strict=True)):
+        files.append(write_shard(tmp_path / f"x_train_{i}.bin", np.arange(end - size, end)))
+    return files
 
 
 def rows_of(data: TrainingRows, epoch: int) -> np.ndarray:
-    return np.stack([data.row(epoch * data.rows + i) for i in range(data.rows)])
+    """All rows of an epoch, (rows, length + 1)."""
+    return np.stack([data.row(epoch * data.num_rows + i) for i in range(data.num_rows)])
 
 
 def test_rows_are_contiguous_pieces_of_one_shard(shards):
     data = TrainingRows(shards, LENGTH, 3, 1000)
     for epoch in range(3):
         rows = rows_of(data, epoch)
-        assert rows.shape == (data.rows, LENGTH + 1) and rows.dtype == np.int64
+        assert rows.shape == (data.num_rows, LENGTH + 1) and rows.dtype == np.int64
         assert (np.diff(rows) == 1).all()
-        shard_of = np.searchsorted([100, 100, 109, 170, 670], rows, side="right")
+        shard_of = np.searchsorted(SHARD_ENDS, rows, side="right")
         assert (shard_of == shard_of[:, :1]).all()
 
 
 def test_each_row_comes_once_an_epoch(shards):
     data = TrainingRows(shards, LENGTH, 3, 1000)
     for epoch in range(4):
-        inputs = rows_of(data, epoch)[
-            :, :-1
-        ]  # the last token of a row is only a target, and begins the next
-        assert len(np.unique(inputs)) == inputs.size  # no token twice
-        assert (
-            inputs.size > 670 - 3 * 2 * LENGTH - 9
-        )  # at most two rows' worth is left over in each shard
+        # The last token of a row is only a target, and begins the next.
+        inputs = rows_of(data, epoch)[:, :-1]
+        assert len(np.unique(inputs)) == inputs.size
+        # At most two rows' worth is left over in each shard that has rows.
+        assert inputs.size > SHARD_ENDS[-1] - 3 * 2 * LENGTH - 9
+
+
+def test_each_epoch_is_cut_at_its_own_offset(shards):
+    data = TrainingRows(shards, LENGTH, 3, 1000)
+    firsts = [set(rows_of(data, epoch)[:, 0] % LENGTH) for epoch in range(4)]
+    assert len({frozenset(first) for first in firsts}) > 1
 
 
 def test_the_order_is_new_in_each_epoch(shards):
     data = TrainingRows(shards, LENGTH, 3, 1000)
-    first, second = rows_of(data, 0)[:, 0], rows_of(data, 1)[:, 0]
+    first = rows_of(data, 0)[:, 0]
+    second = rows_of(data, 1)[:, 0]
     assert (first != second).mean() > 0.8
-    assert (np.diff(first) == LENGTH).mean() < 0.2  # not the order of the file
+    # Nor is it the order of the file.
+    assert (np.diff(first) == LENGTH).mean() < 0.2
 
 
 def test_the_order_depends_on_the_seed_and_the_epoch_alone(shards):
-    data, same, other = (TrainingRows(shards, LENGTH, seed, 1000) for seed in (3, 3, 4))
+    data = TrainingRows(shards, LENGTH, 3, 1000)
+    same = TrainingRows(shards, LENGTH, 3, 1000)
+    other = TrainingRows(shards, LENGTH, 4, 1000)
     np.random.seed(0)
-    forward = [data.row(i) for i in range(2 * data.rows)]
+    forward = [data.row(i) for i in range(2 * data.num_rows)]
     np.random.seed(1)
-    backward = [
-        same.row(i) for i in reversed(range(2 * data.rows))
-    ]  # also across an epoch, also twice
+    # From the other end, so across an epoch too, and then a row a second time.
+    backward = [same.row(i) for i in reversed(range(2 * data.num_rows))]
     assert np.array_equal(forward, backward[::-1])
     assert np.array_equal(data.row(5), forward[5])
-    assert not np.array_equal(forward[: data.rows], rows_of(other, 0))
+    assert not np.array_equal(forward[: data.num_rows], rows_of(other, 0))
 
 
 # ---- tokenizers
-
 
 TRAINING_TEXT = [
     "The quick brown fox jumps over the lazy dog, and the dog sleeps.",
@@ -215,7 +219,7 @@ KINDS = {
     "challenge-spaces-kept": dict(
         normalization_rule_name="nmt_nfkc", add_dummy_prefix=False, remove_extra_whitespaces=False
     ),
-    "defaults": dict(),
+    "defaults": {},
     "prefix-spaces-kept": dict(remove_extra_whitespaces=False),
     "suffix": dict(treat_whitespace_as_suffix=True, add_dummy_prefix=False),
     "suffix-defaults": dict(treat_whitespace_as_suffix=True),
@@ -246,6 +250,7 @@ DOCUMENTS = [
 
 
 def train_tokenizer(path: Path, vocab_size: int = 400, **changes) -> Path:
+    """Train a tokenizer on TRAINING_TEXT with these options of SentencePiece."""
     model = io.BytesIO()
     options = dict(
         model_type="bpe",
@@ -269,54 +274,147 @@ def train_tokenizer(path: Path, vocab_size: int = 400, **changes) -> Path:
     return path
 
 
+def tokenizer_at(path: Path) -> Tokenizer:
+    """A tokenizer of whatever size it has."""
+    return Tokenizer(sentencepiece.SentencePieceProcessor(model_file=str(path)))
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def tokenizer(request, tmp_path_factory) -> sentencepiece.SentencePieceProcessor:
+def tokenizer(request, tmp_path_factory) -> Tokenizer:
+    """A tokenizer of each kind, as training would load it."""
     path = train_tokenizer(tmp_path_factory.mktemp("tokenizer") / "t.model", **KINDS[request.param])
-    size = sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size()
-    return load_tokenizer(path, size)
+    return load_tokenizer(path, tokenizer_at(path).vocab_size)
+
+
+@pytest.fixture(scope="module")
+def lossless(tmp_path_factory) -> Tokenizer:
+    """One that gives every text back as it was, with pieces for a newline and two spaces."""
+    folder = tmp_path_factory.mktemp("lossless")
+    return tokenizer_at(train_tokenizer(folder / "t.model", **KINDS["newline-piece"]))
+
+
+def token_of(tokenizer: Tokenizer, piece: str) -> int:
+    """The token with this text."""
+    return next(t for t in range(tokenizer.vocab_size) if tokenizer.piece_text(t) == piece)
+
+
+def test_the_tokenizer_says_of_each_token_what_it_stands_for(lossless):
+    kinds = {
+        "<pad>": "control",
+        "<s>": "control",
+        "</s>": "control",
+        "<unk>": "silent",
+        "<0x41>": "byte",
+        "e": "text",
+        "▁": "text",
+        "\n": "text",
+    }
+    for piece, kind in kinds.items():
+        token = token_of(lossless, piece)
+        assert lossless.is_control(token) == (kind == "control"), piece
+        assert lossless.is_silent(token) == (kind in ("control", "silent")), piece
+        assert lossless.is_byte(token) == (kind == "byte"), piece
+    assert token_of(lossless, "<s>") == BOS
+    assert lossless.has_space_piece()
+
+
+def test_the_tokenizer_encodes_without_bos_and_decodes(tokenizer):
+    tokens = tokenizer.encode("The quick brown fox")
+    assert BOS not in tokens and min(tokens) > 3 and max(tokens) < tokenizer.vocab_size
+    assert tokenizer.decode(tokens).strip() == "The quick brown fox"
+    assert tokenizer.decode([BOS, *tokens]) == tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("kind, strips", [("identity", False), ("defaults", True)])
+def test_the_tokenizer_knows_whether_a_first_space_is_dropped(tmp_path, kind, strips):
+    found = tokenizer_at(train_tokenizer(tmp_path / "t.model", **KINDS[kind]))
+    assert found.strips_first_space() is strips
+    assert (found.decode([token_of(found, "▁the")]) == "the") is strips
+
+
+class LetterTokenizer:
+    """Another tokenizer behind the same interface: a token for each of ▁, a, bb and é, and BOS."""
+
+    pieces = ["", "<s>", "▁", "a", "bb", "é"]
+    vocab_size = len(pieces)
+
+    def piece_text(self, token: int) -> str:
+        return self.pieces[token]
+
+    def is_control(self, token: int) -> bool:
+        return token == BOS
+
+    def is_byte(self, token: int) -> bool:
+        return False
+
+    def is_silent(self, token: int) -> bool:
+        return token <= BOS
+
+    def strips_first_space(self) -> bool:
+        return True
+
+
+def test_the_byte_table_asks_a_tokenizer_nothing_but_its_interface():
+    table = ByteTable(LetterTokenizer())
+    assert table.bytes.tolist() == [0, 0, 1, 1, 2, 2]
+    assert table.begins_document.tolist() == [False, True, False, False, False, False]
+    assert table.stripped.tolist() == [False, False, True, False, False, False]
+    text = np.array([BOS, 2, 2, 5, BOS, 4])
+    assert table.count(text[:-1], text[1:]).tolist() == [0, 1, 2, 0, 2]
 
 
 def test_bytes_of_a_document_are_those_of_its_decoded_text(tokenizer):
     table = ByteTable(tokenizer)
     for text in DOCUMENTS:
-        ids = np.array([BOS, *tokenizer.encode(text)])
-        decoded = tokenizer.decode(ids.tolist())
-        assert table.count(ids[:-1], ids[1:]).sum() == len(decoded.encode()), (text, decoded)
+        tokens = np.array([BOS, *tokenizer.encode(text)])
+        decoded = tokenizer.decode(tokens.tolist())
+        assert table.count(tokens[:-1], tokens[1:]).sum() == len(decoded.encode()), (text, decoded)
 
 
 def test_bytes_of_a_stream_are_those_of_its_documents(tokenizer):
     encoded = [tokenizer.encode(text) for text in DOCUMENTS]
-    stream = np.array([token for ids in encoded for token in [BOS, *ids]] + [BOS])
+    stream = []
+    for tokens in encoded:
+        stream += [BOS, *tokens]
+    stream = np.array([*stream, BOS])
     counts = ByteTable(tokenizer).count(stream[:-1].reshape(1, -1), stream[1:].reshape(1, -1))
     assert counts.shape == (1, len(stream) - 1) and counts.dtype == np.int64 and counts.min() >= 0
-    assert counts.sum() == sum(len(tokenizer.decode(ids).encode()) for ids in encoded)
+    assert counts.sum() == sum(len(tokenizer.decode(tokens).encode()) for tokens in encoded)
 
 
-def test_single_tokens(tmp_path):
-    path = train_tokenizer(tmp_path / "t.model", **KINDS["newline-piece"])
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    table, letter = ByteTable(tokenizer), np.array([tokenizer.piece_to_id("e")])
+def test_bytes_at_positions_are_those_after_the_tokens_before_them(tokenizer):
+    table = ByteTable(tokenizer)
+    text = np.array([BOS, *tokenizer.encode(" A text"), BOS, *tokenizer.encode(" and another")])
+    expected = table.count(text[:-1], text[1:])
+    everywhere = np.arange(1, len(text))
+    assert np.array_equal(table.count_at(text, everywhere), expected)
+    # In any order and shape, and more than once.
+    positions = np.random.default_rng(0).integers(1, len(text), size=(3, 5))
+    counts = table.count_at(text, positions)
+    assert counts.shape == (3, 5) and counts.dtype == np.int64
+    assert np.array_equal(counts, expected[positions - 1])
+
+
+def test_single_tokens(lossless):
+    table = ByteTable(lossless)
+    letter = np.array([token_of(lossless, "e")])
     expected = {"<pad>": 0, "<s>": 0, "</s>": 0, "<unk>": 0}
-    expected |= {"<0x41>": 1, "<0xFF>": 1, "▁": 1, "e": 1, "\n": 1}
-    expected |= {
-        piece: len(piece.replace("▁", " ").encode())
-        for piece in ("▁the", "▁▁", "<0x0A>x", "字")
-        if tokenizer.piece_to_id(piece) != tokenizer.unk_id()
-    }
-    assert "▁the" in expected and expected["▁the"] == 4
+    expected |= {"<0x41>": 1, "<0xFF>": 1, "▁": 1, "e": 1, "\n": 1, "▁the": 4}
+    pieces = {lossless.piece_text(token) for token in range(lossless.vocab_size)}
+    for piece in {"▁▁", "<0x0A>x", "字"} & pieces:
+        expected[piece] = len(piece.replace("▁", " ").encode())
     for piece, size in expected.items():
-        ids = np.array([tokenizer.piece_to_id(piece)])
-        assert tokenizer.id_to_piece(int(ids[0])) == piece
-        assert table.count(letter, ids) == size and table.count(np.array([BOS]), ids) == size, piece
+        tokens = np.array([token_of(lossless, piece)])
+        assert table.count(letter, tokens) == size, piece
+        assert table.count(np.array([BOS]), tokens) == size, piece
 
 
 def test_lossless_documents_count_their_own_bytes(tmp_path):
-    path = train_tokenizer(tmp_path / "t.model", **KINDS["identity"])
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    tokenizer = tokenizer_at(train_tokenizer(tmp_path / "t.model", **KINDS["identity"]))
     table = ByteTable(tokenizer)
     for text in DOCUMENTS:
-        ids = np.array([BOS, *tokenizer.encode(text)])
-        assert table.count(ids[:-1], ids[1:]).sum() == len(text.encode()), text
+        tokens = np.array([BOS, *tokenizer.encode(text)])
+        assert table.count(tokens[:-1], tokens[1:]).sum() == len(text.encode()), text
 
 
 def test_bytes_of_the_validation_split(data_folder):
@@ -351,7 +449,8 @@ def test_a_truncated_tokenizer_is_refused(data_folder, tmp_path):
 def test_a_tokenizer_without_a_space_of_its_own_is_refused(data_folder, tmp_path):
     model = (data_folder / "tokenizer.model").read_bytes()
     space = "▁".encode()
-    piece = b"\x0a" + bytes([len(space)]) + space  # field 1 of a piece: its text, here the bare ▁
+    # Field 1 of a piece is its text, here the bare ▁.
+    piece = b"\x0a" + bytes([len(space)]) + space
     assert model.count(piece) == 1
     path = tmp_path / "spaceless.model"
     path.write_bytes(model.replace(piece, b"\x0a" + bytes([len(space)]) + "☃".encode()))

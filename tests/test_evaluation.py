@@ -1,4 +1,7 @@
-"""Evaluation: every target once and with its context, one number for any batch, nothing seen too early."""
+"""Evaluation: every target once and with its context, one number for any batch, nothing too early.
+
+And what a model may learn from: only what is scored.
+"""
 
 from __future__ import annotations
 
@@ -7,98 +10,126 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB_SIZE, tiny_model, tiny_settings
+from conftest import BOS, VOCAB_SIZE, quiet, tiny_model, tiny_settings
+from torch import Tensor
 
+import train_gpt
 from train_gpt import (
+    GPT,
     ByteTable,
     Evaluator,
     Runtime,
     Score,
     UserError,
+    WindowBatch,
     find_shards,
     load_tokenizer,
     load_validation,
     plan_windows,
 )
 
-CASES = np.random.default_rng(0).integers(1, [400, 60, 60], size=(300, 3)).tolist()
-CASES += [
-    [n, window, stride]
-    for n in (1, 2, 7, 8, 9, 16, 17)
-    for window in (1, 8)
-    for stride in (1, 3, 8)
-]
-
-
 # ---- windows
+
+
+def window_cases() -> list[list[int]]:
+    """Numbers of targets, windows and strides: many at random, and those at the edges."""
+    cases = np.random.default_rng(0).integers(1, [400, 60, 60], size=(300, 3)).tolist()
+    for targets in (1, 2, 7, 8, 9, 16, 17):
+        for window in (1, 8):
+            for stride in (1, 3, 8):
+                cases.append([targets, window, stride])
+    return cases
+
+
+CASES = window_cases()
 
 
 @pytest.mark.parametrize("chunk", range(6))
 def test_every_target_is_scored_once_with_all_its_context(chunk):
     for targets, window, stride in CASES[chunk::6]:
         stride = min(stride, window)
-        times, context = np.zeros(targets, dtype=int), np.zeros(targets, dtype=int)
+        times = np.zeros(targets, dtype=int)
+        context = np.zeros(targets, dtype=int)
         plan = plan_windows(targets, window, stride)
         for start, first, count in plan:
-            places = np.arange(start + first, start + first + count)
             assert 0 <= first < first + count <= window and start >= 0 and 0 < count <= stride
-            times[places] += 1
-            context[places] = places - start + 1
-        assert (times == 1).all(), (targets, window, stride)
+            scored = np.arange(start + first, start + first + count)
+            times[scored] += 1
+            context[scored] = scored - start + 1
+        case = (targets, window, stride)
+        assert (times == 1).all(), case
         least = np.minimum(np.arange(targets) + 1, window - stride + 1)
-        assert (context >= least).all(), (targets, window, stride)
-        most = math.ceil(min(targets, window) / stride) + math.ceil(
-            max(0, targets - window) / stride
-        )
-        assert len(plan) <= most  # no more work than needed
+        assert (context >= least).all(), case
+        # No more work than is needed.
+        in_first_window = math.ceil(min(targets, window) / stride)
+        later_windows = math.ceil(max(0, targets - window) / stride)
+        assert len(plan) <= in_first_window + later_windows, case
 
 
 # ---- the evaluator against a loop
 
-PAIRS = np.random.default_rng(5).integers(
-    0, 5, size=(64, 64)
-)  # made-up bytes of (previous, target) pairs
+# Made-up bytes of (previous, target) pairs, so that a wrong pair shows.
+PAIRS = np.random.default_rng(5).integers(0, 5, size=(64, 64))
 
 
-class PairTable:
-    """Counts bytes as PAIRS says, so that a wrong pair shows."""
+class PairTable(ByteTable):
+    """Counts bytes as PAIRS says."""
+
+    def __init__(self):
+        pass
 
     def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return PAIRS[previous, targets]
 
 
 def text(length: int, seed: int = 0) -> np.ndarray:
+    """Tokens at random, with a BOS here and there."""
     tokens = np.random.default_rng(seed).integers(1, 64, length).astype(np.uint16)
-    tokens[::29] = 1  # BOS
+    tokens[::29] = BOS
     return tokens
 
 
-def evaluate(model, tokens, name="sliding", lines=None, runtime=None, **changes) -> Score:
-    log = (lambda line: None) if lines is None else lines.append
-    evaluator = Evaluator(tiny_settings(**changes), runtime or Runtime(), PairTable(), log)
-    return evaluator.score(model, tokens, name)
+def make_evaluator(log=quiet, runtime: Runtime | None = None, **changes) -> Evaluator:
+    """An evaluator that counts bytes as PAIRS says."""
+    return Evaluator(tiny_settings(**changes), runtime or Runtime(), PairTable(), log)
+
+
+def evaluate(model: GPT, tokens: np.ndarray, name: str = "sliding", **changes) -> Score:
+    """A score with these settings."""
+    return make_evaluator(**changes).score(model, tokens, name)
 
 
 @torch.no_grad()
-def naive(model, tokens: np.ndarray, window: int, stride: int) -> tuple[float, float, int]:
-    """Nats and bytes over all targets, one target at a time: each in the first window of those that end at
-    window, window + stride, ... and with the last target."""
-    nats, size, n = 0.0, 0, len(tokens) - 1
-    ids = torch.from_numpy(tokens.astype(np.int64))
-    for target in range(n):
+def one_by_one(
+    model: GPT, tokens: np.ndarray, window: int, stride: int
+) -> tuple[float, float, int]:
+    """Nats a target, bits a byte and bytes, one target at a time.
+
+    Each is in the first window that holds it of those that end at window, window + stride, ... and
+    with the last target.
+    """
+    logits_of_window = {}
+    nats = 0.0
+    size = 0
+    targets = len(tokens) - 1
+    tokens = torch.from_numpy(tokens.astype(np.int64))
+    for target in range(targets):
         end = window
         while end <= target:
             end += stride
-        end = min(end, n)
+        end = min(end, targets)
         start = max(0, end - window)
-        logits = model.logits(ids[None, start:end])[0, target - start].double()
-        nats += float(torch.logsumexp(logits, 0) - logits[ids[target + 1]])
-        size += int(PAIRS[ids[target], ids[target + 1]])
-    return nats / n, nats / math.log(2) / size, size
+        if end not in logits_of_window:
+            logits_of_window[end] = model.logits(tokens[None, start:end])[0].double()
+        logits = logits_of_window[end][target - start]
+        nats += float(torch.logsumexp(logits, 0) - logits[tokens[target + 1]])
+        size += int(PAIRS[tokens[target], tokens[target + 1]])
+    return nats / targets, nats / math.log(2) / size, size
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> GPT:
+    """A model that no test changes."""
     return tiny_model()
 
 
@@ -117,53 +148,63 @@ def model():
         (64, 19, 4),
     ],
 )
-def test_a_sliding_pass_is_the_naive_loop(model, length, stride, batch):
+def test_a_sliding_pass_is_that_of_one_target_at_a_time(model, length, stride, batch):
     tokens = text(length)
     score = evaluate(model, tokens, eval_stride=stride, eval_batch_seqs=batch)
-    loss, bpb, size = naive(model, tokens, 20, stride)
-    assert score.targets == length - 1 and score.bytes == size
-    assert score.val_loss == pytest.approx(loss, rel=1e-5) and score.val_bpb == pytest.approx(
-        bpb, rel=1e-5
-    )
+    loss, bpb, size = one_by_one(model, tokens, 20, stride)
+    assert (score.targets, score.bytes) == (length - 1, size)
+    assert score.val_loss == pytest.approx(loss, rel=1e-5)
+    assert score.val_bpb == pytest.approx(bpb, rel=1e-5)
 
 
-def test_a_plain_pass_is_the_naive_loop(model):
-    score = evaluate(model, text(93), "plain", eval_seq_len=30)  # the training length counts here
-    assert score.val_loss == pytest.approx(naive(model, text(93), 20, 20)[0], rel=1e-5)
+def test_a_plain_pass_is_that_of_one_target_at_a_time(model):
+    # The training length counts here, not that of sliding windows.
+    score = evaluate(model, text(93), "plain", eval_seq_len=30)
+    loss, _, _ = one_by_one(model, text(93), 20, 20)
+    assert score.val_loss == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("length", [5, 21, 40, 41, 42, 100])
 def test_a_stride_of_the_window_is_the_plain_pass(model, length):
-    plain, sliding = (
-        evaluate(model, text(length), name, eval_stride=20) for name in ("plain", "sliding")
-    )
-    assert (plain.val_loss, plain.val_bpb, plain.bytes) == (
-        sliding.val_loss,
-        sliding.val_bpb,
-        sliding.bytes,
-    )
+    plain = evaluate(model, text(length), "plain", eval_stride=20)
+    sliding = evaluate(model, text(length), "sliding", eval_stride=20)
+    # All but the seconds.
+    assert plain[:-1] == sliding[:-1]
+
+
+def test_windows_and_rows_hold_what_memory_tokens_leave():
+    settings = tiny_settings(eval_seq_len=30, eval_stride=7)
+    evaluator = Evaluator(settings, Runtime(), PairTable(), quiet)
+    assert settings.row_tokens == 24 - 4 and settings.window_tokens == 30 - 4
+    assert evaluator.passes["plain"] == (settings.row_tokens, settings.row_tokens)
+    assert evaluator.passes["sliding"] == (settings.window_tokens, 7)
 
 
 def test_the_score_does_not_depend_on_the_batch(model):
-    scores = [
-        evaluate(model, text(211), eval_stride=3, eval_batch_seqs=n) for n in (1, 2, 7, 64, 500)
-    ]
+    scores = []
+    for batch in (1, 2, 7, 64, 500):
+        scores.append(evaluate(model, text(211), eval_stride=3, eval_batch_seqs=batch))
     assert len({(score.targets, score.bytes) for score in scores}) == 1
-    assert max(s.val_loss for s in scores) - min(s.val_loss for s in scores) < 1e-6
+    losses = [score.val_loss for score in scores]
+    assert max(losses) - min(losses) < 1e-6
 
 
 @pytest.mark.parametrize("world_size, length", [(2, 150), (3, 150), (5, 24), (8, 40)])
 def test_ranks_share_the_windows(model, world_size, length):
     """Each rank's own sums, added up, are those of one process."""
+    parts = []
 
     class Rank(Runtime):
-        def sum_over_ranks(self, tensor):
+        """A rank whose others are silent."""
+
+        def sum_over_ranks(self, tensor: Tensor) -> Tensor:
             parts.append(tensor.clone())
             return torch.tensor([0.0, 1.0, length - 1], dtype=torch.float64)
 
-    parts, whole = [], evaluate(model, text(length), eval_stride=2)
-    for rank in range(world_size):
-        evaluate(model, text(length), eval_stride=2, runtime=Rank(rank=rank, world_size=world_size))
+    whole = evaluate(model, text(length), eval_stride=2)
+    for number in range(world_size):
+        rank = Rank(rank=number, world_size=world_size)
+        evaluate(model, text(length), eval_stride=2, runtime=rank)
     nats, size, count = torch.stack(parts).sum(0).tolist()
     assert (count, size) == (whole.targets, whole.bytes)
     assert nats / count == pytest.approx(whole.val_loss, rel=1e-6)
@@ -171,15 +212,127 @@ def test_ranks_share_the_windows(model, world_size, length):
 
 def test_a_long_pass_tells_how_far_it_is(model):
     lines = []
-    score = evaluate(model, text(300), lines=lines, eval_stride=1)
+    score = evaluate(model, text(300), log=lines.append, eval_stride=1)
     assert 5 <= len(lines) <= 11
     assert lines[-1].startswith(f"sliding_window 100% bpb:{score.val_bpb:.4f} left:0s")
 
 
 def test_a_target_that_is_not_scored_is_an_error(model, monkeypatch):
-    monkeypatch.setattr("train_gpt.plan_windows", lambda *_: np.array([[0, 0, 9]]))
+    def plan_of_one_window(targets: int, window: int, stride: int) -> np.ndarray:
+        return np.array([[0, 0, 9]])
+
+    monkeypatch.setattr(train_gpt, "plan_windows", plan_of_one_window)
     with pytest.raises(UserError, match="5 of 49 targets"):
         evaluate(model, text(50))
+
+
+# ---- score a batch, and then, perhaps, adapt
+
+
+def keep_everything(model: GPT, batch: WindowBatch) -> None:
+    """An adaptation that learns nothing."""
+
+
+def forget_everything(model: GPT, batch: WindowBatch) -> None:
+    """An adaptation after which every piece is as likely as any other."""
+    model.embedding.weight.zero_()
+
+
+@pytest.mark.parametrize("name", ["plain", "sliding"])
+def test_adaptation_comes_once_after_each_batch_and_never_before_its_score(model, name):
+    evaluator = make_evaluator()
+    events = []
+    score_batch = evaluator.score_batch
+
+    def scoring(model: GPT, batch: WindowBatch, totals: Tensor) -> None:
+        score_batch(model, batch, totals)
+        events.append(("scored", batch, totals))
+
+    def adapting(model: GPT, batch: WindowBatch) -> None:
+        # The last that happened is that this very batch was scored, and its targets are counted.
+        kind, scored, totals = events[-1]
+        assert kind == "scored" and scored is batch
+        counted = [int(b.is_scored.sum()) for kind, b, _ in events if kind == "scored"]
+        assert int(totals[2]) == sum(counted) and counted[-1] > 0
+        events.append(("adapted", batch, totals.clone()))
+
+    evaluator.score_batch = scoring
+    score = evaluator.score(model, text(150), name, adapting)
+    kinds = [kind for kind, _, _ in events]
+    assert kinds == ["scored", "adapted"] * (len(kinds) // 2) and len(kinds) >= 6
+    last_totals = events[-1][2]
+    assert int(last_totals[2]) == score.targets == 149
+
+
+@pytest.mark.parametrize("name", ["plain", "sliding"])
+def test_an_adaptation_that_learns_nothing_leaves_the_score(model, name):
+    adapting = make_evaluator().score(model, text(150), name, keep_everything)
+    # All but the seconds.
+    assert adapting[:-1] == evaluate(model, text(150), name)[:-1]
+
+
+def test_what_a_model_learns_from_a_batch_changes_later_scores_and_no_earlier_one(model):
+    tokens = text(150)
+    evaluator = make_evaluator()
+    plan = plan_windows(149, 20, 5)
+    padded = np.pad(tokens, (0, 20))
+    first_batch = evaluator.make_batch(padded, plan, 0, evaluator.passes["sliding"])
+    totals = torch.zeros(3, dtype=torch.float64)
+    with torch.no_grad():
+        evaluator.score_batch(model, first_batch, totals)
+
+    score = evaluator.score(tiny_model(), tokens, "sliding", forget_everything)
+    later = score.targets - int(totals[2])
+    assert later > 100
+    expected = float(totals[0]) + later * math.log(64)
+    assert score.val_loss * score.targets == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_batch_says_what_was_scored_of_it(model):
+    """So that an adaptation can tell what it may learn from."""
+    tokens = text(60)
+    scored = []
+
+    def noting(model: GPT, batch: WindowBatch) -> None:
+        for row, column in np.argwhere(batch.is_scored):
+            position = batch.positions[row, column]
+            scored.append((batch.inputs[row, position], batch.targets[row, column]))
+
+    make_evaluator(eval_stride=7).score(model, tokens, "sliding", noting)
+    assert scored == list(zip(tokens[:-1], tokens[1:], strict=True))
+
+
+def batches_of(tokens: np.ndarray, **changes) -> list[WindowBatch]:
+    """What an adaptation would get of a text."""
+    batches = []
+
+    def keeping(model: GPT, batch: WindowBatch) -> None:
+        batches.append(batch)
+
+    make_evaluator(**changes).score(tiny_model(), tokens, "sliding", keeping)
+    return batches
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize("changed", [3, 12, 19, 47])
+def test_an_adaptation_sees_no_token_before_it_is_scored(batch, changed):
+    """Whatever stands from a place on, the batches that score the places before it are the same."""
+    tokens = text(70)
+    others = tokens.copy()
+    others[changed:] = others[changed:] % 63 + 1
+    changes = dict(eval_stride=5, eval_batch_seqs=batch)
+    scored = 0
+    pairs = zip(batches_of(tokens, **changes), batches_of(others, **changes), strict=True)
+    for ours, theirs in pairs:
+        scored += int(ours.is_scored.sum())
+        # Of the text, the tokens up to number `scored` are scored now.
+        if scored < changed:
+            for name, values in ours._asdict().items():
+                assert np.array_equal(values, getattr(theirs, name)), name
+        else:
+            assert not np.array_equal(ours.targets, theirs.targets)
+            break
+    assert scored >= changed
 
 
 # ---- bytes
@@ -188,65 +341,72 @@ def test_a_target_that_is_not_scored_is_an_error(model, monkeypatch):
 def test_a_model_that_knows_nothing_needs_six_bits_for_one_of_64():
     model = tiny_model()
     with torch.no_grad():
-        model.embedding.zero_()
-    evaluator = Evaluator(tiny_settings(), Runtime(), PairTable(), lambda line: None)
-    evaluator.table.count = lambda previous, targets: np.full(targets.shape, 2)
+        model.embedding.weight.zero_()
+
+    class TwoBytes(PairTable):
+        """Every target is two bytes."""
+
+        def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
+            return np.full(targets.shape, 2)
+
+    evaluator = Evaluator(tiny_settings(), Runtime(), TwoBytes(), quiet)
     score = evaluator.score(model, text(90), "sliding")
-    assert (score.val_loss, score.val_bpb) == pytest.approx(
-        (math.log(64), 3.0)
-    ) and score.bytes == 2 * 89
+    assert score.bytes == 2 * 89
+    assert (score.val_loss, score.val_bpb) == pytest.approx((math.log(64), 3.0))
+
+
+def test_bytes_may_depend_on_the_position():
+    class ByPosition(PairTable):
+        """As many bytes as the position's last digit."""
+
+        def count_at(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+            return positions % 10
+
+    settings = tiny_settings(eval_stride=3)
+    evaluator = Evaluator(settings, Runtime(), ByPosition(), quiet)
+    score = evaluator.score(tiny_model(), text(61), "sliding")
+    assert score.bytes == sum(position % 10 for position in range(1, 61))
 
 
 def test_scored_bytes_are_those_of_the_text(data_folder):
     tokenizer = load_tokenizer(data_folder / "tokenizer.model", VOCAB_SIZE)
     tokens = load_validation(find_shards(data_folder, "val"), VOCAB_SIZE)
     settings = tiny_settings(vocab_size=VOCAB_SIZE, eval_stride=20, eval_batch_seqs=64)
-    evaluator = Evaluator(settings, Runtime(), ByteTable(tokenizer), lambda line: None)
+    evaluator = Evaluator(settings, Runtime(), ByteTable(tokenizer), quiet)
     score = evaluator.score(tiny_model(vocab_size=VOCAB_SIZE), tokens, "sliding")
-    documents = [
-        tokenizer.decode(part.tolist()) for part in np.split(tokens, np.flatnonzero(tokens == 1))
-    ]
-    assert score.bytes == sum(len(document.encode()) for document in documents)
+    documents = np.split(tokens, np.flatnonzero(tokens == BOS))
+    texts = [tokenizer.decode(document.tolist()) for document in documents]
+    assert score.bytes == sum(len(document.encode()) for document in texts)
     assert score.targets == len(tokens) - 1
     bits = score.val_loss * score.targets / math.log(2)
     assert score.val_bpb == pytest.approx(bits / score.bytes, rel=1e-9)
 
 
-# ---- what a model may see, and what it says
-
-
-@torch.no_grad()
-def test_probabilities_sum_to_one(model):
-    ids = torch.from_numpy(text(20).astype(np.int64))[None].expand(64, -1)
-    every = torch.arange(64)[:, None].expand(
-        -1, 20
-    )  # each piece in turn as the target of every place
-    total = (-model.token_losses(ids, every).double()).exp().sum(0)
-    assert (total - 1).abs().max() < 1e-4
+# ---- what a model may see
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["sdpa", "blocked"])
 def test_a_changed_token_leaves_earlier_losses_as_they_were(attention):
     model = tiny_model(Runtime(attention=attention))
-    ids = torch.from_numpy(text(21).astype(np.int64))[None]
-    before = model.token_losses(ids[:, :-1], ids[:, 1:])
+    tokens = torch.from_numpy(text(21).astype(np.int64))[None]
+    before = model.token_losses(tokens[:, :-1], tokens[:, 1:])
     for place in range(1, 21):
-        changed = ids.clone()
-        changed[0, place] = 1 if ids[0, place] != 1 else 9
+        changed = tokens.clone()
+        changed[0, place] = 9 if tokens[0, place] == BOS else BOS
         after = model.token_losses(changed[:, :-1], changed[:, 1:])
         assert torch.equal(after[:, : place - 1], before[:, : place - 1])
-        assert (
-            after[0, place - 1] != before[0, place - 1]
-        )  # its own loss is another, and so are later ones
+        # Its own loss is another, and so are later ones.
+        assert after[0, place - 1] != before[0, place - 1]
         assert place == 20 or not torch.equal(after[:, place:], before[:, place:])
 
 
 def test_the_first_target_of_a_document_counts(model):
     """Whatever stands before BOS, the documents' own targets and BOS itself are all in the sum."""
     tokens = text(60)
-    assert evaluate(model, tokens).targets == 59
-    assert evaluate(model, tokens).bytes == PAIRS[tokens[:-1], tokens[1:]].sum()
+    score = evaluate(model, tokens)
+    assert score.targets == 59
+    assert score.bytes == PAIRS[tokens[:-1], tokens[1:]].sum()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "blocked"])
@@ -254,21 +414,25 @@ def test_a_longer_evaluation_than_training(attention):
     changes = dict(eval_seq_len=84, eval_stride=16)
     model = tiny_model(Runtime(attention=attention), **changes)
     score = evaluate(model, text(300), **changes)
-    assert score.val_loss == pytest.approx(naive(model, text(300), 80, 16)[0], rel=1e-5)
-    plain, usual = (
-        evaluate(model, text(300), "plain", **changes),
-        evaluate(tiny_model(), text(300), "plain"),
-    )
-    assert plain.val_loss == pytest.approx(
-        usual.val_loss, rel=1e-6
-    )  # short rows keep the base of training
+    loss, _, _ = one_by_one(model, text(300), 80, 16)
+    assert score.val_loss == pytest.approx(loss, rel=1e-5)
+    # Short rows keep the base of training.
+    plain = evaluate(model, text(300), "plain", **changes)
+    usual = evaluate(tiny_model(), text(300), "plain")
+    assert plain.val_loss == pytest.approx(usual.val_loss, rel=1e-6)
+
+
+def first_turns(table: Tensor) -> list[float]:
+    """The angle between two positions in each pair of dimensions."""
+    cosines = table[0, 1, 0].double()
+    return torch.acos(cosines).tolist()
 
 
 def test_the_rescaled_base_turns_slower_and_no_further_than_in_training():
-    short, long = tiny_model().rotary, tiny_model(eval_seq_len=96).rotary
-    assert torch.equal(short.near, long.near)
-    turned, usual = (
-        torch.acos(table[0, 1, 0].double()).tolist() for table in (long.far, long.near)
-    )
-    assert long.far.size(1) == 96  # four times the training length
+    short = tiny_model().rotary
+    # Four times the training length.
+    long = tiny_model(eval_seq_len=96).rotary
+    assert torch.equal(short.near, long.near) and long.far.size(1) == 96
+    turned = first_turns(long.far)
+    usual = first_turns(long.near)
     assert turned[0] == usual[0] and turned[-1] == pytest.approx(usual[-1] / 4, rel=0.01)
