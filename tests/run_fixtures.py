@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,31 +54,6 @@ def run_here(monkeypatch, capsys) -> Callable[..., Done]:
         return Done(folder, status, *capsys.readouterr())
 
     return call
-
-
-@pytest.fixture
-def signal_at(monkeypatch) -> Callable[..., None]:
-    """signal_at(line, *signals): send these to this process when a line begins so, all at once."""
-
-    def plant(beginning: str, *signals: signal.Signals) -> None:
-        log = train_gpt.Logger.__call__
-
-        def log_and_signal(logger: train_gpt.Logger, line: str, console: bool = True) -> None:
-            log(logger, line, console)
-            if line.startswith(beginning):
-                send_together(*signals)
-
-        monkeypatch.setattr(train_gpt.Logger, "__call__", log_and_signal)
-
-    return plant
-
-
-def send_together(*signals: signal.Signals) -> None:
-    """Send signals to this thread, which receives none of them before all are sent."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    for number in signals:
-        signal.pthread_kill(threading.get_ident(), number)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, VOCAB_SIZE
 
 import train_gpt
@@ -141,3 +146,26 @@ def run_signalled(
     """
     program = [str(SIGNALLED_RUN), str(rank), line, name, target]
     return run_program(folder, program, ranks, PYTHONPATH=str(ROOT), **changes)
+
+
+def send_together(*signals: signal.Signals) -> None:
+    """Send signals to this thread, which receives none of them before all are sent."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    for number in signals:
+        signal.pthread_kill(threading.get_ident(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+@contextlib.contextmanager
+def signals_at(beginning: str, *signals: signal.Signals) -> Iterator[None]:
+    """A run in this process gets these signals, all at once, when it logs a line that begins so."""
+    log = train_gpt.Logger.__call__
+
+    def log_and_signal(logger: train_gpt.Logger, line: str, console: bool = True) -> None:
+        log(logger, line, console)
+        if line.startswith(beginning):
+            send_together(*signals)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_gpt.Logger, "__call__", log_and_signal)
+        yield
