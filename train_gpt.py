@@ -1,23 +1,25 @@
 """Parameter golf in one file: train, average, quantize, pack, read back, score.
 
-    python train_gpt.py                                    # two CPU cores or one GPU; brings data
+    python train_gpt.py                                    # two CPU cores or one GPU
     torchrun --standalone --nproc_per_node=8 train_gpt.py  # the record configuration on 8xH100
     ARTIFACT=final_model.int6.ptz python train_gpt.py      # score an artifact without training
+
+Where no data is named or found, it builds a demo corpus with data/demo_corpus.py.
 
 Every setting is an environment variable (see --help): `BACKOUT_ENABLED=0 python train_gpt.py` is an
 ablation. The file reads as it runs:
 
     Settings        what can be set, presets, and what cannot work together
-    Machine         device, type, attention, compiler, ranks, signals, the log file
-    Data            shards, the order of training rows, batches, the bytes of text behind tokens
     Attention       one interface, four backends
     Layers          attention, MLP, block; one class for each feature
     GPT             the trunk over an explicit order of layers, and the loss
     Optimizers      the table of roles; Muon and AdamW
     Schedule        what changes during a run, and when; averages of the weights
+    Data            shards, the order of training rows, batches, the bytes of text behind tokens
     Quantization    steps and codes
     Artifact        entropy coding, packing under the cap, reading back
     Evaluation      plan windows, score a batch, and then, perhaps, adapt
+    Machine         device, type, attention, compiler, ranks, signals, the log file
     Training        clock, steps, checkpoints
     Main            one run from settings to score
 
@@ -97,8 +99,8 @@ def setting(
 ):
     """Declare one setting. Its environment variable is its name in capitals.
 
-    The field's name for it is kept where the field has one. `group` decides who keeps the value:
-    artifacts keep "model" and "evaluation", checkpoints everything but "run".
+    Where other entries have a name for it, that name is kept, since run scripts use it. `group`
+    decides who stores the value: artifacts "model" and "evaluation", checkpoints all but "run".
     """
     metadata = dict(group=group, help=help, low=low, high=high, choices=choices)
     return dataclasses.field(default=default, metadata=metadata)
@@ -317,7 +319,8 @@ class Settings:
         return self.train_batch_tokens // self.train_seq_len
 
 
-# What a preset changes of the defaults, by name of the setting.
+# What a preset sets, by name of the setting; for the rest it has the defaults. The two entries name
+# what their run commands named, so that they stay as published when a default changes.
 PRESETS: dict[str, dict] = {
     "record": {},
     # For two CPU cores, which take hundreds of steps, not 7,000: momentum must forget within 20
@@ -424,6 +427,7 @@ BOOLEANS = {"0": False, "1": True, "false": False, "true": True}
 
 def parse_value(field: dataclasses.Field, text: str):
     """The typed value of an environment variable. ValueError says what would have been right."""
+    # Types are text, since annotations are not evaluated in this file.
     try:
         if field.type == "bool":
             value = BOOLEANS[text.strip().lower()]
@@ -544,13 +548,13 @@ def choose_preset(given: Mapping) -> tuple[str, str]:
 
 
 def settings_from(
-    environment: Mapping[str, str], stored: Mapping | None = None, resumes: bool = False
+    environment: Mapping[str, str], stored: Mapping | None = None
 ) -> tuple[Settings, str]:
     """Settings from environment variables, and a line that says which preset was chosen.
 
-    A variable wins over `stored`, the settings in an artifact or checkpoint, and that over the
-    preset. But no variable can change the model of an artifact, and of a run that `resumes` nothing
-    stored. Raises a UserError that lists all problems at once.
+    A variable wins over `stored`, the settings in an artifact or a checkpoint, and that over the
+    preset. But no variable can change the model of an artifact, or anything that a checkpoint
+    stores. Raises a UserError that lists all problems at once.
     """
     stored = dict(stored or {})
     given = {}
@@ -564,7 +568,8 @@ def settings_from(
         except ValueError as error:
             problems.append(f"{field.name.upper()}={text} {error}")
 
-    fixed_fields = fields_of() if resumes else fields_of("model")
+    trains = not given.get("artifact")
+    fixed_fields = fields_of() if trains else fields_of("model")
     for field in fixed_fields:
         name = field.name
         if name in stored and name in given and given[name] != stored[name]:
@@ -580,7 +585,7 @@ def settings_from(
 
     preset, reason = choose_preset(given)
     settings = Settings(**{**PRESETS[preset], **stored, **given})
-    problems += combination_problems(settings, trains=resumes or not stored)
+    problems += combination_problems(settings, trains)
     require(not problems, "settings: " + "; ".join(problems))
     return settings, f"preset:{preset} ({reason})"
 
@@ -606,636 +611,10 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-# ==================================================================================================
-# Machine: all that depends on where this runs, chosen once
-# ==================================================================================================
-
-OLDEST_TORCH = (2, 9)
-
-# Inductor's options on a GPU: small kernels join into one launch, and matrix products compete with
-# generated ones that take neighbouring work in.
-GPU_COMPILE_OPTIONS = {"combo_kernels": True, "max_autotune_gemm": True}
-
-
-def check_torch_version() -> None:
-    """UserError under a torch that is too old. 2.9 to 2.13 were tried."""
-    oldest = ".".join(map(str, OLDEST_TORCH))
-    require(
-        torch.__version__ >= OLDEST_TORCH,
-        f"torch {torch.__version__} is too old: this script needs {oldest} or newer",
-    )
-
-
-def start_all_gather(whole: Tensor, share: Tensor):
-    """Begin to gather the shares of all ranks into `whole`; returns a handle with wait().
-
-    torch 2.13 renamed the function. The older name ends with support for torch 2.12.
-    """
-    if hasattr(dist, "all_gather_single"):
-        return dist.all_gather_single(whole, share, async_op=True)
-    return dist.all_gather_into_tensor(whole, share, async_op=True)
-
-
-def bfloat16_features_of_cpu() -> list[str]:
-    """The instructions of this CPU for products of bfloat16; none where torch cannot tell.
-
-    torch 2.9 has no torch.cpu.get_capabilities; the check ends with support for it.
-    """
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return []
-    capabilities = torch.cpu.get_capabilities()
-    return [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Runtime:
-    """Where this process runs and with what; `reasons` says how each choice was made."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
-    attention: str = "sdpa"
-    # What is compiled: "graph": whole functions, "blocks": the blocks one by one, or "no".
-    compiled: str = "no"
-    reasons: tuple[str, ...] = ()
-    # The group in which hosts meet: gloo beside NCCL, or None, the default group.
-    control: object = None
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the device is a GPU, on which work goes on while Python is ahead of it."""
-        return self.device.type == "cuda"
-
-    def compile(self, function: Callable, unit: str) -> Callable:
-        """The function as one compiled graph if this runtime compiles units of its kind."""
-        if self.compiled != unit:
-            return function
-        options = GPU_COMPILE_OPTIONS if self.on_gpu else None
-        return torch.compile(function, fullgraph=True, dynamic=False, options=options)
-
-    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        """The sum of the tensor over all ranks, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def gather(self, share: Tensor) -> tuple[Tensor, Callable[[], object]]:
-        """The shares of all ranks one after the other, and a function that waits for them."""
-        if self.world_size == 1:
-            return share, lambda: None
-        whole = share.new_empty(self.world_size * len(share), *share.shape[1:])
-        return whole, start_all_gather(whole, share).wait
-
-    def from_main(self, value):
-        """Rank 0's value on every rank. The hosts wait for each other, their devices do not."""
-        box = [value]
-        if self.world_size > 1:
-            dist.broadcast_object_list(box, src=0, group=self.control)
-        return box[0]
-
-    def meet(self) -> None:
-        """Wait until the hosts of all ranks are here."""
-        if self.world_size > 1:
-            dist.barrier(group=self.control)
-
-    def memory_bytes(self) -> float:
-        """Memory to plan batches for: the GPU's, or 4 GB."""
-        if self.on_gpu:
-            return torch.cuda.get_device_properties(self.device).total_memory
-        return 4e9
-
-    def synchronize(self) -> None:
-        """Wait until the GPU has done all that it was given."""
-        if self.on_gpu:
-            torch.cuda.synchronize(self.device)
-
-    def peak_memory_bytes(self) -> int:
-        """The most memory allocated on a GPU, or resident on a CPU; 0 where nobody counts it."""
-        if self.on_gpu:
-            return torch.cuda.max_memory_allocated(self.device)
-        if resource is None:
-            return 0
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def gpu_capability(device: torch.device) -> tuple[int, int]:
-    """The GPU's compute capability, (8, 0) for Ampere, (9, 0) for Hopper; (0, 0) for a CPU."""
-    if device.type != "cuda":
-        return (0, 0)
-    return torch.cuda.get_device_capability(device)
-
-
-def check_kernels(device: torch.device, name: str) -> None:
-    """UserError where torch was built for other generations of GPUs: its first kernel fails."""
-    try:
-        torch.zeros(1, device=device).add_(1)
-    except RuntimeError as error:
-        major, minor = gpu_capability(device)
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"this torch cannot compute on {name} (sm_{major}{minor}): {reason}; install a build "
-            "of torch for this GPU, or use DEVICE=cpu"
-        ) from None
-
-
-def choose_device(settings: Settings, local_rank: int) -> tuple[torch.device, str]:
-    """CUDA if it is there, with the reason."""
-    if settings.device == "cpu":
-        return torch.device("cpu"), "asked for"
-    if settings.device == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu"), "no CUDA"
-    require(torch.cuda.is_available(), "DEVICE=cuda: torch sees no GPU here")
-    require(
-        local_rank < torch.cuda.device_count(),
-        f"no GPU for rank {local_rank}: lower --nproc_per_node",
-    )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(local_rank)
-    name = torch.cuda.get_device_name(local_rank)
-    check_kernels(device, name)
-    return device, name
-
-
-def choose_dtype(settings: Settings, device: torch.device) -> tuple[torch.dtype, str]:
-    """bfloat16 where the hardware has instructions for its products, else float32, with the reason.
-
-    GPUs have them since Ampere (capability 8.0). Before, torch would emulate them.
-    """
-    if settings.dtype != "auto":
-        return getattr(torch, settings.dtype), "asked for"
-    if device.type == "cuda":
-        if gpu_capability(device) >= (8, 0):
-            return torch.bfloat16, "tensor cores"
-    else:
-        features = bfloat16_features_of_cpu()
-        if features:
-            return torch.bfloat16, features[0]
-    return torch.float32, "no bfloat16 products here"
-
-
-def importable(name: str) -> bool:
-    """Whether a package is there and works. One that was built for another torch fails somehow."""
-    try:
-        importlib.import_module(name)
-    except Exception:
-        return False
-    return True
-
-
-def attention_obstacles(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """What speaks against each backend here, the fastest first; empty text where nothing does."""
-    capability = gpu_capability(device)
-    in_bfloat16 = device.type == "cuda" and dtype == torch.bfloat16
-    obstacles = {"flash3": "", "flash2": "", "sdpa": ""}
-    # FlashAttention-3 is written for Hopper alone: Ampere and Blackwell (10.0, 12.0) cannot run it.
-    if not in_bfloat16 or capability[0] != 9 or not importable("flash_attn_interface"):
-        obstacles["flash3"] = "needs bfloat16 on an H100 and the package flash_attn_interface"
-    if not in_bfloat16 or capability < (8, 0) or not importable("flash_attn"):
-        obstacles["flash2"] = "needs bfloat16 on an Ampere or newer GPU and the package flash-attn"
-    if device.type != "cuda":
-        obstacles["sdpa"] = "is slower on a CPU"
-    return obstacles
-
-
-def choose_attention(
-    settings: Settings, device: torch.device, dtype: torch.dtype
-) -> tuple[str, str]:
-    """The fastest backend that works here, with the reason. UserError for an impossible wish."""
-    obstacles = attention_obstacles(device, dtype)
-    wish = settings.attention
-    if wish in ("flash3", "flash2"):
-        require(not obstacles[wish], f"ATTENTION={wish} {obstacles[wish]}")
-    if wish != "auto":
-        return wish, "asked for"
-    passed_over = []
-    for name, obstacle in obstacles.items():
-        if not obstacle:
-            return name, "; ".join(passed_over) or "the fastest"
-        passed_over.append(f"{name} {obstacle}")
-    return "blocked", "; ".join(passed_over)
-
-
-def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, str]:
-    """What to compile, with the reason: on a CPU one block at a time, since all would take minutes.
-
-    Whether a compiler works is known only by trying: a missing compiler, header or library, or a
-    GPU that is too old for Triton, shows as an error of one of many types.
-    """
-    if settings.compile == "0":
-        return "no", "asked for"
-    short = settings.iterations < 100 or 0 < settings.max_wallclock_seconds < 30
-    trains = not settings.artifact
-    if settings.compile == "auto" and device.type == "cpu" and trains and short:
-        return "no", "the run is too short to earn it back"
-    unit = "graph" if device.type == "cuda" else "blocks"
-    try:
-        compiled = Runtime(device=device, compiled=unit).compile(torch.tanh, unit)
-        compiled(torch.ones(64, device=device))
-    except Exception as error:
-        reason = "torch.compile fails: " + " ".join(str(error).split())[:200]
-        require(settings.compile != "1", f"COMPILE=1: {reason}")
-        return "no", reason
-    return unit, "a compiler works"
-
-
-def join_ranks(device: torch.device) -> object:
-    """Meet the other processes that torchrun started; returns the group in which hosts meet.
-
-    On GPUs the hosts meet over gloo before each collective, so NCCL waits for seconds at most, and
-    a rank that died ends the others after a minute.
-    """
-    if device.type != "cuda":
-        dist.init_process_group("gloo")
-        return None
-    dist.init_process_group("nccl", device_id=device, timeout=datetime.timedelta(minutes=1))
-    return dist.new_group(backend="gloo", timeout=datetime.timedelta(minutes=30))
-
-
-def start_runtime(settings: Settings) -> Runtime:
-    """Choose device, type, attention and compiler, and join the ranks that torchrun started."""
-    rank = int(os.environ.get("RANK", 0))
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    # TF32 for products that are left in float32.
-    torch.set_float32_matmul_precision("high")
-    device, device_reason = choose_device(settings, local_rank)
-    dtype, dtype_reason = choose_dtype(settings, device)
-    attention, attention_reason = choose_attention(settings, device, dtype)
-    compiled, compile_reason = choose_compilation(settings, device)
-    control = join_ranks(device) if world_size > 1 else None
-    reasons = (
-        f"world_size:{world_size} (threads:{torch.get_num_threads()})",
-        f"device:{device} ({device_reason})",
-        f"dtype:{str(dtype).removeprefix('torch.')} ({dtype_reason})",
-        f"attention:{attention} ({attention_reason})",
-        f"compile:{compiled} ({compile_reason})",
-    )
-    return Runtime(
-        rank, world_size, local_rank, device, dtype, attention, compiled, reasons, control
-    )
-
-
-class Logger:
-    """Rank 0's lines for the console and for logs/<run_id>.txt, which begins with this source."""
-
-    def __init__(self, run_id: str, runtime: Runtime, resumes: bool = False):
-        self.run_id = run_id
-        self.file = None
-        if runtime.rank == 0:
-            mode = "a" if resumes else "x"
-            self.file = open(f"logs/{run_id}.txt", mode, encoding="utf-8", buffering=1)  # noqa: SIM115
-            source = "" if self.file.tell() else Path(__file__).read_text("utf-8")
-            self(source + "=" * 100, console=False)
-
-    def __call__(self, line: str, console: bool = True) -> None:
-        """Write a line. A full disk or a closed console is no reason for a run to end."""
-        if self.file is None:
-            return
-        outputs = [self.file, sys.stdout] if console else [self.file]
-        for output in outputs:
-            with contextlib.suppress(OSError):
-                print(line, file=output, flush=True)
-
-
-class StopSignals:
-    """SIGTERM and Ctrl-C end a run at once or, while they are held, when they are released.
-
-    A training step holds them, so that a checkpoint can be written before the run ends.
-    """
-
-    # Launchers send a signal twice within moments. One that comes later than this many seconds is
-    # somebody who does not want to wait.
-    PATIENCE = 5.0
-
-    def __init__(self):
-        # The number of the first signal that came; 0: none.
-        self.number = 0
-        self.received_at = 0.0
-        self.held = False
-
-    def install(self) -> None:
-        """Receive these signals from now on."""
-        signal.signal(signal.SIGINT, self.receive)
-        signal.signal(signal.SIGTERM, self.receive)
-
-    def receive(self, number: int, frame: object) -> None:
-        """What Python calls when a signal comes."""
-        if self.number == 0:
-            self.number = number
-            self.received_at = time.monotonic()
-            if not self.held:
-                raise KeyboardInterrupt
-        elif time.monotonic() > self.received_at + self.PATIENCE:
-            self.release()
-
-    def hold(self) -> None:
-        """Let signals wait until release()."""
-        self.held = True
-
-    def release(self) -> None:
-        """Hold signals no longer; one that has come meanwhile ends the run now."""
-        self.held = False
-        if self.number:
-            raise KeyboardInterrupt
-
-
-STOP = StopSignals()
-
-
-def claim_disk(size: float) -> None:
-    """UserError if `size` bytes cannot be written here and in logs/: before training, not after."""
-    size = int(size)
-    for folder in (Path.cwd(), Path.cwd() / "logs"):
-        try:
-            folder.mkdir(exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as probe:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(probe.fileno(), 0, size)
-                elif shutil.disk_usage(folder).free < size:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise UserError(
-                f"cannot write {size:.0f} bytes into {folder}: {error.strerror}"
-            ) from None
-
-
-# ==================================================================================================
-# Data: shards of uint16 tokens, the order in which training sees them, the bytes behind them
-# ==================================================================================================
-
-SHARD_MAGIC = 20240520
-SHARD_VERSION = 1
-SHARD_HEADER_INTS = 256
-FINEWEB = Path("data", "datasets/fineweb10B_sp1024")
-FINEWEB_TOKENIZER = Path("data", "tokenizers/fineweb_1024_bpe.model")
 # The token that begins every document.
 BOS = 1
 # A target that does not count.
 IGNORED = -1
-
-
-def open_shard(path: Path) -> np.ndarray:
-    """A shard's tokens, memory-mapped, uint16 (tokens,). UserError if it is damaged."""
-    start = 4 * SHARD_HEADER_INTS
-    size = path.stat().st_size
-    header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_INTS)
-    known = size >= start and tuple(header[:2]) == (SHARD_MAGIC, SHARD_VERSION)
-    require(
-        known,
-        f"{path}: no token shard: magic {SHARD_MAGIC}, version {SHARD_VERSION} are not there",
-    )
-    num_tokens = int(header[2])
-    require(
-        size == start + 2 * num_tokens,
-        f"{path}: damaged: {size} bytes, but {num_tokens} tokens",
-    )
-    if num_tokens == 0:
-        return np.empty(0, dtype="<u2")
-    return np.memmap(path, dtype="<u2", mode="r", offset=start)
-
-
-def check_tokens(tokens: np.ndarray, vocab_size: int, path: Path) -> None:
-    """UserError if a token is outside of the vocabulary."""
-    largest = tokens.max(initial=0)
-    require(largest < vocab_size, f"{path}: token {largest} is outside of VOCAB_SIZE={vocab_size}")
-
-
-def find_shards(folder: Path, split: str) -> list[Path]:
-    """The files of a split in order of name, not opened. UserError where there are none."""
-    files = sorted(folder.glob(f"*_{split}_*.bin"))
-    require(files, f"{folder}: no {split} shards (*_{split}_*.bin)")
-    return files
-
-
-class TrainingRows:
-    """Rows of `length + 1` tokens in an order that SEED draws.
-
-    Each epoch has a new order, and cuts the shards into rows at another offset.
-    """
-
-    def __init__(self, files: list[Path], length: int, seed: int, vocab_size: int):
-        self.files = files
-        self.length = length
-        self.seed = seed
-        self.vocab_size = vocab_size
-        self.shards = [open_shard(path) for path in files]
-        # A shard's rows, whatever the offset; and the number of rows up to the end of each shard.
-        rows_of_shards = [max(0, (len(shard) - length) // length) for shard in self.shards]
-        self.ends = np.cumsum(rows_of_shards)
-        self.rows = int(self.ends[-1])
-        self.epoch = -1
-        require(
-            self.rows,
-            f"{files[0].parent}: the training split is empty or below two rows of {length}",
-        )
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Draw the epoch's offset and order."""
-        generator = np.random.default_rng((self.seed, epoch))
-        self.epoch = epoch
-        self.offset = int(generator.integers(self.length))
-        self.order = generator.permutation(self.rows)
-
-    def row(self, position: int) -> np.ndarray:
-        """The row at a position of the endless training order, int64 (length + 1,)."""
-        epoch, index = divmod(position, self.rows)
-        if epoch != self.epoch:
-            self.begin_epoch(epoch)
-        row = int(self.order[index])
-        shard = int(np.searchsorted(self.ends, row, side="right"))
-        rows_before = int(self.ends[shard - 1]) if shard else 0
-        start = self.offset + (row - rows_before) * self.length
-        tokens = self.shards[shard][start : start + self.length + 1].astype(np.int64)
-        check_tokens(tokens, self.vocab_size, self.files[shard])
-        return tokens
-
-
-class BatchPlan:
-    """How the rows of a step, the same for every world size, fall on ranks and micro-batches.
-
-    Each rank makes `micro_steps` passes of `rows` rows; rows with ignored targets fill the last.
-    """
-
-    # Share of the memory, over the bytes of one position in one layer, that a pass may take: about
-    # what the activations of a training pass were measured to need.
-    MEMORY_SHARE = 0.015
-
-    def __init__(self, s: Settings, runtime: Runtime):
-        self.rank = runtime.rank
-        self.step_rows = s.step_rows
-        self.rank_rows = -(-self.step_rows // runtime.world_size)
-        position_bytes = runtime.dtype.itemsize * s.num_layers * s.model_dim
-        fitting = self.MEMORY_SHARE * runtime.memory_bytes() / position_bytes
-        micro_batch_tokens = int(s.micro_batch_tokens or fitting)
-        most_rows = max(1, micro_batch_tokens // s.train_seq_len)
-        self.micro_steps = -(-self.rank_rows // most_rows)
-        self.rows = -(-self.rank_rows // self.micro_steps)
-
-    def batch(self, data: TrainingRows, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of one forward pass, int64 (rows, length) each."""
-        first = micro_step * self.rows
-        last = min(first + self.rows, self.rank_rows, self.step_rows - self.rank * self.rank_rows)
-        real_rows = max(0, last - first)
-        # The position of this rank's first row of the step in the training order.
-        start = step * self.step_rows + self.rank * self.rank_rows
-        tokens = np.zeros((self.rows, data.length + 1), dtype=np.int64)
-        for i in range(real_rows):
-            tokens[i] = data.row(start + first + i)
-        targets = tokens[:, 1:].copy()
-        targets[real_rows:] = IGNORED
-        inputs = np.ascontiguousarray(tokens[:, :-1])
-        return torch.from_numpy(inputs), torch.from_numpy(targets)
-
-
-def load_validation(files: list[Path], vocab_size: int) -> np.ndarray:
-    """The whole validation split, uint16 (tokens,)."""
-    shards = []
-    for path in files:
-        tokens = open_shard(path)
-        check_tokens(tokens, vocab_size, path)
-        shards.append(tokens)
-    whole = np.concatenate(shards)
-    require(len(whole) > 1, f"{files[0].parent}: the validation split is empty")
-    return whole
-
-
-def build_demo_corpus(runtime: Runtime, log: Logger) -> Path:
-    """The folder of the demo corpus, which data/demo_corpus.py builds if it is not there yet."""
-    for root in (Path(), Path(__file__).resolve().parent):
-        builder = root / "data/demo_corpus.py"
-        if builder.is_file():
-            break
-    else:
-        raise UserError(f"no data: set DATA_PATH; neither {FINEWEB} nor data/demo_corpus.py exists")
-    folder = builder.parent / "demo"
-    log(f"data: DATA_PATH is not set and {FINEWEB} is absent: using the demo corpus, {folder}")
-    # One process of each host builds it; the others wait.
-    if runtime.local_rank == 0:
-        done = subprocess.run([sys.executable, str(builder), "--output", str(folder)])
-        require(done.returncode == 0, f"{builder} failed, see above")
-    runtime.meet()
-    return folder
-
-
-def find_data(settings: Settings, runtime: Runtime, log: Logger) -> tuple[Path, Path]:
-    """The folder of shards and the tokenizer: as set, else FineWeb's, else the demo corpus."""
-    if settings.data_path:
-        folder = Path(settings.data_path)
-        require(folder.is_dir(), f"DATA_PATH={folder} is not a folder")
-    elif FINEWEB.is_dir():
-        folder = FINEWEB
-    else:
-        folder = build_demo_corpus(runtime, log)
-    if settings.tokenizer_path:
-        tokenizer = Path(settings.tokenizer_path)
-    elif (folder / "tokenizer.model").is_file():
-        tokenizer = folder / "tokenizer.model"
-    else:
-        tokenizer = FINEWEB_TOKENIZER
-    require(tokenizer.is_file(), f"TOKENIZER_PATH={tokenizer} is not a file")
-    return folder, tokenizer
-
-
-class Tokenizer:
-    """All that this script asks of a tokenizer, answered by a SentencePiece model."""
-
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor):
-        self.processor = processor
-        self.vocab_size = processor.vocab_size()
-
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without BOS."""
-        return self.processor.encode(text)
-
-    def decode(self, tokens: list[int]) -> str:
-        """The text of tokens."""
-        return self.processor.decode(tokens)
-
-    def piece_text(self, token: int) -> str:
-        """The text that a token stands for, with spaces as ▁."""
-        return self.processor.id_to_piece(token)
-
-    def is_control(self, token: int) -> bool:
-        """Whether a token marks a place, such as the beginning of a document."""
-        return self.processor.is_control(token)
-
-    def is_byte(self, token: int) -> bool:
-        """Whether a token stands for one byte (byte fallback)."""
-        return self.processor.is_byte(token)
-
-    def is_silent(self, token: int) -> bool:
-        """Whether a token stands for no text."""
-        processor = self.processor
-        return (
-            processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)
-        )
-
-    def has_space_piece(self) -> bool:
-        """Whether the space has a piece of its own."""
-        return self.processor.piece_to_id("▁") != self.processor.unk_id()
-
-    def strips_first_space(self) -> bool:
-        """Whether decoding drops a space at the beginning of a document."""
-        return self.processor.decode([self.processor.piece_to_id("▁")]) == ""
-
-
-def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """Read a tokenizer. UserError if it is none, has another size, or cannot be counted exactly."""
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a SentencePiece model ({reason})") from None
-    tokenizer = Tokenizer(processor)
-    require(
-        tokenizer.vocab_size == vocab_size,
-        f"{path}: {tokenizer.vocab_size} pieces, but VOCAB_SIZE={vocab_size}",
-    )
-    require(
-        tokenizer.has_space_piece(),
-        f"{path}: no piece ▁ of its own: a space would count as three bytes (#897)",
-    )
-    return tokenizer
-
-
-class ByteTable:
-    """Bytes of text behind each target, exactly as many as decoding gives.
-
-    A piece counts its UTF-8 bytes with ▁ as one space, a byte piece one, a control token none.
-    Where decoding drops a space before a document, a ▁ that begins the document counts none.
-    """
-
-    def __init__(self, tokenizer: Tokenizer):
-        tokens = range(tokenizer.vocab_size)
-        sizes = []
-        for token in tokens:
-            if tokenizer.is_silent(token):
-                sizes.append(0)
-            elif tokenizer.is_byte(token):
-                sizes.append(1)
-            else:
-                sizes.append(len(tokenizer.piece_text(token).replace("▁", " ").encode()))
-        self.bytes = np.array(sizes, dtype=np.int64)
-        self.begins_document = np.array([tokenizer.is_control(token) for token in tokens])
-        # Pieces that lose their space at the beginning of a document.
-        strips = tokenizer.strips_first_space()
-        self.stripped = np.array(
-            [strips and tokenizer.piece_text(token).startswith("▁") for token in tokens]
-        )
-
-    def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Bytes of each target after the token before it, int64, in the arguments' shape."""
-        return self.bytes[targets] - (self.stripped[targets] & self.begins_document[previous])
-
-    def count_at(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Bytes of the tokens at these positions of a text, int64, in the positions' shape.
-
-        Evaluation asks by position, since a text may come with the bytes of each of its tokens.
-        """
-        return self.count(tokens[positions - 1], tokens[positions])
 
 
 # ==================================================================================================
@@ -1547,8 +926,8 @@ class OutputHead(nn.Module):
 class SmearGate(nn.Module):
     """Blend each embedding with the one before it, through a learned gate for each channel (#162).
 
-    One position knows its predecessor before any attention. The gate is shut at BOS, so that no
-    document sees the one before it (#1851), and at a row's first token.
+    A position knows its predecessor before any attention. The gate is shut at BOS, so that no
+    document sees the one before it (#1851). A row's first token is blended with itself.
     """
 
     parameter_roles = {"gate": "vector"}
@@ -1570,7 +949,8 @@ class BigramHash(nn.Module):
     """A small embedding of each hashed (previous, current) pair, projected to the width (#162).
 
     It gives statistics of pairs of tokens for the price of a look-up. Rows start at 0: those that
-    no pair of the training text hits stay 0 and pack well.
+    no pair of the training text hits stay 0 and pack well. At BOS the pair reaches into the
+    document before, which tells nothing about the next one.
     """
 
     parameter_roles = {
@@ -1588,6 +968,7 @@ class BigramHash(nn.Module):
     def bucket(self, tokens: Tensor) -> Tensor:
         """The table's row for each token and the one before it, int64; token 0 is before all."""
         previous = F.pad(tokens[:, :-1], (1, 0))
+        # The multipliers are two primes of the hash function xxHash.
         mixed = previous * 0x9E3779B1 + tokens * 0x85EBCA77
         return ((mixed ^ (mixed >> 17)) & 0x7FFFFFFF) % self.table.size(0)
 
@@ -1601,8 +982,9 @@ class MemoryTokens(nn.Module):
     """Learned vectors in front of every row, which all tokens can attend to (#352).
 
     They predict nothing. In training they take the positions of a row's first tokens, whose targets
-    are left out; in evaluation they are put before the window, which is shorter by their number, so
-    that no token loses its score. Settings.row_tokens and .window_tokens count what is left.
+    are left out: so rows, and steps, have as many positions as without memory tokens. In evaluation
+    they stand before the window, which is shorter by their number: so no token loses its score.
+    Settings.row_tokens and .window_tokens count the tokens that are left.
     """
 
     parameter_roles = {"vectors": "memory"}
@@ -1850,13 +1232,13 @@ class Role(NamedTuple):
 ROLES: dict[str, Role] = {
     # role                     optimizer  learning rate     weight decay  QUANT=rows  QUANT=fit
     "attention":         Role("muon",    "matrix_lr",      "muon_wd",    "int6",     "fitted"),
-    "mlp":               Role("muon",    "matrix_lr",      "muon_wd",    "int6_mlp", "fitted"),
+    "mlp":               Role("muon",    "matrix_lr",      "muon_wd",    "int6_or_int5", "fitted"),
     "bigram_projection": Role("muon",    "matrix_lr",      "muon_wd",    "int6",     "fitted"),
     "bigram_table":      Role("adamw",   "tied_embed_lr",  "adam_wd",    "int6",     "fitted"),
     "tied_embedding":    Role("adamw",   "tied_embed_lr",  "adam_wd",    "float16",  "fitted"),
     "embedding":         Role("adamw",   "embed_lr",       "adam_wd",    "float16",  "fitted"),
     "head":              Role("adamw",   "head_lr",        "adam_wd",    "float16",  "fitted"),
-    # Decay would pull memory tokens, which nothing renews where few gradients reach, to nothing.
+    # Few gradients reach memory tokens; decay would shrink them to nothing (#351).
     "memory":            Role("adamw",   "tied_embed_lr",  None,         "float16",  "fitted"),
     "vector":            Role("adamw",   "scalar_lr",      "adam_wd",    "float16",  "float16"),
     "mtp_head":          Role("adamw",   "head_lr",        "adam_wd",    None,       None),
@@ -1909,10 +1291,10 @@ class MuonBatch(NamedTuple):
     """Matrices of one shape, tall ones transposed, that are updated together."""
 
     parameters: list[nn.Parameter]
-    # Those whose momentum this rank has: float32 (share, rows, columns).
+    # This rank's share of them, and their momentum: float32 (share, rows, columns).
     mine: list[nn.Parameter]
     velocity: Tensor
-    # What a matrix's shape makes of the learning rate, (parameters, 1, 1).
+    # Factor of the learning rate for each matrix, by its shape: (parameters, 1, 1).
     shape_factors: Tensor
     learning_rate: float
     weight_decay: float
@@ -1938,7 +1320,7 @@ class Muon:
             share = -(-len(parameters) // runtime.world_size)
             mine = parameters[runtime.rank * share : (runtime.rank + 1) * share]
             velocity = torch.zeros(share, *shape, device=runtime.device)
-            # A tall matrix's update has the norm of its columns; this gives rows their due.
+            # Jordan's factor: the columns of an orthogonal tall matrix have norm 1, its rows less.
             factors = [max(1.0, p.size(0) / p.size(1)) ** 0.5 for p in parameters]
             factors = torch.tensor(factors, device=runtime.device)[:, None, None]
             self.batches.append(
@@ -1960,7 +1342,7 @@ class Muon:
     def step(self, scale: float, momentum: float) -> None:
         """One update of every matrix, at `scale` times the learning rates.
 
-        What ranks gather of one shape travels while they work on the next.
+        Communication of one shape overlaps computation of the next.
         """
         under_way = []
         for batch in self.batches:
@@ -2049,8 +1431,8 @@ class StepPlan(NamedTuple):
     scale: float
     # Momentum of Muon.
     momentum: float
-    # Whether the step trains on weights as they will be read back (late QAT).
-    late_qat: bool = False
+    # Whether late QAT is to be on from this step at the latest. Once on, it stays on.
+    late_qat_due: bool = False
     # Whether its gradients are a sample of what errors in the weights cost (QUANT=fit).
     samples_costs: bool = False
     # Whether the weights after it are a sample of the average that is exported.
@@ -2117,8 +1499,8 @@ class Schedule:
     def plan(self, step: int, progress: float) -> StepPlan:
         """What holds during `step`, counted from 0. Every phase of a run is a line here.
 
-        Late QAT: from the first step whose scale is under its threshold; a trainer that is in it
-        stays in it. Costs and averages: in all steps whose scale is under theirs.
+        Late QAT begins at the first step whose scale is under its threshold. Costs and weights are
+        sampled in all steps whose scale is under theirs.
         """
         s = self.settings
         scale = self.scale(step, progress)
@@ -2126,13 +1508,13 @@ class Schedule:
         return StepPlan(
             scale=scale,
             momentum=self.momentum(step),
-            late_qat=scale < s.late_qat_threshold,
+            late_qat_due=scale < s.late_qat_threshold,
             samples_costs=s.quant == "fit" and scale < self.COSTS_START_SCALE,
             samples_weights=takes_sample and scale < self.average_start_scale,
         )
 
-    def graphs(self) -> list[bool]:
-        """Each kind of step that needs a compiled graph of its own: without late QAT, with it."""
+    def qat_variants(self) -> list[bool]:
+        """Whether late QAT is on, for each kind of step that needs a compiled graph of its own."""
         return [False, True] if self.settings.late_qat_threshold else [False]
 
 
@@ -2177,6 +1559,283 @@ class WeightAverage:
 
 
 # ==================================================================================================
+# Data: shards of uint16 tokens, the order in which training sees them, the bytes behind them
+# ==================================================================================================
+
+SHARD_MAGIC = 20240520
+SHARD_VERSION = 1
+SHARD_HEADER_INTS = 256
+FINEWEB = Path("data", "datasets/fineweb10B_sp1024")
+FINEWEB_TOKENIZER = Path("data", "tokenizers/fineweb_1024_bpe.model")
+
+
+def open_shard(path: Path) -> np.ndarray:
+    """A shard's tokens, memory-mapped, uint16 (tokens,). UserError if it is damaged."""
+    start = 4 * SHARD_HEADER_INTS
+    size = path.stat().st_size
+    header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_INTS)
+    known = size >= start and tuple(header[:2]) == (SHARD_MAGIC, SHARD_VERSION)
+    require(
+        known,
+        f"{path}: no token shard: magic {SHARD_MAGIC}, version {SHARD_VERSION} are not there",
+    )
+    num_tokens = int(header[2])
+    require(
+        size == start + 2 * num_tokens,
+        f"{path}: damaged: {size} bytes, but {num_tokens} tokens",
+    )
+    if num_tokens == 0:
+        return np.empty(0, dtype="<u2")
+    return np.memmap(path, dtype="<u2", mode="r", offset=start)
+
+
+def check_tokens(tokens: np.ndarray, vocab_size: int, path: Path) -> None:
+    """UserError if a token is outside of the vocabulary."""
+    largest = tokens.max(initial=0)
+    require(largest < vocab_size, f"{path}: token {largest} is outside of VOCAB_SIZE={vocab_size}")
+
+
+def find_shards(folder: Path, split: str) -> list[Path]:
+    """The files of a split in order of name, not opened. UserError where there are none."""
+    files = sorted(folder.glob(f"*_{split}_*.bin"))
+    require(files, f"{folder}: no {split} shards (*_{split}_*.bin)")
+    return files
+
+
+class TrainingRows:
+    """Rows of `length + 1` tokens in an order that SEED draws.
+
+    Each epoch has a new order, and cuts the shards into rows at another offset.
+    """
+
+    def __init__(self, files: list[Path], length: int, seed: int, vocab_size: int):
+        self.files = files
+        self.length = length
+        self.seed = seed
+        self.vocab_size = vocab_size
+        self.shards = [open_shard(path) for path in files]
+        # A shard's rows, whatever the offset; and the number of rows up to the end of each shard.
+        rows_of_shards = [max(0, (len(shard) - length) // length) for shard in self.shards]
+        self.ends = np.cumsum(rows_of_shards)
+        self.num_rows = int(self.ends[-1])
+        self.epoch = -1
+        require(
+            self.num_rows,
+            f"{files[0].parent}: the training split is empty or below two rows of {length}",
+        )
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw the epoch's offset and order."""
+        generator = np.random.default_rng((self.seed, epoch))
+        self.epoch = epoch
+        self.offset = int(generator.integers(self.length))
+        self.order = generator.permutation(self.num_rows)
+
+    def row(self, position: int) -> np.ndarray:
+        """The row at a position of the endless training order, int64 (length + 1,)."""
+        epoch, index = divmod(position, self.num_rows)
+        if epoch != self.epoch:
+            self.begin_epoch(epoch)
+        row = int(self.order[index])
+        shard = int(np.searchsorted(self.ends, row, side="right"))
+        rows_before = int(self.ends[shard - 1]) if shard else 0
+        start = self.offset + (row - rows_before) * self.length
+        tokens = self.shards[shard][start : start + self.length + 1].astype(np.int64)
+        check_tokens(tokens, self.vocab_size, self.files[shard])
+        return tokens
+
+
+class BatchPlan:
+    """How the rows of a step, the same for every world size, fall on ranks and micro-batches.
+
+    Each rank makes `micro_steps` passes of `micro_batch_rows` rows. Rows with ignored targets fill
+    up the last.
+    """
+
+    # Activations take about 1 / 0.015 = 67 numbers for each position, layer and channel of a pass,
+    # as measured.
+    MEMORY_SHARE = 0.015
+
+    def __init__(self, s: Settings, runtime: Runtime):
+        self.rank = runtime.rank
+        self.step_rows = s.step_rows
+        self.rank_rows = -(-self.step_rows // runtime.world_size)
+        position_bytes = runtime.dtype.itemsize * s.num_layers * s.model_dim
+        fitting = self.MEMORY_SHARE * runtime.memory_bytes() / position_bytes
+        micro_batch_tokens = int(s.micro_batch_tokens or fitting)
+        most_rows = max(1, micro_batch_tokens // s.train_seq_len)
+        self.micro_steps = -(-self.rank_rows // most_rows)
+        self.micro_batch_rows = -(-self.rank_rows // self.micro_steps)
+
+    def batch(self, data: TrainingRows, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one forward pass, int64 (micro_batch_rows, length) each."""
+        first = micro_step * self.micro_batch_rows
+        last = min(
+            first + self.micro_batch_rows,
+            self.rank_rows,
+            self.step_rows - self.rank * self.rank_rows,
+        )
+        real_rows = max(0, last - first)
+        # The position of this rank's first row of the step in the training order.
+        start = step * self.step_rows + self.rank * self.rank_rows
+        tokens = np.zeros((self.micro_batch_rows, data.length + 1), dtype=np.int64)
+        for i in range(real_rows):
+            tokens[i] = data.row(start + first + i)
+        targets = tokens[:, 1:].copy()
+        targets[real_rows:] = IGNORED
+        inputs = np.ascontiguousarray(tokens[:, :-1])
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def load_validation(files: list[Path], vocab_size: int) -> np.ndarray:
+    """The whole validation split, uint16 (tokens,)."""
+    shards = []
+    for path in files:
+        tokens = open_shard(path)
+        check_tokens(tokens, vocab_size, path)
+        shards.append(tokens)
+    whole = np.concatenate(shards)
+    require(len(whole) > 1, f"{files[0].parent}: the validation split is empty")
+    return whole
+
+
+def build_demo_corpus(runtime: Runtime, log: Logger) -> Path:
+    """The folder of the demo corpus, which data/demo_corpus.py builds if it is not there yet."""
+    for root in (Path(), Path(__file__).resolve().parent):
+        builder = root / "data/demo_corpus.py"
+        if builder.is_file():
+            break
+    else:
+        raise UserError(f"no data: set DATA_PATH; neither {FINEWEB} nor data/demo_corpus.py exists")
+    folder = builder.parent / "demo"
+    log(f"data: DATA_PATH is not set and {FINEWEB} is absent: using the demo corpus, {folder}")
+    # One process of each host builds it; the others wait.
+    if runtime.local_rank == 0:
+        done = subprocess.run([sys.executable, str(builder), "--output", str(folder)])
+        require(done.returncode == 0, f"{builder} failed, see above")
+    runtime.meet()
+    return folder
+
+
+def find_data(settings: Settings, runtime: Runtime, log: Logger) -> tuple[Path, Path]:
+    """The folder of shards and the tokenizer: as set, else FineWeb's, else the demo corpus."""
+    if settings.data_path:
+        folder = Path(settings.data_path)
+        require(folder.is_dir(), f"DATA_PATH={folder} is not a folder")
+    elif FINEWEB.is_dir():
+        folder = FINEWEB
+    else:
+        folder = build_demo_corpus(runtime, log)
+    if settings.tokenizer_path:
+        tokenizer = Path(settings.tokenizer_path)
+    elif (folder / "tokenizer.model").is_file():
+        tokenizer = folder / "tokenizer.model"
+    else:
+        tokenizer = FINEWEB_TOKENIZER
+    require(tokenizer.is_file(), f"TOKENIZER_PATH={tokenizer} is not a file")
+    return folder, tokenizer
+
+
+class Tokenizer:
+    """All that this script asks of a tokenizer, answered by a SentencePiece model."""
+
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor):
+        self.processor = processor
+        self.vocab_size = processor.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without BOS."""
+        return self.processor.encode(text)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens."""
+        return self.processor.decode(tokens)
+
+    def piece_text(self, token: int) -> str:
+        """The text that a token stands for, with spaces as ▁."""
+        return self.processor.id_to_piece(token)
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token marks a place, such as the beginning of a document."""
+        return self.processor.is_control(token)
+
+    def is_byte(self, token: int) -> bool:
+        """Whether a token stands for one byte (byte fallback)."""
+        return self.processor.is_byte(token)
+
+    def is_silent(self, token: int) -> bool:
+        """Whether a token stands for no text."""
+        processor = self.processor
+        return (
+            processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)
+        )
+
+    def has_space_piece(self) -> bool:
+        """Whether the space has a piece of its own."""
+        return self.processor.piece_to_id("▁") != self.processor.unk_id()
+
+    def strips_first_space(self) -> bool:
+        """Whether decoding drops a space at the beginning of a document."""
+        return self.processor.decode([self.processor.piece_to_id("▁")]) == ""
+
+
+def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """Read a tokenizer. UserError if it is none, has another size, or cannot be counted exactly."""
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a SentencePiece model ({reason})") from None
+    tokenizer = Tokenizer(processor)
+    require(
+        tokenizer.vocab_size == vocab_size,
+        f"{path}: {tokenizer.vocab_size} pieces, but VOCAB_SIZE={vocab_size}",
+    )
+    require(
+        tokenizer.has_space_piece(),
+        f"{path}: no piece ▁ of its own: a space would count as three bytes (#897)",
+    )
+    return tokenizer
+
+
+class ByteTable:
+    """Bytes of text behind each target, exactly as many as decoding gives.
+
+    A piece counts its UTF-8 bytes with ▁ as one space, a byte piece one, a control token none.
+    Where decoding drops a space before a document, a ▁ that begins the document counts none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        tokens = range(tokenizer.vocab_size)
+        sizes = []
+        for token in tokens:
+            if tokenizer.is_silent(token):
+                sizes.append(0)
+            elif tokenizer.is_byte(token):
+                sizes.append(1)
+            else:
+                sizes.append(len(tokenizer.piece_text(token).replace("▁", " ").encode()))
+        self.bytes = np.array(sizes, dtype=np.int64)
+        self.begins_document = np.array([tokenizer.is_control(token) for token in tokens])
+        # Pieces that lose their space at the beginning of a document.
+        strips = tokenizer.strips_first_space()
+        self.stripped = np.array(
+            [strips and tokenizer.piece_text(token).startswith("▁") for token in tokens]
+        )
+
+    def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Bytes of each target after the token before it, int64, in the arguments' shape."""
+        return self.bytes[targets] - (self.stripped[targets] & self.begins_document[previous])
+
+    def count_at(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Bytes of the tokens at these positions of a text, int64, in the positions' shape.
+
+        Evaluation asks by position, since a text may come with the bytes of each of its tokens.
+        """
+        return self.count(tokens[positions - 1], tokens[positions])
+
+
+# ==================================================================================================
 # Quantization: a step for every row and column, and whole numbers (codes) of such steps
 # ==================================================================================================
 
@@ -2185,7 +1844,7 @@ INT5 = 15
 INT6 = 31
 INT13 = 4095
 
-# Of each coded matrix: weight (i, j) has the step rows[i] * columns[j].
+# Of each coded matrix: weight (i, j) has the step row_steps[i] * column_steps[j].
 Grid = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -2218,35 +1877,36 @@ def coded_parameters(model: GPT, quant: str) -> dict[str, nn.Parameter]:
     }
 
 
-def quantize(weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def quantize(weight: Tensor, row_steps: Tensor, column_steps: Tensor) -> Tensor:
     """The nearest codes, whole numbers in float32 (rows, columns)."""
-    step = rows[:, None] * columns
-    return torch.where(step > 0, weight / step, 0.0).round().clamp(-INT13, INT13)
+    steps = row_steps[:, None] * column_steps
+    return torch.where(steps > 0, weight / steps, 0.0).round().clamp(-INT13, INT13)
 
 
-def dequantize(codes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def dequantize(codes: Tensor, row_steps: Tensor, column_steps: Tensor) -> Tensor:
     """What the model computes with, float32 (rows, columns)."""
-    return codes.float() * (rows[:, None] * columns)
+    return codes.float() * (row_steps[:, None] * column_steps)
 
 
-def fake_quantize(weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def fake_quantize(weight: Tensor, row_steps: Tensor, column_steps: Tensor) -> Tensor:
     """The weight as it will be read back; gradients pass straight through (Bengio et al. 2013)."""
-    read_back = dequantize(quantize(weight, rows, columns), rows, columns)
+    codes = quantize(weight, row_steps, column_steps)
+    read_back = dequantize(codes, row_steps, column_steps)
     return weight + (read_back - weight).detach()
 
 
 def row_grid(model: GPT, s: Settings) -> Grid:
     """The entries' steps: each row's largest value over 31, or over 15 in an int5 MLP.
 
-    Rounded up to float16, so that the largest value is not clipped.
+    2^-25, half of float16's smallest number, keeps the step of a tiny row from rounding to 0.
     """
     storage = storage_of(model, s.quant)
     grid = {}
     for name, parameter in coded_parameters(model, s.quant).items():
         weight = parameter.detach()
         largest_code = storage[name].largest_code(s)
-        rows = (weight.abs().amax(1) / largest_code + 2**-25).half().float()
-        grid[name] = rows, torch.ones_like(weight[0])
+        row_steps = (weight.abs().amax(1) / largest_code + 2**-25).half().float()
+        grid[name] = row_steps, torch.ones_like(weight[0])
     return grid
 
 
@@ -2258,8 +1918,8 @@ def half_octaves(x: Tensor) -> Tensor:
 class FittedSteps(NamedTuple):
     """The steps that Fit gives a matrix, before the multiplier that all matrices share."""
 
-    rows: Tensor
-    columns: Tensor
+    row_steps: Tensor
+    column_steps: Tensor
     # The finest step of each row: any finer, and a code would exceed INT13.
     finest: Tensor
 
@@ -2269,20 +1929,26 @@ class Fit:
 
     So each weight does the same harm. One multiplier of all steps is then solved for the cap.
 
-    An error E in a matrix costs about the sum over its rows of row_costs[i] * E[i] @ column_costs @
-    E[i]: the Fisher information with rows and columns as if independent (Martens and Grosse 2015).
-    It is sampled from the changes of the gradient between the last training steps, which have no
-    mean. That needs no pass and no data of its own, and its time is training time.
+    An error E (rows, columns) in a matrix costs about
 
-    Columns are rounded in turn, and later ones make up for errors of earlier ones (GPTQ, Frantar et
-    al. 2022): 1 / factor[j, j]^2 of the cost of column j is left.
+        sum over rows i of row_costs[i] * E[i] @ column_costs @ E[i]
+
+    with row_costs (rows,) and column_costs (columns, columns): the Fisher information with rows and
+    columns as if independent (Martens and Grosse 2015). Both are sampled in the last training steps
+    from the differences of consecutive gradients, whose mean is about 0. That needs no pass and no
+    data of its own, and its time is training time.
+
+    Columns are rounded one after the other, and later ones make up for the errors of earlier ones
+    (GPTQ, Frantar et al. 2022). With `factor`, the upper Cholesky factor of the inverse of
+    column_costs, an error in column j then costs 1 / factor[j, j]^2.
     """
 
-    # Added to all costs, over their mean: a sample may have missed what matters.
+    # Added to all costs, as a part of their mean: samples are few, and may miss what matters.
     DAMPING = 0.05
 
     def __init__(self, weights: dict[str, nn.Parameter]):
         self.parameters = list(weights.values())
+        # Views, not copies: they are what the parameters are at the time of use.
         self.weights = {name: parameter.detach() for name, parameter in weights.items()}
         self.previous_gradients: list[Tensor] = []
         self.samples = 0
@@ -2315,41 +1981,45 @@ class Fit:
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(column_costs))
             factor = torch.linalg.cholesky(inverse, upper=True).float()
 
-            columns = half_octaves(factor.diagonal())
-            rows = half_octaves(row_costs.rsqrt())
-            # 0.7: a row's step is rounded by up to a quarter octave, and feedback moves weights.
-            finest = half_octaves((weight.abs() / columns).amax(1) / (0.7 * INT13))
-            self.steps[name] = FittedSteps(rows, columns, finest.clamp(min=2.0**-20))
+            row_steps = half_octaves(row_costs.rsqrt())
+            column_steps = half_octaves(factor.diagonal())
+            # 0.7: rounding to half octaves takes up to a quarter; feedback moves weights further.
+            finest = half_octaves((weight.abs() / column_steps).amax(1) / (0.7 * INT13))
+            finest = finest.clamp(min=2.0**-20)
+            self.steps[name] = FittedSteps(row_steps, column_steps, finest)
             self.factors[name] = factor
 
-    def octaves(self, size: float) -> float:
-        """About the multiplier's logarithm at which all codes take `size` bytes.
+    def log2_multiplier(self, size: float) -> float:
+        """About the logarithm of the multiplier at which all codes take `size` bytes.
 
-        A weight of one step takes three bits. More than seven bits each would gain nothing.
+        A weight as large as its step takes about three bits, and one bit more each time the step is
+        halved. More than seven bits for each would gain nothing, as measured.
         """
         logarithms = []
         for name, weight in self.weights.items():
             steps = self.steps[name]
-            in_steps = weight / (steps.rows[:, None] * steps.columns)
+            in_steps = weight / (steps.row_steps[:, None] * steps.column_steps)
             logarithms.append(in_steps.abs().log2().flatten())
         logarithms = torch.cat(logarithms)
         bits = min(7.0, 8 * size / len(logarithms))
-        return float(logarithms.nan_to_num(0.0, 0.0, -20.0).mean()) + 3 - bits
+        return float(logarithms.nan_to_num(nan=0.0, posinf=0.0, neginf=-20.0).mean()) + 3 - bits
 
-    def grid(self, octaves: float) -> Grid:
+    def grid(self, log2_multiplier: float) -> Grid:
         """The steps as float16 holds them; none so fine that a code would exceed INT13."""
         grid = {}
         for name, steps in self.steps.items():
-            rows = (steps.rows * 2.0**octaves).clamp(max=6e4)
-            grid[name] = torch.maximum(rows, steps.finest).half().float(), steps.columns
+            row_steps = (steps.row_steps * 2.0**log2_multiplier).clamp(max=6e4)
+            row_steps = torch.maximum(row_steps, steps.finest).half().float()
+            grid[name] = row_steps, steps.column_steps
         return grid
 
     def codes(self, grid: Grid) -> dict[str, Tensor]:
         """The codes of all matrices, rounded with feedback."""
         codes = {}
         for name, weight in self.weights.items():
-            rows, columns = grid[name]
-            codes[name] = round_with_feedback(weight, rows, columns, self.factors[name])
+            row_steps, column_steps = grid[name]
+            factor = self.factors[name]
+            codes[name] = round_with_feedback(weight, row_steps, column_steps, factor)
         return codes
 
     def state(self) -> dict:
@@ -2369,7 +2039,9 @@ class Fit:
         self.column_costs = state["column_costs"]
 
 
-def round_with_feedback(weight: Tensor, rows: Tensor, columns: Tensor, factor: Tensor) -> Tensor:
+def round_with_feedback(
+    weight: Tensor, row_steps: Tensor, column_steps: Tensor, factor: Tensor
+) -> Tensor:
     """Codes (rows, columns), one column after the other, each making up for those before (GPTQ).
 
     `factor` (columns, columns) is the upper Cholesky factor of the inverse of the columns' costs.
@@ -2383,8 +2055,8 @@ def round_with_feedback(weight: Tensor, rows: Tensor, columns: Tensor, factor: T
         end = min(start + block, len(weight))
         errors = torch.empty_like(weight[start:end])
         for j in range(start, end):
-            codes[j] = quantize(weight[j, :, None], rows, columns[j])[:, 0]
-            error = weight[j] - codes[j] * (rows * columns[j])
+            codes[j] = quantize(weight[j, :, None], row_steps, column_steps[j])[:, 0]
+            error = weight[j] - codes[j] * (row_steps * column_steps[j])
             errors[j - start] = error / factor[j, j]
             weight[j + 1 : end] -= torch.outer(factor[j, j + 1 : end], errors[j - start])
         weight[end:] -= factor[start:end, end:].T @ errors
@@ -2436,15 +2108,15 @@ class CodeStorage:
 
     def restore(self, halves: Tensor, codes: Tensor | None, shape: torch.Size) -> Tensor:
         """The parameter, float32: codes times steps."""
-        rows, columns = halves.split(tuple(shape))
-        return dequantize(codes.view(shape), rows, columns)
+        row_steps, column_steps = halves.split(tuple(shape))
+        return dequantize(codes.view(shape), row_steps, column_steps)
 
 
 # The kinds of storage that the table ROLES names.
 STORAGE = {
     "float16": HalfStorage(),
     "int6": CodeStorage(),
-    "int6_mlp": CodeStorage(int5_if_asked=True),
+    "int6_or_int5": CodeStorage(int5_if_asked=True),
     "fitted": CodeStorage(),
 }
 
@@ -2453,7 +2125,7 @@ STORAGE = {
 # Artifact: entropy coding, packing under the cap, reading back
 # ==================================================================================================
 
-# The field's names, whatever is inside.
+# The names that other entries use, whatever is inside.
 ARTIFACT_NAME = "final_model.int6.ptz"
 OVER_CAP_NAME = "over_the_cap.int6.ptz"
 ARTIFACT_MAGIC = b"GOLF"
@@ -2465,14 +2137,14 @@ MOST_BYTES = 1 << 28
 
 Compress = Callable[[bytes], bytes]
 
-# rANS: states that take turns, bits of a share, tables, and symbols (codes + INT13).
+# rANS: states that take turns, bits of a frequency, tables, and symbols (codes + INT13).
 LANES = 256
-SHARE_BITS = 15
+FREQUENCY_BITS = 15
 CONTEXTS = 48
 ALPHABET = 2 * INT13 + 2
 # The same and more as the coder computes with them.
-SHARE_MASK = np.uint64((1 << SHARE_BITS) - 1)
-SHARE_SHIFT = np.uint64(SHARE_BITS)
+FREQUENCY_MASK = np.uint64((1 << FREQUENCY_BITS) - 1)
+FREQUENCY_SHIFT = np.uint64(FREQUENCY_BITS)
 WORD_BITS = np.uint64(32)
 # A state is at least this; below, a word is read.
 LOWEST_STATE = np.uint64(1 << 31)
@@ -2516,81 +2188,83 @@ def contexts_of(levels: list[np.ndarray], shapes: list[tuple[int, int]]) -> np.n
     return np.concatenate(contexts)
 
 
-def shares_of(contexts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-    """The share of each symbol in each context, int64 (CONTEXTS, ALPHABET).
+def frequencies_of(contexts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """The frequency of each symbol in each context, int64 (CONTEXTS, ALPHABET).
 
-    Those of a context sum to 2 ** SHARE_BITS; a symbol that occurs has at least 1.
+    Those of a context sum to 2 ** FREQUENCY_BITS; a symbol that occurs has at least 1.
     """
     pairs = contexts.astype(np.int32) * ALPHABET + symbols
     counts = np.bincount(pairs, minlength=CONTEXTS * ALPHABET).reshape(CONTEXTS, ALPHABET)
     total = counts.sum(1, keepdims=True).clip(min=1)
-    whole = 1 << SHARE_BITS
-    # These may need a share that is rounded up to 1; the others divide what is left.
+    whole = 1 << FREQUENCY_BITS
+    # These may need a frequency that is rounded up to 1; the others divide what is left.
     rare = (counts > 0) & (counts * whole < 2 * total)
     left = whole - rare.sum(1, keepdims=True)
-    shares = np.maximum(counts * left // total, counts > 0)
+    frequencies = np.maximum(counts * left // total, counts > 0)
     # What rounding leaves goes to the commonest symbol of each context that is used.
-    rest = counts.any(1) * whole - shares.sum(1)
-    shares[np.arange(CONTEXTS), shares.argmax(1)] += rest
-    return shares
+    rest = counts.any(1) * whole - frequencies.sum(1)
+    frequencies[np.arange(CONTEXTS), frequencies.argmax(1)] += rest
+    return frequencies
 
 
 def encode_rans(matrices: list[np.ndarray], compress: Compress) -> bytes:
     """Codes near their entropy: an asymmetric numeral system (rANS, Duda 2013).
 
     LANES states take turns, so that numpy works on all of them at once. The result is: the size of
-    the side information; levels and shares, compressed; the last states; words, as they are read.
+    the side information; levels and frequencies, compressed; the last states; words, in the order
+    of reading.
     """
     levels = [levels_of(codes) for codes in matrices]
     contexts = contexts_of(levels, [codes.shape for codes in matrices])
     symbols = np.concatenate([codes.ravel() for codes in matrices]) + np.int16(INT13)
-    shares = shares_of(contexts, symbols)
-    ends = np.cumsum(shares, 1)
+    frequencies = frequencies_of(contexts, symbols)
+    ends = np.cumsum(frequencies, 1)
 
     states = np.full(LANES, LOWEST_STATE)
     words = []
     # Backwards, since a decoder takes the last first.
     for start in reversed(range(0, len(symbols), LANES)):
         pick = contexts[start : start + LANES], symbols[start : start + LANES]
-        share = shares[pick].astype(np.uint64)
+        frequency = frequencies[pick].astype(np.uint64)
         end = ends[pick].astype(np.uint64)
-        state = states[: len(share)]
+        state = states[: len(frequency)]
         # A state that the symbol would push over 64 bits gives a word first.
-        full = state >> (np.uint64(63) - SHARE_SHIFT) >= share
+        full = state >> (np.uint64(63) - FREQUENCY_SHIFT) >= frequency
         words.append(state[full].astype("<u4"))
         state[full] >>= WORD_BITS
-        turns, rest = np.divmod(state, share)
-        state[:] = (turns << SHARE_SHIFT) + rest + end - share
-    side = compress(b"".join([*levels, shares.astype("<u2")]))
+        turns, rest = np.divmod(state, frequency)
+        state[:] = (turns << FREQUENCY_SHIFT) + rest + end - frequency
+    side = compress(b"".join([*levels, frequencies.astype("<u2")]))
     return b"".join([struct.pack("<I", len(side)), side, states.astype("<u8"), *words[::-1]])
 
 
 def read_side_information(
     data: memoryview, shapes: list[tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Contexts (codes,) and shares, uint64 (CONTEXTS, ALPHABET), of what encode_rans compressed."""
+    """Contexts (codes,) and frequencies, uint64 (CONTEXTS, ALPHABET), as encode_rans had them."""
     sizes = [rows + columns for rows, columns in shapes]
     side = unzstd(data, sum(sizes) + 2 * CONTEXTS * ALPHABET)
     levels = np.frombuffer(side, dtype=np.int8)[: sum(sizes)]
     levels = np.split(levels, np.cumsum(sizes)[:-1])
-    shares = np.frombuffer(side[sum(sizes) :], dtype="<u2").reshape(CONTEXTS, ALPHABET)
-    shares = shares.astype(np.uint64)
+    frequencies = np.frombuffer(side[sum(sizes) :], dtype="<u2").reshape(CONTEXTS, ALPHABET)
+    frequencies = frequencies.astype(np.uint64)
     contexts = contexts_of(levels, shapes)
-    used = shares.any(1)
-    holds = (shares.sum(1)[used] == SHARE_MASK + 1).all() and used[contexts].all()
+    used = frequencies.any(1)
+    holds = (frequencies.sum(1)[used] == FREQUENCY_MASK + 1).all() and used[contexts].all()
     require(holds, "its tables of shares do not add up", ValueError)
-    return contexts, shares
+    return contexts, frequencies
 
 
 def decode_rans(data: memoryview, shapes: list[tuple[int, int]]) -> np.ndarray:
     """What encode_rans was given, int16, flat. ValueError for what it cannot have made."""
     side_end = 4 + struct.unpack_from("<I", data)[0]
-    contexts, shares = read_side_information(data[4:side_end], shapes)
-    begins = np.cumsum(shares, 1) - shares
-    # The symbol of each slot of 2 ** SHARE_BITS, by context.
-    symbol_of_slot = np.zeros((CONTEXTS, 1 << SHARE_BITS), dtype=np.int16)
-    for context in np.flatnonzero(shares.any(1)):
-        symbol_of_slot[context] = np.repeat(np.arange(ALPHABET), shares[context].astype(np.int64))
+    contexts, frequencies = read_side_information(data[4:side_end], shapes)
+    begins = np.cumsum(frequencies, 1) - frequencies
+    # The symbol of each slot of 2 ** FREQUENCY_BITS, by context.
+    symbol_of_slot = np.zeros((CONTEXTS, 1 << FREQUENCY_BITS), dtype=np.int16)
+    for context in np.flatnonzero(frequencies.any(1)):
+        slots = frequencies[context].astype(np.int64)
+        symbol_of_slot[context] = np.repeat(np.arange(ALPHABET), slots)
 
     words_start = side_end + 8 * LANES
     states = np.frombuffer(data[side_end:words_start], dtype="<u8").astype(np.uint64)
@@ -2600,11 +2274,11 @@ def decode_rans(data: memoryview, shapes: list[tuple[int, int]]) -> np.ndarray:
     for start in range(0, len(symbols), LANES):
         context = contexts[start : start + LANES]
         state = states[: len(context)]
-        slot = state & SHARE_MASK
+        slot = state & FREQUENCY_MASK
         symbol = symbol_of_slot[context, slot]
         symbols[start : start + LANES] = symbol
-        turns = state >> SHARE_SHIFT
-        state[:] = shares[context, symbol] * turns + slot - begins[context, symbol]
+        turns = state >> FREQUENCY_SHIFT
+        state[:] = frequencies[context, symbol] * turns + slot - begins[context, symbol]
         low = np.flatnonzero(state < LOWEST_STATE)
         state[low] = state[low] << WORD_BITS | words[words_read : words_read + len(low)]
         words_read += len(low)
@@ -2676,13 +2350,14 @@ def pack_rows(model: GPT, settings: Settings, manifest: dict) -> bytes:
     """The artifact of QUANT=rows, whatever its size."""
     grid = row_grid(model, settings)
     codes = {}
-    for name, (rows, columns) in grid.items():
-        codes[name] = quantize(model.get_parameter(name).detach(), rows, columns)
+    for name, (row_steps, column_steps) in grid.items():
+        weight = model.get_parameter(name).detach()
+        codes[name] = quantize(weight, row_steps, column_steps)
     return pack(model, codes, grid, manifest, settings)
 
 
 class CapSearch:
-    """The search for the multiplier of all steps, in octaves, with which a file spends a budget.
+    """The search for the multiplier of all steps with which a file spends a budget.
 
     Larger steps give a smaller file. Until one file is over the budget and one under it, it goes
     on by ever longer strides; then it interpolates between the nearest two.
@@ -2697,34 +2372,34 @@ class CapSearch:
         self.fit = fit
         self.budget = budget
         self.tried: dict[float, bytes] = {}
-        self.octaves = fit.octaves(budget)
+        self.log2_multiplier = fit.log2_multiplier(budget)
         # Where weights have all the bits that are of use.
-        self.finest = fit.octaves(math.inf)
+        self.finest = fit.log2_multiplier(math.inf)
         # How far the multiplier moves if a file shall shrink from the budget to 45% of it.
-        self.stride = fit.octaves(0.45 * budget) - fit.octaves(budget)
+        self.stride = fit.log2_multiplier(0.45 * budget) - fit.log2_multiplier(budget)
 
     def excess(self) -> float:
         """Bytes of the last file over the aim."""
-        return len(self.tried[self.octaves]) - self.AIM * self.budget
+        return len(self.tried[self.log2_multiplier]) - self.AIM * self.budget
 
     def goes_on(self) -> bool:
-        """Whether there is another multiplier to try, which is then in `octaves`."""
+        """Whether there is another multiplier to try, which is then in `log2_multiplier`."""
         if len(self.tried) >= self.MOST_TRIES or abs(self.excess()) <= self.NEAR * self.budget:
             return False
-        self.octaves = self.next_octaves()
-        return self.octaves not in self.tried
+        self.log2_multiplier = self.next_multiplier()
+        return self.log2_multiplier not in self.tried
 
-    def next_octaves(self) -> float:
+    def next_multiplier(self) -> float:
         """The multiplier to try next."""
-        over = [octaves for octaves, data in self.tried.items() if len(data) > self.budget]
-        under = [octaves for octaves, data in self.tried.items() if len(data) <= self.budget]
+        over = [tried for tried, data in self.tried.items() if len(data) > self.budget]
+        under = [tried for tried, data in self.tried.items() if len(data) <= self.budget]
         if over and under:
             nearest = [max(over), min(under)]
-            sizes = [-len(self.tried[octaves]) for octaves in nearest]
+            sizes = [-len(self.tried[tried]) for tried in nearest]
             return float(np.interp(-self.AIM * self.budget, sizes, nearest))
         step = 2 ** len(self.tried) * self.stride * self.excess() / self.budget
-        # No finer than is of use; 30 octaves coarser, and all codes are 0.
-        return min(max(self.octaves + step, self.finest), self.finest + 30)
+        # No finer than is of use; with steps 2^30 times as coarse all codes are 0.
+        return min(max(self.log2_multiplier + step, self.finest), self.finest + 30)
 
     def result(self) -> bytes:
         """The largest file within the budget, or if there is none the smallest."""
@@ -2744,9 +2419,9 @@ def pack_under_cap(
         return pack_rows(model, settings, manifest)
     search = CapSearch(fit, max(budget, 1))
     while True:
-        grid = fit.grid(search.octaves)
+        grid = fit.grid(search.log2_multiplier)
         data = pack(model, fit.codes(grid), grid, manifest, settings)
-        search.tried[search.octaves] = data
+        search.tried[search.log2_multiplier] = data
         if not search.goes_on():
             return search.result()
 
@@ -2902,16 +2577,21 @@ class WindowBatch(NamedTuple):
     # The targets, int64 (batch, stride), and the bytes of text behind them.
     targets: np.ndarray
     bytes: np.ndarray
-    # Which of them count, bool (batch, stride): windows fill a batch up that are already scored.
-    counts: np.ndarray
+    # Which of them are scored here, bool (batch, stride). The others fill up a row or the batch.
+    is_scored: np.ndarray
+
+
+# What learns from a batch that was scored (track B). With none the model is fixed (track A).
+Adaptation = Callable[["GPT", WindowBatch], None]
 
 
 def plan_windows(targets: int, window: int, stride: int) -> np.ndarray:
     """Rows (start of a window, first position in it that is scored, how many are), int64 (rows, 3).
 
-    Target i, the token i + 1, is predicted at token i. The first window scores all its targets,
-    `stride` a row; each later one ends `stride` targets on, the last with the last target. Each
-    target is scored once.
+    Target i, the token i + 1, is predicted at token i. No row scores more than `stride` targets, so
+    that all batches have one shape: the first window, which scores all its targets, is there once
+    for each `stride` of them. Each later window ends `stride` targets on, the last with the last
+    target. Each target is scored once.
     """
     first_ends = np.arange(stride, window, stride)
     later_ends = np.arange(window, targets + stride, stride)
@@ -2946,14 +2626,6 @@ class Evaluator:
         fitting = int(0.3 * runtime.memory_bytes() / (length * position_bytes))
         self.batch = min(s.eval_batch_seqs, max(1, fitting))
         self.token_losses = runtime.compile(GPT.token_losses, "graph")
-        # What learns from a batch once its score is final: adapt(model, batch). None: the model is
-        # fixed, which is track A; with it a score belongs to track B.
-        self.adapt: Callable[[GPT, WindowBatch], None] | None = None
-
-    @property
-    def track(self) -> str:
-        """A: the model that is scored is fixed; B: it learns from what it has scored."""
-        return "A" if self.adapt is None else "B"
 
     @torch.no_grad()
     def warm_up(self, model: GPT) -> None:
@@ -2971,7 +2643,8 @@ class Evaluator:
         """The windows from row `first` of a plan on, of tokens with a window of padding behind."""
         # The last batch is filled up by repeats, which do not count.
         rows = plan[np.arange(first, first + self.batch).clip(max=len(plan) - 1)]
-        starts, first_positions, num_scored = rows.T[:, :, None]
+        # Columns (batch, 1), to go with rows of positions.
+        starts, first_positions, num_scored = np.split(rows, 3, axis=1)
         num_scored[len(plan) - first :] = 0
         positions = np.minimum(first_positions + np.arange(kind.stride), kind.window - 1)
         target_positions = starts + positions + 1
@@ -2980,20 +2653,20 @@ class Evaluator:
             positions=positions,
             targets=tokens[target_positions].astype(np.int64),
             bytes=self.table.count_at(tokens, target_positions),
-            counts=np.arange(kind.stride) < num_scored,
+            is_scored=np.arange(kind.stride) < num_scored,
         )
 
     def score_batch(self, model: GPT, batch: WindowBatch, totals: Tensor) -> None:
         """Add a batch's nats, bytes and targets to the totals, float64 (3,) on the device."""
-        totals[1] += int((batch.bytes * batch.counts).sum())
-        totals[2] += int(batch.counts.sum())
+        totals[1] += int((batch.bytes * batch.is_scored).sum())
+        totals[2] += int(batch.is_scored.sum())
         device = self.runtime.device
         inputs = torch.from_numpy(batch.inputs).to(device)
         targets = torch.from_numpy(batch.targets).to(device)
         positions = torch.from_numpy(batch.positions).to(device)
-        counts = torch.from_numpy(batch.counts).to(device)
+        is_scored = torch.from_numpy(batch.is_scored).to(device)
         losses = self.token_losses(model, inputs, targets, positions)
-        totals[0] += (losses.double() * counts).sum()
+        totals[0] += (losses.double() * is_scored).sum()
 
     def report(self, totals: Tensor, before: float, done: float, seconds: float) -> None:
         """A line at each tenth of the windows, with the score so far and the seconds left."""
@@ -3003,8 +2676,14 @@ class Evaluator:
             self.log(f"sliding_window {100 * done:.0f}% bpb:{bpb:.4f} left:{left:.0f}s")
 
     @torch.no_grad()
-    def score(self, model: GPT, tokens: np.ndarray, name: str) -> Score:
-        """Score all targets of uint16 (tokens,). Ranks share the windows; all get the result."""
+    def score(
+        self, model: GPT, tokens: np.ndarray, name: str, adapt: Adaptation | None = None
+    ) -> Score:
+        """Score all targets of uint16 (tokens,). Ranks share the windows; all get the result.
+
+        `adapt`, if there is one, may change the model after each batch: it gets what was scored,
+        and nothing else of the text. The model must not be scored again after that.
+        """
         started = time.perf_counter()
         targets = len(tokens) - 1
         kind = self.passes[name]
@@ -3015,8 +2694,9 @@ class Evaluator:
         for first in range(0, len(share), self.batch):
             batch = self.make_batch(padded, share, first, kind)
             self.score_batch(model, batch, totals)
-            if self.adapt is not None:
-                self.adapt(model, batch)
+            # The batch's scores are final now, so the model may learn from it.
+            if adapt is not None:
+                adapt(model, batch)
             if name == "sliding":
                 done = min(first + self.batch, len(share)) / len(share)
                 seconds = time.perf_counter() - started
@@ -3033,6 +2713,365 @@ class Evaluator:
 
 
 # ==================================================================================================
+# Machine: all that depends on where this runs, chosen once
+# ==================================================================================================
+
+OLDEST_TORCH = (2, 9)
+
+# Inductor's options on a GPU: small kernels join into one launch, and generated matrix products,
+# which fuse adjacent operations, compete with the library's.
+GPU_COMPILE_OPTIONS = {"combo_kernels": True, "max_autotune_gemm": True}
+
+
+def check_torch_version() -> None:
+    """UserError under a torch that is too old; 2.9 to 2.13 were tried.
+
+    torch's version is text that compares with tuples of numbers.
+    """
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    require(
+        torch.__version__ >= OLDEST_TORCH,
+        f"torch {torch.__version__} is too old: this script needs {oldest} or newer",
+    )
+
+
+def start_all_gather(whole: Tensor, share: Tensor):
+    """Begin to gather the shares of all ranks into `whole`; returns a handle with wait().
+
+    torch 2.13 renamed the function. The older name ends with support for torch 2.12.
+    """
+    if hasattr(dist, "all_gather_single"):
+        return dist.all_gather_single(whole, share, async_op=True)
+    return dist.all_gather_into_tensor(whole, share, async_op=True)
+
+
+def bfloat16_features_of_cpu() -> list[str]:
+    """The instructions of this CPU for products of bfloat16; none where torch cannot tell.
+
+    torch 2.9 has no torch.cpu.get_capabilities; the check ends with support for it.
+    """
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return []
+    capabilities = torch.cpu.get_capabilities()
+    return [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """Where this process runs and with what; `reasons` says how each choice was made."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    attention: str = "sdpa"
+    # What is compiled: "graph": whole functions, "blocks": the blocks one by one, or "no".
+    compiled: str = "no"
+    reasons: tuple[str, ...] = ()
+    # The group in which hosts meet: gloo beside NCCL, or None, the default group.
+    control: object = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU, on which work goes on while Python is ahead of it."""
+        return self.device.type == "cuda"
+
+    def compile(self, function: Callable, unit: str) -> Callable:
+        """The function as one compiled graph if this runtime compiles such units, else as it is."""
+        if self.compiled != unit:
+            return function
+        options = GPU_COMPILE_OPTIONS if self.on_gpu else None
+        return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The sum of the tensor over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, share: Tensor) -> tuple[Tensor, Callable[[], object]]:
+        """The shares of all ranks one after the other, and a function that waits for them."""
+        if self.world_size == 1:
+            return share, lambda: None
+        whole = share.new_empty(self.world_size * len(share), *share.shape[1:])
+        return whole, start_all_gather(whole, share).wait
+
+    def from_main(self, value):
+        """Rank 0's value on every rank. The hosts wait for each other, their devices do not."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def meet(self) -> None:
+        """Wait until the hosts of all ranks are here."""
+        if self.world_size > 1:
+            dist.barrier(group=self.control)
+
+    def memory_bytes(self) -> float:
+        """Memory to plan batches for: the GPU's, or 4 GB."""
+        if self.on_gpu:
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return 4e9
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has done all that it was given."""
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory allocated on a GPU, or resident on a CPU; 0 where nobody counts it."""
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated(self.device)
+        if resource is None:
+            return 0
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def gpu_capability(device: torch.device) -> tuple[int, int]:
+    """The GPU's compute capability, (8, 0) for Ampere, (9, 0) for Hopper; (0, 0) for a CPU."""
+    if device.type != "cuda":
+        return (0, 0)
+    return torch.cuda.get_device_capability(device)
+
+
+def check_kernels(device: torch.device, name: str) -> None:
+    """UserError where torch was built for other generations of GPUs: its first kernel fails."""
+    try:
+        torch.zeros(1, device=device).add_(1)
+    except RuntimeError as error:
+        major, minor = gpu_capability(device)
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"this torch cannot compute on {name} (sm_{major}{minor}): {reason}; install a build "
+            "of torch for this GPU, or use DEVICE=cpu"
+        ) from None
+
+
+def choose_device(settings: Settings, local_rank: int) -> tuple[torch.device, str]:
+    """CUDA if it is there, with the reason."""
+    if settings.device == "cpu":
+        return torch.device("cpu"), "asked for"
+    if settings.device == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu"), "no CUDA"
+    require(torch.cuda.is_available(), "DEVICE=cuda: torch sees no GPU here")
+    require(
+        local_rank < torch.cuda.device_count(),
+        f"no GPU for rank {local_rank}: lower --nproc_per_node",
+    )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(local_rank)
+    name = torch.cuda.get_device_name(local_rank)
+    check_kernels(device, name)
+    return device, name
+
+
+def choose_dtype(settings: Settings, device: torch.device) -> tuple[torch.dtype, str]:
+    """bfloat16 where the hardware has instructions for its products, else float32, with the reason.
+
+    GPUs have them since Ampere (capability 8.0). Before, torch would emulate them.
+    """
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype), "asked for"
+    if device.type == "cuda":
+        if gpu_capability(device) >= (8, 0):
+            return torch.bfloat16, "tensor cores"
+    else:
+        features = bfloat16_features_of_cpu()
+        if features:
+            return torch.bfloat16, features[0]
+    return torch.float32, "no bfloat16 products here"
+
+
+def importable(name: str) -> bool:
+    """Whether a package is there and works. One that was built for another torch fails somehow."""
+    try:
+        importlib.import_module(name)
+    except Exception:
+        return False
+    return True
+
+
+def attention_obstacles(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """What speaks against each backend here, the fastest first; empty text where nothing does."""
+    capability = gpu_capability(device)
+    in_bfloat16 = device.type == "cuda" and dtype == torch.bfloat16
+    obstacles = {"flash3": "", "flash2": "", "sdpa": ""}
+    # FlashAttention-3 is written for Hopper alone: Ampere and Blackwell (10.0, 12.0) cannot run it.
+    if not in_bfloat16 or capability[0] != 9 or not importable("flash_attn_interface"):
+        obstacles["flash3"] = "needs bfloat16 on an H100 and the package flash_attn_interface"
+    if not in_bfloat16 or capability < (8, 0) or not importable("flash_attn"):
+        obstacles["flash2"] = "needs bfloat16 on an Ampere or newer GPU and the package flash-attn"
+    if device.type != "cuda":
+        obstacles["sdpa"] = "is slower on a CPU"
+    return obstacles
+
+
+def choose_attention(
+    settings: Settings, device: torch.device, dtype: torch.dtype
+) -> tuple[str, str]:
+    """The fastest backend that works here, with the reason. UserError for an impossible wish."""
+    obstacles = attention_obstacles(device, dtype)
+    wish = settings.attention
+    if wish in ("flash3", "flash2"):
+        require(not obstacles[wish], f"ATTENTION={wish} {obstacles[wish]}")
+    if wish != "auto":
+        return wish, "asked for"
+    passed_over = []
+    for name, obstacle in obstacles.items():
+        if not obstacle:
+            return name, "; ".join(passed_over) or "the fastest"
+        passed_over.append(f"{name} {obstacle}")
+    return "blocked", "; ".join(passed_over)
+
+
+def choose_compilation(settings: Settings, device: torch.device) -> tuple[str, str]:
+    """What to compile, with the reason: on a CPU one block at a time, since all would take minutes.
+
+    Whether a compiler works is known only by trying: a missing compiler, header or library, or a
+    GPU that is too old for Triton, shows as an error of one of many types.
+    """
+    if settings.compile == "0":
+        return "no", "asked for"
+    short = settings.iterations < 100 or 0 < settings.max_wallclock_seconds < 30
+    trains = not settings.artifact
+    if settings.compile == "auto" and device.type == "cpu" and trains and short:
+        return "no", "the run is too short to earn it back"
+    unit = "graph" if device.type == "cuda" else "blocks"
+    try:
+        compiled = Runtime(device=device, compiled=unit).compile(torch.tanh, unit)
+        compiled(torch.ones(64, device=device))
+    except Exception as error:
+        reason = "torch.compile fails: " + " ".join(str(error).split())[:200]
+        require(settings.compile != "1", f"COMPILE=1: {reason}")
+        return "no", reason
+    return unit, "a compiler works"
+
+
+def join_ranks(device: torch.device) -> object:
+    """Meet the other processes that torchrun started; returns the group in which hosts meet.
+
+    On GPUs the hosts meet over gloo before each collective, so NCCL waits for seconds at most, and
+    a rank that died ends the others after a minute.
+    """
+    if device.type != "cuda":
+        dist.init_process_group("gloo")
+        return None
+    dist.init_process_group("nccl", device_id=device, timeout=datetime.timedelta(minutes=1))
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(minutes=30))
+
+
+def start_runtime(settings: Settings) -> Runtime:
+    """Choose device, type, attention and compiler, and join the ranks that torchrun started."""
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    # TF32 for products that are left in float32.
+    torch.set_float32_matmul_precision("high")
+    device, device_reason = choose_device(settings, local_rank)
+    dtype, dtype_reason = choose_dtype(settings, device)
+    attention, attention_reason = choose_attention(settings, device, dtype)
+    compiled, compile_reason = choose_compilation(settings, device)
+    control = join_ranks(device) if world_size > 1 else None
+    reasons = (
+        f"world_size:{world_size} (threads:{torch.get_num_threads()})",
+        f"device:{device} ({device_reason})",
+        f"dtype:{str(dtype).removeprefix('torch.')} ({dtype_reason})",
+        f"attention:{attention} ({attention_reason})",
+        f"compile:{compiled} ({compile_reason})",
+    )
+    return Runtime(
+        rank, world_size, local_rank, device, dtype, attention, compiled, reasons, control
+    )
+
+
+class Logger:
+    """Rank 0's lines for the console and for logs/<run_id>.txt, which begins with this source."""
+
+    def __init__(self, run_id: str, runtime: Runtime, resumes: bool = False):
+        self.run_id = run_id
+        self.file = None
+        if runtime.rank == 0:
+            mode = "a" if resumes else "x"
+            self.file = open(f"logs/{run_id}.txt", mode, encoding="utf-8", buffering=1)  # noqa: SIM115
+            source = "" if self.file.tell() else Path(__file__).read_text("utf-8")
+            self(source + "=" * 100, console=False)
+
+    def __call__(self, line: str, console: bool = True) -> None:
+        """Write a line. A full disk or a closed console is no reason for a run to end."""
+        if self.file is None:
+            return
+        outputs = [self.file, sys.stdout] if console else [self.file]
+        for output in outputs:
+            with contextlib.suppress(OSError):
+                print(line, file=output, flush=True)
+
+
+class StopSignals:
+    """SIGTERM and Ctrl-C end a run at once or, while they are held, when they are released.
+
+    A training step holds them, so that a checkpoint can be written before the run ends.
+    """
+
+    # Launchers send a signal twice within moments. One that comes later than this many seconds is
+    # somebody who does not want to wait.
+    PATIENCE = 5.0
+
+    def __init__(self):
+        # The number of the first signal that came; 0: none.
+        self.number = 0
+        self.received_at = 0.0
+        self.held = False
+
+    def install(self) -> None:
+        """Receive these signals from now on."""
+        signal.signal(signal.SIGINT, self.receive)
+        signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, number: int, frame: object) -> None:
+        """What Python calls when a signal comes."""
+        if self.number == 0:
+            self.number = number
+            self.received_at = time.monotonic()
+            if not self.held:
+                raise KeyboardInterrupt
+        elif time.monotonic() > self.received_at + self.PATIENCE:
+            self.release()
+
+    def hold(self) -> None:
+        """Let signals wait until release()."""
+        self.held = True
+
+    def release(self) -> None:
+        """Hold signals no longer; one that has come meanwhile ends the run now."""
+        self.held = False
+        if self.number:
+            raise KeyboardInterrupt
+
+
+STOP = StopSignals()
+
+
+def claim_disk(size: float) -> None:
+    """UserError if `size` bytes cannot be written here and in logs/: before training, not after."""
+    size = int(size)
+    for folder in (Path.cwd(), Path.cwd() / "logs"):
+        try:
+            folder.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(probe.fileno(), 0, size)
+                elif shutil.disk_usage(folder).free < size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise UserError(
+                f"cannot write {size:.0f} bytes into {folder}: {error.strerror}"
+            ) from None
+
+
+# ==================================================================================================
 # Training: clock, steps, checkpoints
 # ==================================================================================================
 
@@ -3044,17 +3083,17 @@ def training_loss(
     tokens: Tensor,
     targets: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """GPT.forward; with a grid for the coded weights, on what will be read back of them (late QAT).
+    """GPT.forward; with a grid for the coded weights, on about what will be read back (late QAT).
 
-    Whether there is a grid is part of a graph's signature. A flag would be folded into the first
-    graph, and late QAT never begin (#1032).
+    The switch is an argument, for which torch.compile makes a graph of its own. An attribute of a
+    class was folded into the first graph, and late QAT never began (#1032).
     """
     if grid is None:
         return model(tokens, targets)
     weights = {}
     for name, weight in coded.items():
-        rows, columns = grid[name]
-        weights[name] = fake_quantize(weight, rows, columns)
+        row_steps, column_steps = grid[name]
+        weights[name] = fake_quantize(weight, row_steps, column_steps)
     return torch.func.functional_call(model, weights, (tokens, targets))
 
 
@@ -3095,6 +3134,7 @@ class Clock:
         """The seconds so far, the same on every rank."""
         if self.runtime.on_gpu:
             self.wait_for_gpu()
+        # Other ranks send 0 seconds, so that the maximum is rank 0's clock, and any rank's signal.
         passed = time.perf_counter() - self.started if self.runtime.rank == 0 else 0.0
         both = torch.tensor([passed, STOP.number], dtype=torch.float64)
         if self.runtime.world_size > 1:
@@ -3140,7 +3180,7 @@ class Trainer:
         self.stored = list(stored_parameters(model, s.quant).values())
         self.coded = coded_parameters(model, s.quant)
         self.fit = Fit(self.coded) if s.quant == "fit" else None
-        # Steps of the coded weights, once late QAT is on.
+        # What late QAT quantizes the coded weights with; None: it is not on yet.
         self.grid: Grid | None = None
         self.targets_per_step = s.step_rows * s.row_tokens
 
@@ -3212,32 +3252,34 @@ class Trainer:
         """Run every training graph on synthetic tokens, then put all that it changed back."""
         s = self.settings
         state = self.state()
-        rows = self.batches.rows
+        rows = self.batches.micro_batch_rows
         tokens = (torch.arange(rows * s.train_seq_len) % s.vocab_size).view(rows, -1)
-        for with_qat in self.schedule.graphs():
+        for with_qat in self.schedule.qat_variants():
             grid = row_grid(self.model, s) if with_qat else None
             for step in range(s.warmup_steps):
                 self.forward_backward(tokens, tokens.clone(), grid)
-                # One may compile for longer than the others' GPUs would wait.
-                self.runtime.from_main(None)
+                # A rank may compile for longer than the others' GPUs would wait.
+                self.runtime.meet()
                 self.optimizer.step(1.0, self.schedule.momentum(step))
         self.load(state)
 
     def begin_late_qat(self, scale: float) -> None:
-        """From now on train on the weights as they will be read back."""
+        """From now on train on the weights about as they will be read back.
+
+        QUANT=fit has its costs of the steps so far; without any, all steps are equal.
+        """
         s = self.settings
         if self.fit is None:
             self.grid = row_grid(self.model, s)
         else:
-            # By estimate, the steps that the artifact will have.
             self.fit.finish()
-            octaves = self.fit.octaves(s.artifact_max_bytes - self.code_bytes)
-            self.grid = self.fit.grid(octaves)
+            budget = s.artifact_max_bytes - self.code_bytes
+            self.grid = self.fit.grid(self.fit.log2_multiplier(budget))
         self.log(f"late_qat:on step:{self.steps} scale:{scale:.4f} quant:{s.quant}")
 
     def step(self, plan: StepPlan) -> Tensor:
         """One optimizer step; this rank's share of its mean loss, on the device."""
-        if plan.late_qat and self.grid is None:
+        if plan.late_qat_due and self.grid is None:
             self.begin_late_qat(plan.scale)
         if self.grid is not None:
             self.qat_steps += 1
@@ -3278,10 +3320,10 @@ class Trainer:
 
             before = seconds
             seconds = self.clock.read()
-            # The last step ends before the limit: time for one as long as this (or twice the mean,
-            # if this one was an exception), and for those that the GPU has not done yet.
-            longest = min(seconds - before, 2 * seconds / self.steps)
-            self.reserve = longest * (1 + self.clock.in_flight)
+            # The last step must end before the limit: leave time for one as long as this, or as
+            # twice the mean if this one was an exception, and for those that the GPU is behind.
+            step_seconds = min(seconds - before, 2 * seconds / self.steps)
+            self.reserve = step_seconds * (1 + self.clock.in_flight)
             progress = self.progress(seconds)
 
             is_last = progress == 1.0
@@ -3292,18 +3334,22 @@ class Trainer:
                 self.clock.start()
             is_due = is_last or self.clock.stopped or seconds - saved_at >= s.checkpoint_every
             if s.checkpoint_every and is_due:
-                self.check_losses()
-                saved_at = self.clock.pause()
-                # To write takes training time too.
-                self.clock.start()
-                save(self.state())
+                saved_at = self.write_checkpoint(save)
                 seconds = self.clock.read()
                 progress = self.progress(seconds)
                 if progress == 1.0:
-                    # But what was written last, was written after training.
+                    # There is no further step: writing this one took no time from training.
                     self.clock.start()
         self.clock.pause()
         STOP.release()
+
+    def write_checkpoint(self, save: Callable) -> float:
+        """Hand the state to `save`, with the clock going on; the seconds until now."""
+        self.check_losses()
+        seconds = self.clock.pause()
+        self.clock.start()
+        save(self.state())
+        return seconds
 
     def is_logged(self, is_last: bool) -> bool:
         """Whether the step that was just done has a line in the log."""
@@ -3326,14 +3372,14 @@ class Trainer:
             self.train_loss = loss
 
     def report(self, seconds: float) -> None:
-        """The field's line for a step; and a line for a new epoch."""
+        """A line for a step, in the shape of other entries; and a line for a new epoch."""
         self.check_losses()
         self.log(
             f"step:{self.steps}/{self.settings.iterations} train_loss:{self.train_loss:.4f} "
             f"train_time:{1000 * seconds:.0f}ms step_avg:{1000 * seconds / self.steps:.2f}ms"
         )
         before = self.epoch
-        self.epoch = (self.steps * self.batches.step_rows - 1) // self.data.rows
+        self.epoch = (self.steps * self.batches.step_rows - 1) // self.data.num_rows
         if self.epoch > before:
             self.log(
                 f"data: epoch {self.epoch + 1}: the rows repeat, in a new order and cut at other "
@@ -3446,7 +3492,7 @@ class Run:
 
     def stage(self, name: str, function: Callable, *arguments):
         """Call a function once all hosts are here, and note how long it took."""
-        self.runtime.from_main(None)
+        self.runtime.meet()
         started = time.perf_counter()
         value = function(*arguments)
         self.runtime.synchronize()
@@ -3473,7 +3519,7 @@ class Run:
         return self.evaluator.score(model, self.validation, name)
 
     def validate(self, model: GPT, steps: int, seconds: float) -> Score:
-        """A plain pass during training or after it, in the field's line."""
+        """A plain pass during training or after it, with a line in the shape of other entries."""
         score = self.score(model, "plain")
         milliseconds = 1000 * seconds
         self.log(
@@ -3529,12 +3575,13 @@ class Run:
         batches = trainer.batches
         log(f"model_params:{num_parameters} seed:{s.seed} average:{trainer.schedule.average}")
         log(
-            f"train_loader:shards:{len(data.files)} rows:{data.rows} "
-            f"step_rows:{batches.step_rows} micro_batch:{batches.rows}x{s.train_seq_len} "
+            f"train_loader:shards:{len(data.files)} rows:{data.num_rows} "
+            f"step_rows:{batches.step_rows} "
+            f"micro_batch:{batches.micro_batch_rows}x{s.train_seq_len} "
             f"grad_accum_steps:{batches.micro_steps}"
         )
         if s.checkpoint_every and runtime.rank == 0:
-            # Of the three largest checkpoints, about.
+            # Room for three checkpoints, at about 24 bytes a parameter.
             claim_disk(72 * num_parameters)
 
         self.stage("warmup_training", trainer.warm_up)
@@ -3601,7 +3648,7 @@ class Run:
         packed = pack_under_cap(model, s, manifest, s.artifact_max_bytes - self.code_bytes, fit)
         fits = len(packed) + self.code_bytes <= s.artifact_max_bytes
         path = Path(ARTIFACT_NAME if fits else OVER_CAP_NAME)
-        # The next run replaces the one; the other is for keeps.
+        # The copy in logs/ is for keeps; the next run replaces the other.
         write_atomically(Path("logs", f"{self.log.run_id}.{path.name}"), packed)
         write_atomically(path, packed)
         data = path.read_bytes()
@@ -3622,7 +3669,7 @@ class Run:
             under_cap=total <= cap,
             artifact_sha256=hashlib.sha256(data).hexdigest(),
         )
-        # The field's words, whatever QUANT is.
+        # In the words that other entries' logs have, whatever QUANT is.
         self.log(
             f"Serialized model int6+zstd: {len(data)} bytes\n"
             f"Code size: {self.code_bytes} bytes\n"
@@ -3674,7 +3721,8 @@ class Run:
         train_seconds = results.get("train_seconds")
         eval_seconds = results["eval_seconds"]
         return dict(
-            track=self.evaluator.track,
+            # No adaptation is handed to the evaluator: the model is a fixed predictor.
+            track="A",
             validation_opened=self.validation_opened,
             artifact_sha256=results["artifact_sha256"],
             targets=[score.targets for score in scores.values()],
@@ -3760,8 +3808,8 @@ def continue_text(run: Run, manifest: dict, weights: dict[str, Tensor]) -> None:
     for _ in range(s.sample_tokens):
         context = torch.tensor([tokens[-s.row_tokens :]], device=run.runtime.device)
         logits = model.logits(context)[0, -1].cpu()
-        shares = torch.softmax(logits / max(s.sample_temperature, 1e-6), -1)
-        token = int(torch.multinomial(shares, 1, generator=generator))
+        probabilities = torch.softmax(logits / max(s.sample_temperature, 1e-6), -1)
+        token = int(torch.multinomial(probabilities, 1, generator=generator))
         tokens.append(token)
         if token == BOS:
             # The document has ended.
@@ -3789,12 +3837,13 @@ def start(environment: Mapping[str, str]) -> None:
     elif resumes:
         run_id, checkpoint = find_checkpoint(environment.get("RUN_ID", ""))
         state = read_checkpoint(checkpoint, torch.device("cpu"))
+        # Of another script, which is refused later, settings may be unknown here.
         for name, value in state.get("settings", {}).items():
             if hasattr(Settings, name):
                 stored[name] = value
         stored["run_id"] = run_id
 
-    settings, preset_line = settings_from(environment, stored, resumes=not artifact)
+    settings, preset_line = settings_from(environment, stored)
     runtime = start_runtime(settings)
     if runtime.rank == 0:
         claim_disk(min(settings.artifact_max_bytes, MOST_BYTES))

@@ -2,291 +2,192 @@
 
     python data/check.py data/datasets/fineweb10B_sp1024 [--tokenizer FILE] [--json FILE]
 
-It prints a table (check; PASS, FAIL, or - for what is only said; what was found) and what each split holds.
-The exit status is 0 if nothing fails, 1 if a check fails, 2 after one line for what cannot be checked. Memory
-is bounded: a piece of the stream, the longest document, a hash of 16 bytes for each validation document. The
-published FineWeb export (a folder named fineweb10B_*) was not made by data/prepare.py: what may differ there
-(text that changes when it is encoded again, documents that are in both splits, no training shards) is said
-and does not fail.
+It prints a table (check; PASS, FAIL, or - for what is only said; what was found) and what each
+split holds. The exit status is 0 if nothing fails, 1 if a check fails, 2 after one line for what
+cannot be checked. Memory is bounded: a piece of the stream, the longest document, a hash of 16
+bytes for each validation document. The published FineWeb export (a folder named fineweb10B_*) was
+not made by data/prepare.py: what may differ there (text that changes when it is encoded again,
+documents that are in both splits, no training shards) is said and does not fail.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from processes import run
-from shards import (
-    BOS_ID,
-    MOST_PIECES,
-    DataError,
-    count_tokens,
-    digest,
-    lacks,
-    open_tokenizer,
-    read_shard,
-    write_atomically,
-)
-from tqdm import tqdm
+from commands import BadInput, Parser, command, packages_from
+
+with packages_from("data/requirements.txt"):
+    import numpy as np
+    import sentencepiece
+    from files import digest, write_atomically
+    from manifest import FINEWEB_PREFIX, Manifest, find_tokenizer, read_manifest, table_of
+    from scan import Counts, Pieces, Scan, hashes, whole_documents
+    from shards import BOS_ID, count_tokens
+    from tokenizer import lacks
+    from tqdm import tqdm
 
 SPLITS = ("train", "val")
-PIECE_TOKENS = 1 << 22  # of the stream in memory at once
 BATCH_DOCUMENTS = 1000
-SAMPLE_BYTES = 20_000_000  # of text that is encoded again
-BAR_FROM = 50_000_000  # tokens to read, for which a progress bar is worth its line
-# Text that any normalization but identity changes: a ligature, a fraction, a sign for a letter, spaces of
-# other kinds, several of them, a tab, line ends, spaces at the end.
+# Bytes of text that is encoded again.
+SAMPLE_BYTES = 20_000_000
+# Tokens to read, for which a progress bar is worth its line.
+BAR_FROM = 50_000_000
+# Problems of a check that are named; more of them say nothing new.
+MOST_NAMED = 3
+# Text that any normalization but identity changes: a ligature, a fraction, a sign for a letter,
+# spaces of other kinds, several of them, a tab, line ends, spaces at the end.
 PROBE = "x ﬁ ½ Å \u00a0 \u3000 two  spaces\tand\r\nlines \n "
-FINEWEB, FINEWEB_KNOWN = "fineweb10B_", "fineweb10B_sp1024"
-# Of FineWeb's validation split with the tokenizer of 1,024 pieces: targets when the stream is cut to whole
-# rows of 1,024, documents, and bytes of text (about).
-FINEWEB_ROW, FINEWEB_TARGETS, FINEWEB_DOCUMENTS, FINEWEB_BYTES = (
-    1024,
-    62_021_632,
-    50_000,
-    151_080_000,
-)
+# FineWeb's validation split with the tokenizer of 1,024 pieces: targets when the stream is cut to
+# whole rows of 1,024, documents, and bytes of text (about).
+FINEWEB_KNOWN = "fineweb10B_sp1024"
+FINEWEB_ROW = 1024
+FINEWEB_TARGETS = 62_021_632
+FINEWEB_DOCUMENTS = 50_000
+FINEWEB_BYTES = 151_080_000
 FINEWEB_TOLERANCE = 0.0005
 
 
 class Check(NamedTuple):
-    """One line of the table."""
+    """One line of the table; `passed` is None for what is only said, or not checked."""
 
     name: str
-    passed: bool | None  # None: said, or not checked
+    passed: bool | None
     figure: str
-
-
-@dataclass
-class Counts:
-    """What a split holds."""
-
-    shards: int
-    tokens: int
-    documents: int
-    bytes: int  # of text, by the tokenizer's pieces
-
-    @property
-    def bytes_per_token(self) -> float:
-        return self.bytes / max(1, self.tokens)
-
-
-class Pieces:
-    """A tokenizer and the bytes of text behind each id, which is what bits per byte are counted with."""
-
-    def __init__(self, path: Path):
-        self.tokenizer = tokenizer = open_tokenizer(path)
-        self.path, self.size = path, tokenizer.vocab_size()
-        strips = (
-            tokenizer.decode([tokenizer.piece_to_id("▁")]) == ""
-        )  # the space that begins a document
-        self.bytes, self.silent, self.stripped, self.begins = (
-            np.zeros(MOST_PIECES, dtype) for dtype in (np.int64, bool, bool, bool)
-        )  # each (MOST_PIECES,)
-        for i in range(min(self.size, MOST_PIECES)):
-            piece = tokenizer.id_to_piece(i)
-            self.begins[i] = tokenizer.is_control(i)
-            self.silent[i] = self.begins[i] or tokenizer.is_unknown(i) or tokenizer.is_unused(i)
-            self.stripped[i] = strips and piece.startswith("▁")
-            if not self.silent[i]:
-                self.bytes[i] = 1 if tokenizer.is_byte(i) else len(piece.replace("▁", " ").encode())
-
-
-class Scan:
-    """A split read once: how often each id occurs, int64 (MOST_PIECES,), its first id, its bytes of text."""
-
-    def __init__(self, paths: list[Path], pieces: Pieces, bar: tqdm):
-        self.histogram, self.first, self.shards = np.zeros(MOST_PIECES, np.int64), None, len(paths)
-        stripped, before = 0, np.empty(0, np.uint16)
-        for piece in stream(paths, bar):
-            self.first = int(piece[0]) if self.first is None else self.first
-            self.histogram += np.bincount(piece, minlength=MOST_PIECES)
-            if pieces.stripped.any():
-                joined = np.concatenate([before, piece])
-                stripped += np.count_nonzero(
-                    pieces.begins[joined[:-1]] & pieces.stripped[joined[1:]]
-                )
-                before = piece[-1:].copy()
-        self.bytes = int(self.histogram @ pieces.bytes) - stripped
-
-    def counts(self) -> Counts:
-        """What the split holds."""
-        return Counts(
-            self.shards, int(self.histogram.sum()), int(self.histogram[BOS_ID]), self.bytes
-        )
 
 
 # ---- What to check
 def is_published(folder: Path) -> bool:
-    """Whether its name is one of the FineWeb export."""
-    return folder.name.startswith(FINEWEB)
+    """Tell whether a folder's name is one of the FineWeb export."""
+    return folder.name.startswith(FINEWEB_PREFIX)
 
 
 def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """The shards of each split in order of their names; DataError if the folder holds none."""
+    """Return the shards of each split in order of their names; BadInput if there are none."""
     if not folder.is_dir():
-        raise DataError(
+        raise BadInput(
             f"{folder} is not a folder: name a folder of shards, as for train_gpt.py's DATA_PATH"
         )
     shards = {split: sorted(folder.glob(f"*_{split}_*.bin")) for split in SPLITS}
     if not any(shards.values()):
-        raise DataError(
+        raise BadInput(
             f"{folder} holds no token shards (*_train_*.bin, *_val_*.bin): name another folder"
         )
     return shards
 
 
-def read_manifest(folder: Path) -> tuple[str, dict]:
-    """Name and content of manifest.json or meta.json, ("", {}) if there is neither. DataError if damaged."""
-    path = next(
-        (folder / name for name in ("manifest.json", "meta.json") if (folder / name).is_file()),
-        None,
-    )
-    if path is None:
-        return "", {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: make it again, or remove it") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is no JSON object: make it again, or remove it")
-    return path.name, content
-
-
-def find_tokenizer(folder: Path, given: Path | None, manifest: dict) -> Path:
-    """The tokenizer: given, in the folder, of the manifest, or FineWeb's; DataError if it is not there."""
-    choices, named = [folder / "tokenizer.model"], entry(manifest, "tokenizer").get("file")
-    if isinstance(named, str):
-        choices.append(Path(os.path.abspath(folder / named)))
-    if number := re.fullmatch(FINEWEB + r"sp(\d+)", folder.name):
-        choices.append(folder.parent.parent / "tokenizers" / f"fineweb_{number[1]}_bpe.model")
-    choices = [given] if given else choices
-    for path in choices:
-        if path.is_file():
-            return path
-    raise DataError(f"no tokenizer at {' or '.join(map(str, choices))}: name it with --tokenizer")
-
-
-def entry(table: dict, name: str) -> dict:
-    """The table under a name of a manifest, empty if there is none."""
-    found = table.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-# ---- Reading
-def stream(paths: list[Path], bar: tqdm) -> Iterator[np.ndarray]:
-    """The tokens of a split, uint16 (at most PIECE_TOKENS,), piece by piece and none empty."""
-    for path in paths:
-        shard = read_shard(path)
-        for start in range(0, len(shard), PIECE_TOKENS):
-            piece = np.asarray(shard[start : start + PIECE_TOKENS])
-            yield piece
-            bar.update(len(piece))
-
-
-def whole_documents(paths: list[Path], bar: tqdm) -> Iterator[list[np.ndarray]]:
-    """The documents of a split, each with its BOS, a list for each piece of the stream. A document may go on
-    in the next shard. The split begins with BOS."""
-    rest: list[np.ndarray] = []
-    for piece in stream(paths, bar):
-        begins = np.flatnonzero(piece == BOS_ID)
-        if len(begins):
-            joined = np.concatenate([*rest, piece[: begins[-1]]])
-            yield np.split(joined, np.flatnonzero(joined == BOS_ID)[1:]) if len(joined) else []
-            rest, piece = [], piece[begins[-1] :]
-        rest.append(piece)
-    if rest:
-        yield [np.concatenate(rest)]
-
-
-def hashes(documents: list[np.ndarray]) -> list[bytes]:
-    """16 bytes for each document that depend on all of its tokens."""
-    return [hashlib.blake2b(document.data, digest_size=16).digest() for document in documents]
-
-
 # ---- The checks
+def joined(problems: list[str], otherwise: str, notes: Iterable[str] = ()) -> str:
+    """Return the first problems, or what is said without any, and the notes behind that."""
+    return "; ".join([*(problems[:MOST_NAMED] or [otherwise]), *notes])
+
+
 def check_shards(shards: dict[str, list[Path]], published: bool) -> Check:
-    """Magic, version and size of every shard; no split is empty. Gaps in the numbers are said."""
-    problems, notes, tokens = [], [], 0
+    """Check magic, version and size of every shard, and that no split is empty.
+
+    Gaps in the numbers are only said.
+    """
+    problems = []
+    notes = []
+    tokens = 0
     for split, paths in shards.items():
         found = 0
         for path in paths:
             try:
                 found += count_tokens(path)
-            except DataError as error:
+            except BadInput as error:
                 problems.append(str(error))
-        if paths and not found and not problems:
-            problems.append(f"the {split} split is empty")
-        if not paths:
-            (notes if published and split == "train" else problems).append(
-                f"there is no {split} split"
-            )
         tokens += found
-        numbers = [
-            int(match[1]) for path in paths if (match := re.search(r"_(\d+)\.bin$", path.name))
-        ]
-        missing = sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
-        if missing:
-            notes.append(
-                f"{split} shard {missing[0]} is not there ({len(missing)} numbers are missing)"
-            )
-    said = f"{sum(map(len, shards.values()))} files, {tokens:,} tokens, sizes and headers right"
-    return Check("shards", not problems, "; ".join([*(problems[:3] or [said]), *notes]))
+        if not paths:
+            missing = f"there is no {split} split"
+            if published and split == "train":
+                notes.append(missing)
+            else:
+                problems.append(missing)
+        elif found == 0 and not problems:
+            problems.append(f"the {split} split is empty")
+        notes.extend(gaps(split, paths))
+    files = sum(len(paths) for paths in shards.values())
+    right = f"{files} files, {tokens:,} tokens, sizes and headers right"
+    return Check("shards", not problems, joined(problems, right, notes))
 
 
-def check_files(folder: Path, name: str, manifest: dict, tokenizer: Path, bar: tqdm) -> Check:
-    """Sizes and digests of all files in the manifest, and that it lists every shard."""
-    files = entry(manifest, "files")
+def gaps(split: str, paths: list[Path]) -> list[str]:
+    """Say in one line, if any, which numbers are missing among a split's shards."""
+    numbers = set()
+    for path in paths:
+        number = re.search(r"_(\d+)\.bin$", path.name)
+        if number:
+            numbers.add(int(number[1]))
+    missing = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
+    if not missing:
+        return []
+    return [f"{split} shard {missing[0]} is not there ({len(missing)} numbers are missing)"]
+
+
+def check_files(folder: Path, manifest: Manifest, tokenizer: Path, bar: tqdm) -> Check:
+    """Check sizes and digests of all files in the manifest, and that it lists every shard."""
+    files = manifest.table("files")
     if not files:
-        return Check("manifest", None, f"{name} lists no files" if name else "there is none")
-    problems = [
-        f"{path.name} is not in {name}"
-        for path in sorted(folder.glob("*_*_*.bin"))
-        if path.name not in files
-    ]
-    for file in sorted(files):
-        path, stated = folder / file, entry(files, file)
-        if not path.is_file():
-            problems.append(f"{file} is not there")
-        elif path.stat().st_size != stated.get("bytes"):
-            problems.append(f"{file} has {path.stat().st_size:,} bytes, not {stated.get('bytes')}")
-        elif digest(path) != stated.get("sha256"):
-            problems.append(f"{file} has another SHA-256")
-        bar.update(path.stat().st_size // 2 if path.is_file() else 0)
-    stated = entry(manifest, "tokenizer").get("sha256")
+        said = f"{manifest.name} lists no files" if manifest.name else "there is none"
+        return Check("manifest", None, said)
+    problems = []
+    for path in sorted(folder.glob("*_*_*.bin")):
+        if path.name not in files:
+            problems.append(f"{path.name} is not in {manifest.name}")
+    for name in sorted(files):
+        problems.extend(problems_of(folder / name, name, table_of(files, name)))
+        if (folder / name).is_file():
+            bar.update((folder / name).stat().st_size // 2)
+    stated = manifest.table("tokenizer").get("sha256")
     if stated and stated != digest(tokenizer):
-        problems.append(f"{tokenizer} has another SHA-256 than {name} says")
-    return Check(
-        "manifest", not problems, "; ".join(problems[:3]) or f"{len(files)} files as {name} says"
-    )
+        problems.append(f"{tokenizer} has another SHA-256 than {manifest.name} says")
+    right = f"{len(files)} files as {manifest.name} says"
+    return Check("manifest", not problems, joined(problems, right))
 
 
-def check_tokenizer(pieces: Pieces, folder: Path, manifest: dict) -> Check:
-    """It has what shards of any text need and the data set's size. That it normalizes is said."""
-    tokenizer = pieces.tokenizer
-    problems, notes = [f"it needs {need}" for need in lacks(tokenizer)], []
+def problems_of(path: Path, name: str, stated: dict) -> list[str]:
+    """Say in one line, if anything, how a file differs from what is stated of it."""
+    if not path.is_file():
+        return [f"{name} is not there"]
+    size = path.stat().st_size
+    if size != stated.get("bytes"):
+        return [f"{name} has {size:,} bytes, not {stated.get('bytes')}"]
+    if digest(path) != stated.get("sha256"):
+        return [f"{name} has another SHA-256"]
+    return []
+
+
+def check_tokenizer(pieces: Pieces, folder: Path, manifest: Manifest) -> Check:
+    """Check that it has what shards of any text need, and the data set's size.
+
+    That it normalizes is only said.
+    """
+    problems = [f"it needs {need}" for need in lacks(pieces.tokenizer)]
+    notes = []
+    stated = manifest.content.get("vocabulary_size")
     number = re.search(r"_sp(\d+)$", folder.name)
-    stated = manifest.get("vocabulary_size") or (int(number[1]) if number else None)
-    if stated not in (None, pieces.size):
+    if not stated and number:
+        stated = int(number[1])
+    if stated and stated != pieces.size:
         problems.append(f"{pieces.size} pieces, but the data set is of {stated}")
-    if tokenizer.decode(tokenizer.encode(PROBE)) != PROBE:
+    if pieces.tokenizer.decode(pieces.tokenizer.encode(PROBE)) != PROBE:
         notes.append("it normalizes: not every text comes back as it was")
-    said = f"{pieces.path.name}: {pieces.size:,} pieces, BOS {BOS_ID}, ▁, 256 bytes"
-    return Check("tokenizer", not problems, "; ".join([*(problems or [said]), *notes]))
+    right = f"{pieces.path.name}: {pieces.size:,} pieces, BOS {BOS_ID}, ▁, 256 bytes"
+    return Check("tokenizer", not problems, "; ".join([*(problems or [right]), *notes]))
 
 
 def check_ids(scans: dict[str, Scan], pieces: Pieces) -> Check:
-    """Every id is a piece, each split begins with BOS, and none is padding or unknown."""
-    problems, tokenizer = [], pieces.tokenizer
+    """Check that ids are pieces, none padding or unknown, and that each split begins with BOS."""
+    problems = []
+    wrong = {"padding": pieces.tokenizer.pad_id(), "unknown": pieces.tokenizer.unk_id()}
     for split, scan in scans.items():
         largest = int(np.flatnonzero(scan.histogram)[-1])
         if largest >= pieces.size:
@@ -295,196 +196,247 @@ def check_ids(scans: dict[str, Scan], pieces: Pieces) -> Check:
             )
         if scan.first != BOS_ID:
             problems.append(f"{split} begins with id {scan.first}, not with BOS ({BOS_ID})")
-        for name, wrong in (("padding", tokenizer.pad_id()), ("unknown", tokenizer.unk_id())):
-            if wrong >= 0 and scan.histogram[wrong]:
-                problems.append(f"{split} has {scan.histogram[wrong]:,} ids for {name} ({wrong})")
-    said = f"all below {pieces.size:,}, no padding, none unknown, each split begins with BOS"
-    return Check("ids", not problems, "; ".join(problems) or said)
+        for name, piece in wrong.items():
+            # A tokenizer without such a piece has -1.
+            if piece >= 0 and scan.histogram[piece]:
+                times = scan.histogram[piece]
+                problems.append(f"{split} has {times:,} ids for {name} ({piece})")
+    right = f"all below {pieces.size:,}, no padding, none unknown, each split begins with BOS"
+    return Check("ids", not problems, "; ".join(problems or [right]))
+
+
+@dataclass
+class Sample:
+    """What became of documents that were encoded again."""
+
+    documents: int = 0
+    bytes: int = 0
+    same_text: int = 0
+    same_ids: int = 0
+
+    def add(
+        self,
+        tokenizer: sentencepiece.SentencePieceProcessor,
+        texts: list[str],
+        ids: list[list[int]],
+    ) -> None:
+        """Encode the texts of documents again and compare with their ids and with themselves."""
+        encoded = tokenizer.encode(texts)
+        decoded = tokenizer.decode(encoded)
+        for text, new_text in zip(texts, decoded, strict=True):
+            self.documents += 1
+            self.bytes += len(text.encode())
+            if new_text == text:
+                self.same_text += 1
+        for old_ids, new_ids in zip(ids, encoded, strict=True):
+            if new_ids == old_ids:
+                self.same_ids += 1
 
 
 def check_text(
     paths: list[Path], stated: int, pieces: Pieces, published: bool, bar: tqdm
 ) -> list[Check]:
-    """Decode the validation split: its bytes against `stated`, those of the pieces; encode a sample again."""
-    tokenizer, step = pieces.tokenizer, -(-stated // SAMPLE_BYTES) or 1
-    decoded = documents = sampled = kept = same = size = 0
+    """Decode the validation split and compare its bytes with `stated`, those of the pieces.
+
+    A sample of the documents, spread evenly, is encoded again.
+    """
+    tokenizer = pieces.tokenizer
+    # One document in so many is encoded again.
+    step = max(1, -(-stated // SAMPLE_BYTES))
+    documents = 0
+    decoded_bytes = 0
+    sample = Sample()
     for found in whole_documents(paths, bar):
         for start in range(0, len(found), BATCH_DOCUMENTS):
-            batch = [
-                part[~pieces.silent[part]].tolist()
-                for part in found[start : start + BATCH_DOCUMENTS]
-            ]
+            batch = []
+            for document in found[start : start + BATCH_DOCUMENTS]:
+                batch.append(document[~pieces.silent[document]].tolist())
             texts = tokenizer.decode(batch)
-            decoded += sum(len(text.encode()) for text in texts)
+            decoded_bytes += sum(len(text.encode()) for text in texts)
             chosen = slice(-documents % step, None, step)
+            sample.add(tokenizer, texts[chosen], batch[chosen])
             documents += len(batch)
-            again = tokenizer.encode(texts[chosen])
-            sampled += len(again)
-            size += sum(len(text.encode()) for text in texts[chosen])
-            kept += sum(map(str.__eq__, tokenizer.decode(again), texts[chosen]))
-            same += sum(map(list.__eq__, again, batch[chosen]))
     lossless = (
-        f"{kept:,} of {sampled:,} documents ({size:,} bytes) decode to themselves, "
-        f"{same:,} encode to their ids"
+        f"{sample.same_text:,} of {sample.documents:,} documents ({sample.bytes:,} bytes) decode "
+        f"to themselves, {sample.same_ids:,} encode to their ids"
     )
-    if same < sampled / 2:
+    if sample.same_ids < sample.documents / 2:
         lossless += ": did another tokenizer make these shards?"
+    counted = f"{stated:,} by the pieces, {decoded_bytes:,} decoded, val"
+    all_same = sample.same_text == sample.documents
     return [
-        Check("bytes", decoded == stated, f"{stated:,} by the pieces, {decoded:,} decoded, val"),
-        Check("lossless", kept == sampled or (None if published else False), lossless),
+        Check("bytes", decoded_bytes == stated, counted),
+        Check("lossless", passed_or_said(all_same, published), lossless),
     ]
+
+
+def passed_or_said(passed: bool, published: bool) -> bool | None:
+    """Return None for what does not pass, but may be so in the published export."""
+    if published and not passed:
+        return None
+    return passed
 
 
 def check_overlap(shards: dict[str, list[Path]], published: bool, bar: tqdm) -> Check:
-    """Exact duplicates of validation documents in the training split."""
+    """Look for exact duplicates of validation documents in the training split."""
     if "train" not in shards:
         return Check("overlap", None, "there is no train split")
-    held_out = {
-        found for documents in whole_documents(shards["val"], bar) for found in hashes(documents)
-    }
+    held_out: set[bytes] = set()
+    for documents in whole_documents(shards["val"], bar):
+        held_out.update(hashes(documents))
     met: set[bytes] = set()
-    times = total = 0
+    times = 0
+    total = 0
     for documents in whole_documents(shards["train"], bar):
         twice = [found for found in hashes(documents) if found in held_out]
         met.update(twice)
-        times, total = times + len(twice), total + len(documents)
+        times += len(twice)
+        total += len(documents)
     figure = (
         f"{len(met):,} of {len(held_out):,} validation documents are among {total:,} for training"
     )
-    figure += f", {times:,} times" * bool(met)
-    return Check("overlap", not met or (None if published else False), figure)
+    if met:
+        figure += f", {times:,} times"
+    return Check("overlap", passed_or_said(not met, published), figure)
 
 
-def check_counts(name: str, manifest: dict, counts: dict[str, Counts]) -> Check:
-    """Documents, bytes and tokens as the manifest states them."""
-    stated = {split: entry(manifest, split) for split in SPLITS}
-    if not any(stated.values()):
+def check_counts(manifest: Manifest, counts: dict[str, Counts]) -> Check:
+    """Compare documents, bytes and tokens with what the manifest states."""
+    if not any(manifest.table(split) for split in SPLITS):
         return Check("counts", None, "stated nowhere")
-    problems = [
-        f"{split}: {getattr(counts[split], key):,} {key}, but {name} says {value}"
-        for split in counts
-        for key, value in stated[split].items()
-        if key in ("documents", "bytes", "tokens") and value != getattr(counts[split], key)
-    ]
-    return Check("counts", not problems, "; ".join(problems) or f"as {name} says")
+    problems = []
+    for split, found in counts.items():
+        for key, stated in manifest.table(split).items():
+            if key not in ("documents", "bytes", "tokens"):
+                continue
+            value = getattr(found, key)
+            if stated != value:
+                problems.append(f"{split}: {value:,} {key}, but {manifest.name} says {stated}")
+    return Check("counts", not problems, "; ".join(problems or [f"as {manifest.name} says"]))
 
 
 def check_known(val: Counts) -> Check:
-    """The published figures of FineWeb's validation split with 1,024 pieces."""
+    """Compare with the published figures of FineWeb's validation split with 1,024 pieces."""
     targets = (val.tokens - 1) // FINEWEB_ROW * FINEWEB_ROW
     passed = (
         targets == FINEWEB_TARGETS
         and val.documents == FINEWEB_DOCUMENTS
         and abs(val.bytes / FINEWEB_BYTES - 1) <= FINEWEB_TOLERANCE
     )
-    return Check(
-        "known split",
-        passed,
-        f"{targets:,} targets, {FINEWEB_TARGETS:,} known; {val.documents:,} "
-        f"documents, {FINEWEB_DOCUMENTS:,}; {val.bytes:,} bytes, about {FINEWEB_BYTES:,}",
+    figure = (
+        f"{targets:,} targets, {FINEWEB_TARGETS:,} known; {val.documents:,} documents, "
+        f"{FINEWEB_DOCUMENTS:,}; {val.bytes:,} bytes, about {FINEWEB_BYTES:,}"
     )
+    return Check("known split", passed, figure)
 
 
-# ---- The command
-def load(path: Path) -> Pieces | Check:
-    """The tokenizer, or the check that it fails."""
-    try:
-        return Pieces(path)
-    except DataError as error:
-        return Check("tokenizer", False, str(error))
+def not_checked(reason: str, *names: str) -> list[Check]:
+    """Return lines for checks that need what another has found wrong."""
+    return [Check(name, None, f"not checked: {reason}") for name in names]
+
+
+# ---- All of them
+def check_folder(folder: Path, given: Path | None) -> tuple[list[Check], dict[str, Counts]]:
+    """Return all checks of a folder, and the counts of each split.
+
+    `given` is the tokenizer that people name. BadInput for what cannot be checked.
+    """
+    # Without links being followed: the folder's name and its neighbours say what it is.
+    folder = Path(os.path.abspath(folder))
+    shards = find_shards(folder)
+    manifest = read_manifest(folder)
+    tokenizer = find_tokenizer(folder, given)
+    passes = tokens_to_read(shards, bool(manifest.table("files")))
+    with tqdm(
+        total=passes, unit="token", unit_scale=True, disable=passes < BAR_FROM, leave=False
+    ) as bar:
+        of_shards = check_shards(shards, is_published(folder))
+        checks = [of_shards, check_files(folder, manifest, tokenizer, bar)]
+        try:
+            pieces = Pieces(tokenizer)
+        except BadInput as error:
+            checks.append(Check("tokenizer", False, str(error)))
+            reason = "there is no tokenizer"
+        else:
+            checks.append(check_tokenizer(pieces, folder, manifest))
+            reason = ""
+        if not of_shards.passed:
+            reason = "shards are wrong"
+        if reason:
+            checks.extend(not_checked(reason, "ids", "bytes", "lossless", "overlap"))
+            return checks, {}
+        of_content, counts = check_content(shards, pieces, manifest, folder, bar)
+        return checks + of_content, counts
+
+
+def tokens_to_read(shards: dict[str, list[Path]], digests: bool) -> int:
+    """Return how many tokens all checks together read, for the progress bar."""
+    sizes = {}
+    for split, paths in shards.items():
+        sizes[split] = sum(path.stat().st_size // 2 for path in paths)
+    total = sum(sizes.values())
+    # Both splits for the ids and for the overlap, the validation split for the text.
+    needed = 2 * total + sizes["val"]
+    if digests:
+        needed += total
+    return needed
 
 
 def check_content(
-    shards: dict[str, list[Path]],
-    pieces: Pieces,
-    name: str,
-    manifest: dict,
-    folder: Path,
-    bar: tqdm,
+    shards: dict[str, list[Path]], pieces: Pieces, manifest: Manifest, folder: Path, bar: tqdm
 ) -> tuple[list[Check], dict[str, Counts]]:
-    """The checks that read tokens, and the counts of each split that is there."""
-    published, shards = (
-        is_published(folder),
-        {split: paths for split, paths in shards.items() if paths},
-    )
-    scans = {split: Scan(paths, pieces, bar) for split, paths in shards.items()}
+    """Return the checks that read tokens, and the counts of each split that is there."""
+    published = is_published(folder)
+    there = {split: paths for split, paths in shards.items() if paths}
+    scans = {split: Scan(paths, pieces, bar) for split, paths in there.items()}
     counts = {split: scan.counts() for split, scan in scans.items()}
     ids = check_ids(scans, pieces)
     if not ids.passed:
         return [ids, *not_checked("its ids are wrong", "bytes", "lossless", "overlap")], counts
     checks = [
         ids,
-        *check_text(shards["val"], counts["val"].bytes, pieces, published, bar),
-        check_overlap(shards, published, bar),
-        check_counts(name, manifest, counts),
+        *check_text(there["val"], counts["val"].bytes, pieces, published, bar),
+        check_overlap(there, published, bar),
+        check_counts(manifest, counts),
     ]
-    return checks + [check_known(counts["val"])] * (folder.name == FINEWEB_KNOWN), counts
+    if folder.name == FINEWEB_KNOWN:
+        checks.append(check_known(counts["val"]))
+    return checks, counts
 
 
-def not_checked(reason: str, *names: str) -> list[Check]:
-    """Lines for checks that need what another has found wrong."""
-    return [Check(name, None, f"not checked: {reason}") for name in names]
-
-
-def check(folder: Path, given: Path | None) -> tuple[list[Check], dict[str, Counts]]:
-    """All checks of a folder, and the counts of each split; DataError for what cannot be checked."""
-    folder = Path(os.path.abspath(folder))
-    shards, (name, manifest) = find_shards(folder), read_manifest(folder)
-    tokenizer = find_tokenizer(folder, given, manifest)
-    size = sum(path.stat().st_size // 2 for paths in shards.values() for path in paths)
-    val = sum(path.stat().st_size // 2 for path in shards["val"])
-    passes = 2 * size + val + size * bool(entry(manifest, "files"))  # ids, overlap; text; digests
-    with tqdm(
-        total=passes, unit="token", unit_scale=True, disable=passes < BAR_FROM, leave=False
-    ) as bar:
-        checks = [
-            check_shards(shards, is_published(folder)),
-            check_files(folder, name, manifest, tokenizer, bar),
-        ]
-        pieces = load(tokenizer)
-        found = pieces if isinstance(pieces, Check) else check_tokenizer(pieces, folder, manifest)
-        reason = "" if checks[0].passed else "shards are wrong"
-        if isinstance(pieces, Check) or reason:
-            more = not_checked(
-                reason or "there is no tokenizer", "ids", "bytes", "lossless", "overlap"
-            )
-            return [*checks, found, *more], {}
-        more, counts = check_content(shards, pieces, name, manifest, folder, bar)
-        return [*checks, found, *more], counts
-
-
+# ---- The command
 def table(checks: list[Check], counts: dict[str, Counts]) -> str:
-    """The checks and the counts as text."""
-    width, word = max(len(check.name) for check in checks), {True: "PASS", False: "FAIL", None: "-"}
-    lines = [f"{check.name:{width}}  {word[check.passed]:4}  {check.figure}" for check in checks]
+    """Return the checks and the counts as text."""
+    width = max(len(check.name) for check in checks)
+    words = {True: "PASS", False: "FAIL", None: "-"}
+    lines = []
+    for check in checks:
+        lines.append(f"{check.name:{width}}  {words[check.passed]:4}  {check.figure}")
     if counts:
-        lines += [
-            "",
-            f"{'split':5}  shards {'tokens':>15} {'documents':>11} {'bytes':>15} bytes/token",
-        ]
-    lines += [
-        f"{split:5} {found.shards:7,} {found.tokens:15,} {found.documents:11,} {found.bytes:15,} "
-        f"{found.bytes_per_token:11.4f}"
-        for split, found in counts.items()
-    ]
+        lines.append("")
+        lines.append(
+            f"{'split':5}  shards {'tokens':>15} {'documents':>11} {'bytes':>15} bytes/token"
+        )
+    for split, found in counts.items():
+        lines.append(
+            f"{split:5} {found.shards:7,} {found.tokens:15,} {found.documents:11,} "
+            f"{found.bytes:15,} {found.bytes_per_token:11.4f}"
+        )
     return "\n".join(lines)
 
 
 def as_json(checks: list[Check], counts: dict[str, Counts]) -> bytes:
-    """The same for programs."""
-    splits = {
-        split: {**asdict(found), "bytes_per_token": found.bytes_per_token}
-        for split, found in counts.items()
-    }
+    """Return the same for programs."""
+    splits = {}
+    for split, found in counts.items():
+        splits[split] = {**asdict(found), "bytes_per_token": found.bytes_per_token}
     content = {"checks": [check._asdict() for check in checks], "counts": splits}
     return f"{json.dumps(content, indent=1)}\n".encode()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="shards, as train_gpt.py's DATA_PATH")
     parser.add_argument(
         "--tokenizer",
@@ -495,18 +447,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the table and the counts there"
     )
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
-    def command() -> int:
-        if options.json and not options.json.resolve().parent.is_dir():
-            raise DataError(f"--json {options.json}: its folder does not exist")
-        checks, counts = check(options.folder, options.tokenizer)
-        print(table(checks, counts))
-        if options.json:
-            write_atomically(options.json, as_json(checks, counts))
-        return int(any(check.passed is False for check in checks))
 
-    return run(command)
+@command(stopped="interrupted: nothing half done is left")
+def main(arguments: list[str] | None = None) -> int:
+    """Check a folder and print what was found; return the exit status."""
+    options = parse(arguments)
+    if options.json and not options.json.resolve().parent.is_dir():
+        raise BadInput(f"--json {options.json}: its folder does not exist")
+    checks, counts = check_folder(options.folder, options.tokenizer)
+    print(table(checks, counts))
+    if options.json:
+        write_atomically(options.json, as_json(checks, counts))
+    failed = [check for check in checks if check.passed is False]
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

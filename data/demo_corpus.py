@@ -3,16 +3,17 @@
     python data/demo_corpus.py [--output FOLDER] [--vocab-size N] [--force]
 
 The text is the documentation inside the installed dependencies: the docstrings of Python's standard
-library, torch, numpy, sympy and networkx, found by parsing their sources (nothing is imported, nothing is
-downloaded). data/prepare.py makes the data set of it: the output folder holds a SentencePiece tokenizer
-trained on the training split, both splits as token shards, and `meta.json` with the counts. The same
-package versions give the same bytes.
+library, torch, numpy, sympy and networkx, found by parsing their sources (nothing is imported,
+nothing is downloaded). The data set is made of it as data/prepare.py does: the output folder holds
+a SentencePiece tokenizer trained on the training split, both splits as token shards, and
+`meta.json` with the counts. The same package versions give the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import gc
 import importlib.util
 import inspect
@@ -23,17 +24,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import prepare
-from processes import cores, run
-from shards import DataError
-from tqdm import tqdm
+from commands import BadInput, Parser, command, packages_from, say
+
+with packages_from("data/requirements.txt"):
+    import dataset
+    from tqdm import tqdm
+    from workers import cores
 
 DEFAULT_OUTPUT = Path(__file__).parent / "demo"
+DEFAULT_VOCABULARY_SIZE = 1024
 PACKAGES = ("torch", "numpy", "sympy", "networkx")
 EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-LONGEST_IGNORED_DOCUMENT = 300  # characters; shorter docstrings are mostly one-line summaries
+# Characters; shorter docstrings are mostly one-line summaries.
+LONGEST_IGNORED_DOCUMENT = 300
 
 
+# ---- Sources
 def source_folders() -> dict[str, Path]:
     """Locate each source of documents without importing it.
 
@@ -41,42 +47,46 @@ def source_folders() -> dict[str, Path]:
     """
     folders = {"python": Path(sysconfig.get_paths()["stdlib"])}
     if not folders["python"].is_dir():
-        raise DataError(f"the standard library's sources are not at {folders['python']}")
+        raise BadInput(f"the standard library's sources are not at {folders['python']}")
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
-            print(f"demo corpus: {package} is not installed and is left out", file=sys.stderr)
+            say(f"demo corpus: {package} is not installed and is left out")
         else:
             folders[package] = Path(spec.origin).parent
     return folders
 
 
 def python_files(folder: Path) -> list[Path]:
-    """List the Python sources under `folder`, leaving out tests and packages installed inside it."""
-    paths = (path for path in folder.rglob("*.py") if path.is_file())
-    return sorted(
-        path for path in paths if not EXCLUDED_FOLDERS.intersection(path.relative_to(folder).parts)
-    )
+    """List the Python sources under `folder`, without tests and packages installed inside it."""
+    paths = []
+    for path in folder.rglob("*.py"):
+        excluded = EXCLUDED_FOLDERS.intersection(path.relative_to(folder).parts)
+        if path.is_file() and not excluded:
+            paths.append(path)
+    return sorted(paths)
 
 
+# ---- Docstrings
 def docstrings(source: bytes) -> Iterator[str]:
     """Yield each docstring in a module's source, as written.
 
-    Compiled functions get theirs from calls such as `add_docstr(torch.abs, "...")` or `add_newdoc(...)`, so
-    the string constants in the arguments of such calls count too (of a template, the raw template). Raises
-    SyntaxError or ValueError if this Python cannot parse the source.
+    Compiled functions get theirs from calls such as `add_docstr(torch.abs, "...")` or
+    `add_newdoc(...)`, so the string constants in the arguments of such calls count too (of a
+    template, the raw template). SyntaxError or ValueError if this Python cannot parse the source.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the sources' invalid escapes are not the user's concern
+        # The sources' invalid escapes are not the user's concern.
+        warnings.simplefilter("ignore")
         pending: list[ast.AST] = [ast.parse(source)]
     while pending:
         node = pending.pop()
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield ast.get_docstring(node, clean=False) or ""
         elif isinstance(node, ast.Call) and sets_docstring(node):
-            constants = (inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant))
-            yield from (constant for constant in constants if isinstance(constant, str))
-        # Docstrings are in statements and in calls: not entering other expressions saves a third of the time.
+            yield from string_constants(node)
+        # Docstrings are in statements and in calls: not entering other expressions saves a third
+        # of the time.
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Call) or not isinstance(child, ast.expr):
                 pending.append(child)
@@ -84,8 +94,19 @@ def docstrings(source: bytes) -> Iterator[str]:
 
 def sets_docstring(call: ast.Call) -> bool:
     """Tell whether the called function's name says that it attaches a docstring to an object."""
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    name = ""
+    if isinstance(call.func, ast.Attribute):
+        name = call.func.attr
+    elif isinstance(call.func, ast.Name):
+        name = call.func.id
     return "docstr" in name or "newdoc" in name
+
+
+def string_constants(call: ast.Call) -> Iterator[str]:
+    """Yield the strings in a call."""
+    for node in ast.walk(call):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def installed_docstrings() -> Iterator[tuple[str, str]]:
@@ -95,17 +116,18 @@ def installed_docstrings() -> Iterator[tuple[str, str]]:
             try:
                 found = list(docstrings(path.read_bytes()))
             except (SyntaxError, ValueError, RecursionError) as error:
-                tqdm.write(
-                    f"demo corpus: left out {path}, which cannot be parsed: {error}",
-                    file=sys.stderr,
-                )
+                say(f"demo corpus: left out {path}, which cannot be parsed: {error}")
                 continue
-            yield from ((source, text) for text in found)
+            for text in found:
+                yield source, text
 
 
+# ---- Documents
 def distinct(sourced_texts: Iterable[tuple[str, str]], by_source: Counter) -> Iterator[str]:
-    """Clean (source name, docstring) pairs and yield each long one once; the first source of a text counts
-    it."""
+    """Clean (source name, docstring) pairs and yield each long text once.
+
+    The first source of a text counts it.
+    """
     seen = set()
     for source, text in sourced_texts:
         document = inspect.cleandoc(text).strip()
@@ -116,28 +138,36 @@ def distinct(sourced_texts: Iterable[tuple[str, str]], by_source: Counter) -> It
 
 
 def documents(by_source: Counter) -> Iterator[str]:
-    """Yield the documents of the installed packages.
+    """Yield the documents of the installed packages and count them by their source."""
+    with collector_resting():
+        yield from distinct(installed_docstrings(), by_source)
 
-    The garbage collector rests meanwhile: syntax trees have no cycles, but looking for them would take a
-    third of the time.
+
+@contextlib.contextmanager
+def collector_resting() -> Iterator[None]:
+    """Switch the garbage collector off.
+
+    Syntax trees have no cycles, but looking for them would take a third of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        yield from distinct(installed_docstrings(), by_source)
+        yield
     finally:
         if was_enabled:
             gc.enable()
 
 
-def plan_of(output: Path, vocabulary_size: int, jobs: int, by_source: Counter) -> prepare.Plan:
-    """What to build: everything in one folder, from whatever versions are installed."""
-    folder = output.resolve()  # of a symbolic link, the folder it points to is replaced
-    return prepare.Plan(
-        "demo",
-        folder,
-        folder / "tokenizer.model",
-        vocabulary_size,
+# ---- The data set
+def plan_of(output: Path, vocabulary_size: int, jobs: int, by_source: Counter) -> dataset.Plan:
+    """Return what to build: everything in one folder, from whatever versions are installed."""
+    # Of a symbolic link, the folder it points to is replaced.
+    folder = output.resolve()
+    return dataset.Plan(
+        name="demo",
+        folder=folder,
+        tokenizer=folder / "tokenizer.model",
+        vocabulary_size=vocabulary_size,
         manifest="meta.json",
         inputs=f"docstrings of installed packages, {vocabulary_size} pieces",
         jobs=jobs,
@@ -146,37 +176,51 @@ def plan_of(output: Path, vocabulary_size: int, jobs: int, by_source: Counter) -
     )
 
 
-def build(output: Path, vocabulary_size: int = 1024, force: bool = False, jobs: int = 1) -> Path:
-    """Build the corpus in the folder `output` and return it; do nothing if it is there (unless `force`).
+def build(
+    output: Path,
+    vocabulary_size: int = DEFAULT_VOCABULARY_SIZE,
+    force: bool = False,
+    jobs: int = 1,
+) -> Path:
+    """Build the corpus in the folder `output` and return it, unless it is there (and not `force`).
 
-    One of another size or a damaged one is replaced. Raises DataError or OSError.
+    One of another size or a damaged one is replaced. Raises BadInput or OSError.
     """
     by_source = Counter()
     plan = plan_of(output, vocabulary_size, jobs, by_source)
-    prepare.build(plan, documents(by_source), force, replace=True)
+    dataset.build(plan, documents(by_source), force, replace=True)
     return output
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        description="Build the demo corpus from the installed docstrings."
+# ---- The command
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description="Build the demo corpus from the installed docstrings.")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=DEFAULT_OUTPUT,
+        metavar="FOLDER",
+        help="where the corpus goes [%(default)s]",
     )
     parser.add_argument(
-        "--output", type=Path, default=DEFAULT_OUTPUT, metavar="FOLDER", help="[%(default)s]"
-    )
-    parser.add_argument(
-        "--vocab-size", type=int, default=1024, metavar="N", help="pieces [%(default)s]"
+        "--vocab-size",
+        type=int,
+        default=DEFAULT_VOCABULARY_SIZE,
+        metavar="N",
+        help="pieces of the tokenizer [%(default)s]",
     )
     parser.add_argument(
         "--force", action="store_true", help="build even if the corpus is already there"
     )
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
-    def command() -> None:
-        build(options.output, options.vocab_size, options.force, cores())
 
-    return run(command)
+@command(stopped="interrupted: nothing half done is left")
+def main(arguments: list[str] | None = None) -> None:
+    """Build what the options ask for."""
+    options = parse(arguments)
+    build(options.output, options.vocab_size, options.force, cores())
 
 
 if __name__ == "__main__":

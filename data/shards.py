@@ -1,124 +1,98 @@
-"""The field's token shards and their tokenizers, for the commands in this folder. A shard is 256
-little-endian int32 (magic 20240520, version 1, number of tokens, zeros), then the tokens as uint16. Every
-document begins with BOS."""
+"""The field's token shards.
+
+A shard is 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros), then the
+tokens as uint16. Every document begins with BOS.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import shlex
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
+from commands import BadInput
 
-TRAINER = Path(__file__).resolve().parents[1] / "train_gpt.py"
-MAGIC, VERSION, HEADER_INTS = 20240520, 1, 256
+MAGIC = 20240520
+VERSION = 1
+HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 BOS_ID = 1
-MOST_PIECES = 65_536  # that a uint16 can number
-
-
-class DataError(Exception):
-    """What is wrong, where and what to do, in one line: the commands print it and exit with 2."""
-
-
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write all of a file or nothing of it: into a file beside it, which then takes its name."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".partial")
-    try:
-        with open(handle, "wb") as file:
-            for part in parts:
-                file.write(part)
-        os.chmod(name, 0o644)  # mkstemp's are its owner's alone
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+# A uint16 can number so many pieces of a tokenizer.
+MOST_PIECES = 65_536
+TOKENS_PER_SHARD = 100_000_000
 
 
 def header(tokens: int) -> bytes:
-    """The header of a shard with this many tokens."""
+    """Return the header of a shard with this many tokens."""
     numbers = np.zeros(HEADER_INTS, dtype="<i4")
     numbers[:3] = MAGIC, VERSION, tokens
     return numbers.tobytes()
 
 
 def count_tokens(path: Path) -> int:
-    """The number of tokens in a shard, by its header; DataError unless its size is what the header says."""
+    """Return the number of tokens in a shard's header; BadInput unless its size fits to that."""
     try:
         size = path.stat().st_size
         numbers = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+        raise BadInput(f"{path}: {error.strerror}") from error
     if size < HEADER_BYTES or tuple(numbers[:2]) != (MAGIC, VERSION):
-        raise DataError(
+        raise BadInput(
             f"{path}: no token shard: magic {MAGIC} and version {VERSION} are not at its beginning"
         )
     count = int(numbers[2])
-    if size != HEADER_BYTES + 2 * count:
-        raise DataError(
-            f"{path}: {count:,} tokens in its header, which need {HEADER_BYTES + 2 * count:,} "
-            f"bytes, but it has {size:,}: get or make it again"
+    due = HEADER_BYTES + 2 * count
+    if size != due:
+        raise BadInput(
+            f"{path}: {count:,} tokens in its header, which need {due:,} bytes, but it has "
+            f"{size:,}: get or make it again"
         )
     return count
 
 
 def read_shard(path: Path) -> np.ndarray:
-    """The tokens of a shard, uint16 (count,), memory-mapped; DataError as from count_tokens."""
-    count = count_tokens(path)
-    return (
-        np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES) if count else np.empty(0, "<u2")
-    )
+    """Map the tokens of a shard into memory, uint16 (count,); BadInput as from count_tokens."""
+    if count_tokens(path) == 0:
+        # A file of nothing but a header cannot be mapped from its end on.
+        return np.empty(0, "<u2")
+    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES)
 
 
-def digest(path: Path, report: Callable[[int], object] = lambda size: None) -> str:
-    """The SHA-256 of a file in hexadecimal digits, read in pieces, of whose bytes `report` is told."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-            report(len(piece))
-    return found.hexdigest()
+class ShardWriter:
+    """Writes a stream of tokens to name_000000.bin, name_000001.bin and so on.
 
+    Each shard has TOKENS_PER_SHARD tokens, the last one the rest. close() completes them.
+    """
 
-def open_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
-    """The tokenizer in a file; DataError if it is not a SentencePiece model."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError, UnicodeError) as error:
-        raise DataError(
-            f"{path}: not a SentencePiece model ({' '.join(str(error).split())})"
-        ) from error
+    def __init__(self, folder: Path, name: str):
+        self.folder = folder
+        self.name = name
+        # The tokens of each shard.
+        self.counts: list[int] = []
 
+    @property
+    def tokens(self) -> int:
+        """The tokens of all shards together."""
+        return sum(self.counts)
 
-def lacks(tokenizer: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """What a tokenizer lacks that shards of any text need, and train_gpt.py, which counts bytes by its
-    pieces."""
-    size = tokenizer.vocab_size()
-    met = {
-        f"BOS with id {BOS_ID}": tokenizer.bos_id() == BOS_ID,
-        "a piece ▁ of its own (a space would count as three bytes, #897)": tokenizer.piece_to_id(
-            "▁"
-        )
-        != tokenizer.unk_id(),
-        "a piece for each byte": sum(map(tokenizer.is_byte, range(size))) == 256,
-        f"{MOST_PIECES:,} pieces or less": size <= MOST_PIECES,
-    }
-    return [need for need in met if not met[need]]
+    def path(self, index: int) -> Path:
+        """The place of a shard."""
+        return self.folder / f"{self.name}_{index:06d}.bin"
 
+    def add(self, tokens: np.ndarray) -> None:
+        """Append tokens, little-endian uint16 (count,)."""
+        while len(tokens):
+            if not self.counts or self.counts[-1] == TOKENS_PER_SHARD:
+                self.path(len(self.counts)).write_bytes(header(0))
+                self.counts.append(0)
+            last = len(self.counts) - 1
+            part = tokens[: TOKENS_PER_SHARD - self.counts[last]]
+            with open(self.path(last), "ab") as file:
+                file.write(part.data)
+            self.counts[last] += len(part)
+            tokens = tokens[len(part) :]
 
-def command_to_train(folder: Path, tokenizer: Path, pieces: int, launcher: str = "python") -> str:
-    """The command that trains on shards, as it works in the current folder."""
-    here = Path.cwd()
-    shards, model, script = (
-        shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
-        for path in (folder.resolve(), tokenizer.resolve(), TRAINER)
-    )
-    return f"DATA_PATH={shards} TOKENIZER_PATH={model} VOCAB_SIZE={pieces} {launcher} {script}"
+    def close(self) -> None:
+        """Write the number of tokens into each shard's header: only now it is known."""
+        for index, count in enumerate(self.counts):
+            with open(self.path(index), "r+b") as file:
+                file.write(header(count))

@@ -120,8 +120,8 @@ COMMON = dict(
     WARMUP_STEPS="1",
     ZSTD_LEVEL="9",
 )
-# Everything that adds something to the model or the loss. Odd numbers of layers and rows; a step that
-# does not divide into its micro-batches; windows of evaluation longer than training's rows.
+# Everything that adds something to the model or the loss. Odd numbers of layers and rows; a step
+# that does not divide into its micro-batches; windows of evaluation longer than training's rows.
 EVERYTHING = dict(
     COMMON,
     NUM_LAYERS="5",
@@ -474,7 +474,7 @@ def load_script(path: Path):
 
 
 def digest_of_weights(script, path: Path) -> str:
-    """SHA-256 of the float32 values that the script reads from an artifact, in its order, unnamed."""
+    """SHA-256 of the float32 values that the script reads from an artifact, without their names."""
     _, weights = script.read_artifact(path.read_bytes(), path.name)
     digest = hashlib.sha256()
     for weight in weights.values():
@@ -646,9 +646,9 @@ def differing_values(where: str, expected, found, tolerance: float) -> list[str]
         if near(expected, found, tolerance):
             return []
         problem += f" ({found - expected:+.1e})"
-    if tolerance and where.endswith(" bytes_model") and isinstance(found, int):
-        if abs(found - expected) <= BYTES_TOLERANCE * expected:
-            return []
+    is_size = where.endswith(" bytes_model") and isinstance(found, int)
+    if tolerance and is_size and abs(found - expected) <= BYTES_TOLERANCE * expected:
+        return []
     return [problem]
 
 

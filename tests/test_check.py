@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,102 +10,76 @@ from pathlib import Path
 import check
 import numpy as np
 import pytest
-import sentencepiece
+import scan
 from conftest import BOS, VOCAB_SIZE, documents, write_shard
-from prepare import TOKENIZER_OPTIONS
-from shards import DataError, digest, read_shard
+from corpora import train_tokenizer, write_documents
+from files import digest
+from shards import read_shard
 
-TRAIN, VAL = "x_train_000000.bin", "x_val_000000.bin"
+TRAIN = "x_train_000000.bin"
+VAL = "x_val_000000.bin"
 
 
 @pytest.fixture
 def folder(data_folder: Path, tmp_path: Path) -> Path:
-    """A copy of conftest's data with a manifest of its files and counts."""
+    """A copy of conftest's data with a manifest of its files."""
     folder = tmp_path / "own"
     shutil.copytree(data_folder, folder)
     write_manifest(folder)
     return folder
 
 
-def write_manifest(folder: Path, **changes) -> None:
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": digest(path)}
-        for path in folder.iterdir()
-        if path.suffix in (".bin", ".model")
-    }
+def write_manifest(folder: Path, **changes: object) -> None:
+    """Write a manifest of the files that are there, with these entries more or changed."""
+    files = {}
+    for path in folder.iterdir():
+        if path.suffix in (".bin", ".model"):
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
     content = {"format": 1, "vocabulary_size": VOCAB_SIZE, "files": files, **changes}
     (folder / "manifest.json").write_text(json.dumps(content))
 
 
 def tokens(folder: Path, name: str) -> list[int]:
+    """Return the tokens of a shard."""
     return read_shard(folder / name).tolist()
 
 
 def run(
     folder: Path, capsys: pytest.CaptureFixture, *more: str
 ) -> tuple[int, dict[str, tuple[str, str]], str]:
-    """The exit status, {check: (PASS or FAIL or -, figure)} and what was on standard error."""
+    """Return the exit status, {check: (PASS, FAIL or -, figure)} and what is on standard error."""
     status = check.main([str(folder), *more])
     said = capsys.readouterr()
-    rows = [line.split(None, 1) for line in said.out.split("\n\n")[0].splitlines()]
-    return status, {name: tuple(rest.split(None, 1)) for name, rest in rows}, said.err
+    rows = {}
+    for line in said.out.split("\n\n")[0].splitlines():
+        name, word, figure = line.split(None, 2)
+        rows[name] = (word, figure)
+    return status, rows, said.err
 
 
-def failed(rows: dict[str, tuple[str, str]]) -> list[str]:
-    return [name for name, (word, _) in rows.items() if word == "FAIL"]
+def words(rows: dict[str, tuple[str, str]], *names: str) -> list[str]:
+    """Return PASS, FAIL or - of these checks."""
+    return [rows[name][0] for name in names]
 
 
-def tokenizer(path: Path, texts: list[str] | None = None, **options) -> Path:
-    """A tokenizer of VOCAB_SIZE pieces trained on texts, else conftest's, with these options changed."""
-    model = io.BytesIO()
-    lines = [line for text in texts or documents() for line in text.splitlines() if line]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        **{
-            **TOKENIZER_OPTIONS,
-            "vocab_size": VOCAB_SIZE,
-            "max_sentence_length": 1 << 20,
-            **options,
-        },
-    )
-    path.write_bytes(model.getvalue())
-    return path
-
-
-def write_split(folder: Path, name: str, texts: list[str], model: Path) -> None:
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    write_shard(
-        folder / name, [token for text in texts for token in (BOS, *processor.encode(text))]
-    )
-
-
+# ---- Whole data
 def test_a_whole_folder_passes_and_its_counts_are_those_of_its_text(folder, capsys):
     texts = {
         "val": documents()[::10],
         "train": [text for i, text in enumerate(documents()) if i % 10],
     }
-    facts = {
-        split: {
+    facts = {}
+    for split, held in texts.items():
+        facts[split] = {
             "documents": len(held),
             "bytes": sum(len(text.encode()) for text in held),
             "tokens": len(tokens(folder, f"x_{split}_000000.bin")),
         }
-        for split, held in texts.items()
-    }
     write_manifest(folder, **facts)
     status, rows, errors = run(folder, capsys, "--json", str(folder / "found.json"))
     assert (status, errors) == (0, "")
-    assert list(rows) == [
-        "shards",
-        "manifest",
-        "tokenizer",
-        "ids",
-        "bytes",
-        "lossless",
-        "overlap",
-        "counts",
-    ]
+    names = "shards manifest tokenizer ids bytes lossless overlap counts"
+    assert list(rows) == names.split()
     assert {word for word, _ in rows.values()} == {"PASS"}
     found = json.loads((folder / "found.json").read_text())
     for split, fact in facts.items():
@@ -116,146 +89,20 @@ def test_a_whole_folder_passes_and_its_counts_are_those_of_its_text(folder, caps
     assert f"{number} of {number} documents" in rows["lossless"][1]
 
 
-def harm_shard(change: Callable[[bytes], bytes], name: str = VAL) -> Callable[[Path], None]:
-    def harm(folder: Path) -> None:
-        (folder / name).write_bytes(change((folder / name).read_bytes()))
-        write_manifest(folder)
-
-    return harm
-
-
-def harm_tokens(
-    change: Callable[[list[int]], list[int]], name: str = VAL
-) -> Callable[[Path], None]:
-    def harm(folder: Path) -> None:
-        write_shard(folder / name, change(tokens(folder, name)))
-        write_manifest(folder)
-
-    return harm
-
-
-def plant_overlap(folder: Path) -> None:
-    """The last validation document becomes a training document that begins in one shard, ends in the next."""
-    held_out = tokens(folder, VAL)
-    last = held_out[len(held_out) - held_out[::-1].index(BOS) - 1 :]
-    write_shard(folder / "x_train_000001.bin", [BOS, 70, 71, *last[:9]])
-    write_shard(folder / "x_train_000002.bin", last[9:])
-    write_manifest(folder)
-
-
-def other_content(folder: Path) -> None:
-    content = bytearray((folder / TRAIN).read_bytes())
-    content[-1] ^= 1
-    (folder / TRAIN).write_bytes(content)
-
-
-def spaceless(folder: Path) -> None:
-    path = folder / "tokenizer.model"
-    piece = b"\x0a\x03" + "▁".encode()
-    path.write_bytes(path.read_bytes().replace(piece, b"\x0a\x03" + "☃".encode()))
-    write_manifest(folder)
-
-
-@pytest.mark.parametrize(
-    "harm, name, said",
-    [
-        (harm_shard(lambda content: content[:-2]), "shards", "tokens in its header"),
-        (harm_shard(lambda content: content[:500]), "shards", "no token shard"),
-        (harm_shard(lambda content: b"PK\3\4" + content[4:]), "shards", "no token shard: magic"),
-        (
-            harm_shard(lambda content: content[:4] + b"\2" + content[5:], TRAIN),
-            "shards",
-            "version 1",
-        ),
-        (harm_tokens(lambda _: []), "shards", "the val split is empty"),
-        (lambda folder: (folder / TRAIN).unlink(), "shards", "there is no train split"),
-        (harm_tokens(lambda ids: [*ids, VOCAB_SIZE]), "ids", f"id {VOCAB_SIZE} in val"),
-        (harm_tokens(lambda ids: ids[1:], TRAIN), "ids", "train begins with id"),
-        (harm_tokens(lambda ids: [*ids, 3, 3]), "ids", "val has 2 ids for unknown (3)"),
-        (harm_tokens(lambda ids: [*ids, 0], TRAIN), "ids", "train has 1 ids for padding (0)"),
-        (
-            harm_tokens(lambda ids: [*ids, BOS, 4 + 0xE2]),
-            "bytes",
-            "decoded",
-        ),  # one byte of three, alone
-        (plant_overlap, "overlap", "1 of"),
-        (other_content, "manifest", f"{TRAIN} has another SHA-256"),
-        (
-            lambda folder: shutil.copy(folder / TRAIN, folder / "x_train_000001.bin"),
-            "manifest",
-            "is not in",
-        ),
-        (
-            lambda folder: write_manifest(folder, val={"documents": 1}),
-            "counts",
-            "but manifest.json says 1",
-        ),
-        (
-            lambda folder: write_manifest(folder, vocabulary_size=512),
-            "tokenizer",
-            "384 pieces, but",
-        ),
-        (
-            lambda folder: write_manifest(folder, tokenizer={"sha256": "0"}),
-            "manifest",
-            "model has another SHA",
-        ),
-        (spaceless, "tokenizer", "it needs a piece ▁ of its own"),
-        (
-            lambda folder: (folder / "tokenizer.model").write_bytes(b"no model"),
-            "tokenizer",
-            "not a Sentence",
-        ),
-    ],
-)
-def test_what_is_wrong_fails_with_its_reason(folder, capsys, harm, name, said):
-    harm(folder)
-    status, rows, errors = run(folder, capsys)
-    assert (status, errors) == (1, "")
-    assert name in failed(rows) and said in rows[name][1]
-
-
-def test_a_fault_of_the_shards_leaves_the_rest_unchecked_and_said_so(folder, capsys):
-    (folder / VAL).write_bytes(b"short")
-    _, rows, _ = run(folder, capsys)
-    assert rows["overlap"] == ("-", "not checked: shards are wrong")
-
-
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        (["nowhere"], "is not a folder"),
-        (["empty"], "holds no token shards"),
-        ([f"own/{VAL}"], "is not a folder"),
-        (["own", "--tokenizer", "nowhere.model"], "no tokenizer at nowhere.model"),
-        (["own", "--json", "nowhere/found.json"], "its folder does not exist"),
-        (["broken"], "cannot be read as JSON"),
-        (["listed"], "is no JSON object"),
-        (["bare"], "no tokenizer at"),
-    ],
-)
-def test_what_cannot_be_checked_is_one_line(folder, capsys, monkeypatch, arguments, said):
-    monkeypatch.chdir(folder.parent)
-    for name, text in {"broken": "{", "listed": "[]", "bare": "{}"}.items():
-        Path(name).mkdir()
-        Path(name, "manifest.json").write_text(text)
-        shutil.copy(folder / VAL, name)
-    Path("empty").mkdir()
-    assert check.main(arguments) == 2
-    said_there = capsys.readouterr()
-    assert (
-        said_there.err.startswith("error: ")
-        and said_there.err.count("\n") == 1
-        and said in said_there.err
-    )
-    assert said_there.out == ""
-
-
 def test_the_size_of_the_pieces_that_are_read_changes_nothing(folder, capsys, monkeypatch):
     plant_overlap(folder)
     whole = run(folder, capsys)
-    monkeypatch.setattr(check, "PIECE_TOKENS", 1000)
+    monkeypatch.setattr(scan, "PIECE_TOKENS", 1000)
     assert run(folder, capsys) == whole
+
+
+def test_the_documents_of_any_pieces_are_the_documents(folder, monkeypatch):
+    ids = np.array(tokens(folder, VAL), dtype=np.uint16)
+    expected = [part.tolist() for part in np.split(ids, np.flatnonzero(ids == BOS)[1:])]
+    for size in (1, 7, len(ids)):
+        monkeypatch.setattr(scan, "PIECE_TOKENS", size)
+        found = scan.whole_documents([folder / VAL], check.tqdm(disable=True))
+        assert [part.tolist() for parts in found for part in parts] == expected
 
 
 def test_a_gap_in_the_numbers_is_said_and_does_not_fail(folder, capsys):
@@ -266,15 +113,181 @@ def test_a_gap_in_the_numbers_is_said_and_does_not_fail(folder, capsys):
 
 
 def test_a_large_split_is_encoded_again_in_part(folder, capsys, monkeypatch):
-    total = len(documents()[::10])
-    size = sum(len(text.encode()) for text in documents()[::10])
+    held_out = documents()[::10]
+    size = sum(len(text.encode()) for text in held_out)
     monkeypatch.setattr(check, "SAMPLE_BYTES", -(-size // 3))
     _, rows, _ = run(folder, capsys)
-    assert f"{-(-total // 3)} of {-(-total // 3)} documents" in rows["lossless"][1]
+    third = -(-len(held_out) // 3)
+    assert f"{third} of {third} documents" in rows["lossless"][1]
 
 
+# ---- What is wrong with it
+HARMS = []
+
+
+def fails(name: str, said: str) -> Callable:
+    """Note a function that harms a folder, so that this check fails and says so."""
+
+    def note(harm: Callable[[Path], None]) -> Callable[[Path], None]:
+        HARMS.append(pytest.param(harm, name, said, id=harm.__name__))
+        return harm
+
+    return note
+
+
+def change_bytes(folder: Path, start: int, new: bytes, name: str = VAL) -> None:
+    """Write these bytes over a shard's."""
+    content = bytearray((folder / name).read_bytes())
+    content[start : start + len(new)] = new
+    (folder / name).write_bytes(content)
+    write_manifest(folder)
+
+
+def cut(folder: Path, size: int) -> None:
+    """Shorten a shard to so many bytes."""
+    (folder / VAL).write_bytes((folder / VAL).read_bytes()[:size])
+    write_manifest(folder)
+
+
+def append(folder: Path, *ids: int, name: str = VAL) -> None:
+    """Append tokens to a shard."""
+    write_shard(folder / name, [*tokens(folder, name), *ids])
+    write_manifest(folder)
+
+
+@fails("shards", "tokens in its header")
+def a_token_is_missing(folder):
+    cut(folder, -2)
+
+
+@fails("shards", "no token shard")
+def half_a_header(folder):
+    cut(folder, 500)
+
+
+@fails("shards", "no token shard: magic")
+def another_format(folder):
+    change_bytes(folder, 0, b"PK\3\4")
+
+
+@fails("shards", "version 1")
+def another_version(folder):
+    change_bytes(folder, 4, b"\2", TRAIN)
+
+
+@fails("shards", "the val split is empty")
+def an_empty_split(folder):
+    write_shard(folder / VAL, [])
+    write_manifest(folder)
+
+
+@fails("shards", "there is no train split")
+def no_training_shards(folder):
+    (folder / TRAIN).unlink()
+
+
+@fails("ids", f"id {VOCAB_SIZE} in val")
+def an_id_beyond_the_pieces(folder):
+    append(folder, VOCAB_SIZE)
+
+
+@fails("ids", "train begins with id")
+def no_first_bos(folder):
+    write_shard(folder / TRAIN, tokens(folder, TRAIN)[1:])
+    write_manifest(folder)
+
+
+@fails("ids", "val has 2 ids for unknown (3)")
+def unknown_pieces(folder):
+    append(folder, 3, 3)
+
+
+@fails("ids", "train has 1 ids for padding (0)")
+def padding(folder):
+    append(folder, 0, name=TRAIN)
+
+
+@fails("bytes", "decoded")
+def one_byte_of_a_character_alone(folder):
+    append(folder, BOS, 4 + 0xE2)
+
+
+@fails("overlap", "1 of")
+def plant_overlap(folder):
+    """The last validation document begins in one training shard and ends in the next."""
+    held_out = tokens(folder, VAL)
+    last = held_out[len(held_out) - held_out[::-1].index(BOS) - 1 :]
+    write_shard(folder / "x_train_000001.bin", [BOS, 70, 71, *last[:9]])
+    write_shard(folder / "x_train_000002.bin", last[9:])
+    write_manifest(folder)
+
+
+@fails("manifest", f"{TRAIN} has another SHA-256")
+def another_content(folder):
+    content = bytearray((folder / TRAIN).read_bytes())
+    content[-1] ^= 1
+    (folder / TRAIN).write_bytes(content)
+
+
+@fails("manifest", "x_train_000001.bin is not in")
+def a_shard_that_is_not_listed(folder):
+    shutil.copy(folder / TRAIN, folder / "x_train_000001.bin")
+
+
+@fails("manifest", "x_train_000001.bin is not there")
+def a_listed_shard_that_is_not_there(folder):
+    a_shard_that_is_not_listed(folder)
+    write_manifest(folder)
+    (folder / "x_train_000001.bin").unlink()
+
+
+@fails("counts", "but manifest.json says 1")
+def other_counts(folder):
+    write_manifest(folder, val={"documents": 1})
+
+
+@fails("tokenizer", "384 pieces, but")
+def a_tokenizer_of_another_size(folder):
+    write_manifest(folder, vocabulary_size=512)
+
+
+@fails("manifest", "model has another SHA")
+def another_tokenizer(folder):
+    write_manifest(folder, tokenizer={"sha256": "0"})
+
+
+@fails("tokenizer", "it needs a piece ▁ of its own")
+def a_tokenizer_without_a_space(folder):
+    path = folder / "tokenizer.model"
+    # The piece in the file, behind its length.
+    space = b"\x0a\x03" + "▁".encode()
+    path.write_bytes(path.read_bytes().replace(space, b"\x0a\x03" + "☃".encode()))
+    write_manifest(folder)
+
+
+@fails("tokenizer", "not a Sentence")
+def a_tokenizer_that_is_none(folder):
+    (folder / "tokenizer.model").write_bytes(b"no model")
+
+
+@pytest.mark.parametrize("harm, name, said", HARMS)
+def test_what_is_wrong_fails_with_its_reason(folder, capsys, harm, name, said):
+    harm(folder)
+    status, rows, errors = run(folder, capsys)
+    assert (status, errors) == (1, "")
+    assert words(rows, name) == ["FAIL"] and said in rows[name][1]
+
+
+def test_a_fault_of_the_shards_leaves_the_rest_unchecked_and_said_so(folder, capsys):
+    (folder / VAL).write_bytes(b"short")
+    _, rows, _ = run(folder, capsys)
+    assert rows["overlap"] == ("-", "not checked: shards are wrong")
+
+
+# ---- Tokenizers
 def test_another_tokenizer_of_the_same_size_is_suspected(folder, capsys):
-    other = tokenizer(folder / "other.model", [text[::-1] for text in documents()])
+    backwards = [text[::-1] for text in documents()]
+    other = train_tokenizer(folder / "other.model", backwards, VOCAB_SIZE)
     _, rows, _ = run(folder, capsys, "--tokenizer", str(other))
     assert "did another tokenizer make these shards?" in rows["lossless"][1]
 
@@ -283,48 +296,57 @@ def test_another_tokenizer_of_the_same_size_is_suspected(folder, capsys):
 def test_a_tokenizer_that_normalizes_fails_only_where_it_changes_the_text(
     folder, capsys, added, word
 ):
-    write_split(folder, VAL, [*documents()[::10], *added], tokenizer(folder / "one.model"))
+    one = train_tokenizer(folder / "one.model", documents(), VOCAB_SIZE)
+    write_documents(folder / VAL, [*documents()[::10], *added], one)
     write_manifest(folder)
-    other = tokenizer(folder / "other.model", normalization_rule_name="nfkc")
+    other = train_tokenizer(
+        folder / "other.model", documents(), VOCAB_SIZE, normalization_rule_name="nfkc"
+    )
     _, rows, _ = run(folder, capsys, "--tokenizer", str(other))
-    assert (rows["tokenizer"][0], rows["lossless"][0]) == ("PASS", word)
+    assert words(rows, "tokenizer", "lossless") == ["PASS", word]
     assert "it normalizes" in rows["tokenizer"][1]
 
 
 def test_a_tokenizer_without_bytes_fails(folder, capsys):
-    other = tokenizer(folder / "other.model", byte_fallback=False)
+    other = train_tokenizer(folder / "other.model", documents(), VOCAB_SIZE, byte_fallback=False)
     _, rows, _ = run(folder, capsys, "--tokenizer", str(other))
     assert "it needs a piece for each byte" in rows["tokenizer"][1]
 
 
 def test_a_space_that_decoding_drops_before_a_document_counts_nothing(folder, capsys):
-    model = tokenizer(folder / "tokenizer.model", add_dummy_prefix=True)
-    write_split(folder, TRAIN, documents()[5:], model)
-    write_split(folder, VAL, documents()[:5], model)
+    model = train_tokenizer(
+        folder / "tokenizer.model", documents(), VOCAB_SIZE, add_dummy_prefix=True
+    )
+    write_documents(folder / TRAIN, documents()[5:], model)
+    write_documents(folder / VAL, documents()[:5], model)
     write_manifest(folder)
     status, rows, _ = run(folder, capsys)
     size = sum(len(text.encode()) for text in documents()[:5])
     assert status == 0 and rows["bytes"][1].startswith(f"{size:,} by the pieces, {size:,} decoded")
 
 
+# ---- The published export
 def test_fineweb_is_found_with_its_tokenizer_and_what_differs_is_only_said(folder, capsys):
     published = folder.parent / "datasets" / f"fineweb10B_sp{VOCAB_SIZE}"
     published.parent.mkdir()
     (folder.parent / "tokenizers").mkdir()
-    model = folder.parent / "tokenizers" / f"fineweb_{VOCAB_SIZE}_bpe.model"
     (folder / "tokenizer.model").unlink()
     (folder / "manifest.json").unlink()
     folder.rename(published)
-    tokenizer(model, normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True)
-    write_split(published, TRAIN, documents(), model)
-    write_split(published, VAL, documents()[:5], model)
+    model = train_tokenizer(
+        folder.parent / "tokenizers" / f"fineweb_{VOCAB_SIZE}_bpe.model",
+        documents(),
+        VOCAB_SIZE,
+        normalization_rule_name="nmt_nfkc",
+        remove_extra_whitespaces=True,
+    )
+    write_documents(published / TRAIN, documents(), model)
+    write_documents(published / VAL, documents()[:5], model)
     status, rows, _ = run(published, capsys)
     assert status == 0
-    assert (rows["tokenizer"][0], rows["overlap"][0], rows["bytes"][0]) == ("PASS", "-", "PASS")
-    assert (
-        "it normalizes" in rows["tokenizer"][1]
-        and "5 of 5 validation documents" in rows["overlap"][1]
-    )
+    assert words(rows, "tokenizer", "overlap", "bytes") == ["PASS", "-", "PASS"]
+    assert "it normalizes" in rows["tokenizer"][1]
+    assert "5 of 5 validation documents" in rows["overlap"][1]
 
 
 def test_the_published_export_may_come_without_training_shards(folder, capsys):
@@ -334,25 +356,17 @@ def test_the_published_export_may_come_without_training_shards(folder, capsys):
     status, rows, errors = run(published, capsys)
     assert (status, errors, rows["overlap"]) == (0, "", ("-", "there is no train split"))
     assert "there is no train split" in rows["shards"][1]
-    assert [rows[name][0] for name in ("shards", "manifest", "tokenizer", "ids", "bytes")] == [
-        "PASS"
-    ] * 5
-
-
-def test_a_folder_at_the_root_is_looked_at_like_any(tmp_path):
-    with pytest.raises(
-        DataError, match="no tokenizer at /fineweb10B_sp7/tokenizer.model or /tokenizers/"
-    ):
-        check.find_tokenizer(Path("/fineweb10B_sp7"), None, {})
+    passed = words(rows, "shards", "manifest", "tokenizer", "ids", "bytes")
+    assert set(passed) == {"PASS"}
 
 
 @pytest.mark.parametrize(
     "val, passed",
     [
-        (check.Counts(1, 62_021_846, 50_000, 151_080_891), True),
-        (check.Counts(1, 62_021_632, 50_000, 151_080_891), False),
-        (check.Counts(1, 62_021_846, 49_999, 151_080_891), False),
-        (check.Counts(1, 62_021_846, 50_000, 176_000_000), False),
+        (scan.Counts(1, 62_021_846, 50_000, 151_080_891), True),
+        (scan.Counts(1, 62_021_632, 50_000, 151_080_891), False),
+        (scan.Counts(1, 62_021_846, 49_999, 151_080_891), False),
+        (scan.Counts(1, 62_021_846, 50_000, 176_000_000), False),
     ],
 )
 def test_the_known_constants_of_fineweb_are_compared(val, passed):
@@ -367,6 +381,36 @@ def test_the_known_constants_are_asked_of_that_split_alone(folder, capsys):
     assert "known split  FAIL" in capsys.readouterr().out
 
 
+# ---- The command
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nowhere"], "is not a folder"),
+        (["empty"], "holds no token shards"),
+        ([f"own/{VAL}"], "is not a folder"),
+        (["own", "--tokenizer", "nowhere.model"], "no tokenizer at nowhere.model"),
+        (["own", "--json", "nowhere/found.json"], "its folder does not exist"),
+        (["broken"], "cannot be read as JSON"),
+        (["listed"], "is no JSON object"),
+        (["bare"], "no tokenizer at"),
+        (["own", "--no-such-option"], "--help lists the options"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line(folder, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(folder.parent)
+    # A repository without FineWeb's tokenizer.
+    monkeypatch.setattr("manifest.ROOT", folder.parent)
+    for name, text in {"broken": "{", "listed": "[]", "bare": "{}"}.items():
+        Path(name).mkdir()
+        Path(name, "manifest.json").write_text(text)
+        shutil.copy(folder / VAL, name)
+    Path("empty").mkdir()
+    assert check.main(arguments) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and said in errors
+
+
 def test_an_interruption_is_one_line(folder, capsys, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -374,12 +418,3 @@ def test_an_interruption_is_one_line(folder, capsys, monkeypatch):
     monkeypatch.setattr(check, "check_overlap", interrupt)
     assert check.main([str(folder), "--json", str(folder / "found.json")]) == 130
     assert capsys.readouterr().err.count("\n") == 1 and not (folder / "found.json").exists()
-
-
-def test_the_documents_of_any_pieces_are_the_documents(folder, monkeypatch):
-    ids = np.array(tokens(folder, VAL), dtype=np.uint16)
-    expected = [part.tolist() for part in np.split(ids, np.flatnonzero(ids == BOS)[1:])]
-    for size in (1, 7, len(ids)):
-        monkeypatch.setattr(check, "PIECE_TOKENS", size)
-        found = check.whole_documents([folder / VAL], check.tqdm(disable=True))
-        assert [part.tolist() for parts in found for part in parts] == expected

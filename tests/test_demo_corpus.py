@@ -1,10 +1,12 @@
-"""data/demo_corpus.py: which docstrings become documents, and the corpus that data/prepare.py makes of them;
-built once, of parts of the installed packages."""
+"""data/demo_corpus.py: which docstrings become documents, and the corpus that is made of them.
+
+It is built once, of parts of the installed packages.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -12,15 +14,14 @@ from collections import Counter
 from pathlib import Path
 
 import check
+import dataset
 import demo_corpus
 import numpy as np
-import prepare
 import pytest
-import sentencepiece
+from commands import BadInput
 from conftest import ROOT
-from shards import DataError
+from corpora import read_documents
 
-DATA_FOLDER = ROOT / "data"
 PARTS = {
     "python": "asyncio",
     "torch": "nn/modules",
@@ -32,22 +33,26 @@ FILES = ["demo_train_000000.bin", "demo_val_000000.bin", "meta.json", "tokenizer
 
 
 @pytest.fixture(scope="module")
-def sources():
-    """In place of the installed packages, a folder of each."""
+def docstrings() -> list[tuple[str, str]]:
+    """What is found in a folder of each of the installed packages."""
     folders = {name: folder / PARTS[name] for name, folder in demo_corpus.source_folders().items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_corpus, "source_folders", lambda: folders)
-        yield folders
+        return list(demo_corpus.installed_docstrings())
 
 
 @pytest.fixture(scope="module")
-def documents(sources) -> list[str]:
-    return list(demo_corpus.documents(Counter()))
+def documents(docstrings) -> list[str]:
+    """The documents that they make."""
+    return list(demo_corpus.distinct(docstrings, Counter()))
 
 
 @pytest.fixture(scope="module")
-def corpus(sources, tmp_path_factory) -> Path:
-    return demo_corpus.build(tmp_path_factory.mktemp("whole") / "demo")
+def corpus(docstrings, tmp_path_factory) -> Path:
+    """The corpus of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_corpus, "installed_docstrings", lambda: docstrings)
+        return demo_corpus.build(tmp_path_factory.mktemp("whole") / "demo")
 
 
 @pytest.fixture
@@ -57,21 +62,29 @@ def few(monkeypatch, documents):
     monkeypatch.setattr(demo_corpus, "installed_docstrings", lambda: pairs)
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def names(folder: Path) -> list[str]:
+    """Return the names of what is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 # ---- The corpus
 
 
 def test_shards_decode_to_the_collected_documents(corpus, documents):
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(corpus / "tokenizer.model"))
-    found = []
-    for name in ("train", "val"):
-        tokens = np.fromfile(corpus / f"demo_{name}_000000.bin", "<u2", offset=1024)
-        parts = np.split(tokens, np.flatnonzero(tokens == 1)[1:])
-        found += [tokenizer.decode(part[1:].tolist()) for part in parts]
+    shards = [corpus / f"demo_{name}_000000.bin" for name in ("train", "val")]
+    found = read_documents(shards, corpus / "tokenizer.model")
     assert sorted(found) == sorted(document.replace("\u2581", "_") for document in documents)
+
+
+def test_collecting_leaves_the_garbage_collector_as_it_was(few):
+    for was_enabled in (True, False):
+        switch = gc.enable if was_enabled else gc.disable
+        switch()
+        try:
+            assert len(list(demo_corpus.documents(Counter()))) == 150
+            assert gc.isenabled() == was_enabled
+        finally:
+            gc.enable()
 
 
 def test_documents_are_distinct_long_and_from_every_source(corpus, documents):
@@ -83,17 +96,16 @@ def test_documents_are_distinct_long_and_from_every_source(corpus, documents):
 
 def test_known_docstrings_are_collected(documents):
     text = "\0".join(documents)
-    assert "Applies an affine linear transformation to the incoming data" in text  # torch.nn.Linear
-    assert (
-        "An array object represents a multidimensional, homogeneous array" in text
-    )  # by add_newdoc
+    # The docstring of torch.nn.Linear, and one that numpy attaches by add_newdoc.
+    assert "Applies an affine linear transformation to the incoming data" in text
+    assert "An array object represents a multidimensional, homogeneous array" in text
 
 
 def test_check_passes_the_corpus_and_its_meta_names_no_folder(corpus):
     assert check.main([str(corpus)]) == 0
     text = (corpus / "meta.json").read_text()
     meta = json.loads(text)
-    assert sorted(read_files(corpus)) == sorted([*meta["files"], "meta.json"]) == FILES
+    assert names(corpus) == sorted([*meta["files"], "meta.json"]) == FILES
     assert meta["tokenizer"]["file"] == "tokenizer.model"
     assert meta["versions"]["numpy"] == np.__version__ and meta["vocabulary_size"] == 1024
     assert "/" not in text
@@ -122,17 +134,8 @@ def g():
     return print("printed")
 '''
     found = set(demo_corpus.docstrings(source)) - {""}
-    documentation = {
-        "module",
-        "class",
-        "method",
-        "inner",
-        "call {x}",
-        "first ",
-        "second",
-        "attribute",
-        "gh",
-    }
+    documentation = {"module", "class", "method", "inner", "call {x}", "first ", "second"}
+    documentation |= {"attribute", "gh"}
     assert found == documentation | {"y", "numpy", "ndarray", "T", "decorator"}
 
 
@@ -149,17 +152,12 @@ def test_documents_are_cleaned_long_and_counted_once():
 
 
 def test_tests_and_installed_packages_are_left_out(tmp_path):
-    for name in (
-        "a.py",
-        "sub/b.py",
-        "sub/data.txt",
-        "sub/tests/c.py",
-        "test/d.py",
-        "site-packages/e/f.py",
-    ):
+    kept = ["a.py", "sub/b.py"]
+    left_out = ["sub/data.txt", "sub/tests/c.py", "test/d.py", "site-packages/e/f.py"]
+    for name in kept + left_out:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert demo_corpus.python_files(tmp_path) == [tmp_path / "a.py", tmp_path / "sub/b.py"]
+    assert demo_corpus.python_files(tmp_path) == [tmp_path / name for name in kept]
 
 
 def test_a_file_that_cannot_be_parsed_is_left_out(monkeypatch, tmp_path, capsys):
@@ -170,41 +168,28 @@ def test_a_file_that_cannot_be_parsed_is_left_out(monkeypatch, tmp_path, capsys)
     assert "broken.py" in capsys.readouterr().err
 
 
-def in_a_process(script: str) -> str:
-    """What a script that imports the module prints: nothing in this process is replaced there."""
-    environment = {**os.environ, "PYTHONPATH": str(DATA_FOLDER)}
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys, demo_corpus\n{script}"],
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout + done.stderr
-
-
-def test_a_missing_package_is_noted_and_left_out():
-    printed = in_a_process(
-        "demo_corpus.PACKAGES = ('no_such_package', 'numpy')\n"
-        "print(list(demo_corpus.source_folders()))"
-    )
-    assert "['python', 'numpy']" in printed and "no_such_package is not installed" in printed
+def test_a_missing_package_is_noted_and_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(demo_corpus, "PACKAGES", ("no_such_package", "numpy"))
+    assert list(demo_corpus.source_folders()) == ["python", "numpy"]
+    assert "no_such_package is not installed" in capsys.readouterr().err
 
 
 def test_packages_are_located_without_importing_them():
-    printed = in_a_process(
-        "demo_corpus.source_folders()\nprint({'torch', 'sympy', 'networkx'} & set(sys.modules))"
+    script = (
+        "import sys, demo_corpus\n"
+        "demo_corpus.source_folders()\n"
+        "print({'torch', 'sympy', 'networkx'} & set(sys.modules))"
     )
-    assert printed == "set()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT / "data", capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
-def test_a_missing_standard_library_is_an_error():
-    printed = in_a_process(
-        "demo_corpus.sysconfig.get_paths = lambda: {'stdlib': '/nowhere'}\n"
-        "try: demo_corpus.source_folders()\n"
-        "except demo_corpus.DataError as error: print(error)"
-    )
-    assert "the standard library's sources are not at /nowhere" in printed
+def test_a_missing_standard_library_is_an_error(monkeypatch):
+    monkeypatch.setattr(demo_corpus.sysconfig, "get_paths", lambda: {"stdlib": "/nowhere"})
+    with pytest.raises(BadInput, match="the standard library's sources are not at /nowhere"):
+        demo_corpus.source_folders()
 
 
 # ---- The folder
@@ -225,13 +210,13 @@ def test_a_corpus_is_built_again_only_for_a_reason(few, tmp_path, capsys):
     assert rebuilt(601)
     (output / "demo_val_000000.bin").write_bytes(b"cut short")
     assert rebuilt(601)
-    assert sorted(path.name for path in output.iterdir()) == FILES
+    assert names(output) == FILES
     assert list(tmp_path.iterdir()) == [output]
 
 
 def test_a_folder_that_is_not_a_corpus_is_not_replaced(few, tmp_path):
     (tmp_path / "tokenizer.model").write_text("precious")
-    with pytest.raises(DataError, match="tokenizer.model: not made by this command"):
+    with pytest.raises(BadInput, match="tokenizer.model: not made by this command"):
         demo_corpus.build(tmp_path, force=True)
     assert (tmp_path / "tokenizer.model").read_text() == "precious"
 
@@ -240,8 +225,8 @@ def test_empty_folders_links_and_missing_parents_are_fine(few, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     for name in ("link", "new/folder"):
-        assert sorted(read_files(demo_corpus.build(tmp_path / name, 600))) == FILES
-    assert (tmp_path / "link").is_symlink() and sorted(read_files(tmp_path / "empty")) == FILES
+        assert names(demo_corpus.build(tmp_path / name, 600)) == FILES
+    assert (tmp_path / "link").is_symlink() and names(tmp_path / "empty") == FILES
 
 
 def test_a_complete_corpus_is_used_where_nothing_can_be_written(few, tmp_path, monkeypatch, capsys):
@@ -250,7 +235,7 @@ def test_a_complete_corpus_is_used_where_nothing_can_be_written(few, tmp_path, m
     def refuse(*arguments: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(prepare, "own_workspace", refuse)
+    monkeypatch.setattr(dataset, "own_folder", refuse)
     demo_corpus.build(output, 600)
     assert "already built" in capsys.readouterr().out
 
@@ -260,7 +245,7 @@ def test_no_network_is_needed(few, tmp_path, monkeypatch):
         raise AssertionError("a socket was opened")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    assert sorted(read_files(demo_corpus.build(tmp_path / "demo", 600))) == FILES
+    assert names(demo_corpus.build(tmp_path / "demo", 600)) == FILES
 
 
 # ---- The command

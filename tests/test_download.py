@@ -5,25 +5,27 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import types
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import check
+import download
+import hub as hub_module
 import pytest
+from conftest import ROOT, VOCAB_SIZE, write_shard
+from tqdm import tqdm
 
-pytest.importorskip("huggingface_hub")
-
-import check  # noqa: E402
-import download  # noqa: E402
-from conftest import ROOT, VOCAB_SIZE, write_shard  # noqa: E402
-
-REPOSITORY, COMMIT = "owner/export", "a" * 40
+REPOSITORY = "owner/export"
+COMMIT = "a" * 40
 FOLDER = "datasets/datasets/fineweb10B_sp384"
+SHARD = f"{FOLDER}/fineweb_val_000000.bin"
 ARGUMENTS = ["--repo", REPOSITORY, "--variant", "sp384", "--train-shards", "2"]
 WHOLE = [
     "fineweb_384_bpe.model",
@@ -36,39 +38,50 @@ WHOLE = [
 
 
 class StandIn(http.server.ThreadingHTTPServer):
-    """What download.py asks of the hub: commit, files' sizes and digests, files. `requests` notes what was
-    asked, as (method, path, range). `faults` maps a part of a path to the (status, headers) of its next
-    answers, `after` to what is called first; `served` maps a path to what is sent instead, `torn` to the
-    number of bytes after which its next answer breaks off."""
+    """What download.py asks of the hub: commit, files' sizes and digests, files."""
 
     daemon_threads = True
 
     def __init__(self, files: dict[str, bytes]):
         super().__init__(("127.0.0.1", 0), Answer)
-        self.files, self.requests = files, []
-        self.faults, self.after, self.served, self.torn = {}, {}, {}, {}
+        self.files = files
+        # What was asked: (method, path, range).
+        self.requests: list[tuple[str, str, str | None]] = []
+        # A part of a path: the (status, headers) of its next answers.
+        self.faults: dict[str, list[tuple[int, dict]]] = {}
+        # A part of a path: what is called before the answer.
+        self.before: dict[str, Callable[[], object]] = {}
+        # A path: what is sent in its place, next and after that.
+        self.served: dict[str, list[bytes]] = {}
+        # A path: the number of bytes after which its next answer breaks off.
+        self.torn: dict[str, int] = {}
+        # The seconds that download.py has waited.
+        self.waits: list[int] = []
         threading.Thread(
             target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
         ).start()
 
     @property
     def url(self) -> str:
+        """Where it answers."""
         return f"http://127.0.0.1:{self.server_port}"
 
     def fetched(self) -> list[str]:
         """The names of the files that were sent."""
-        return [
-            path.rsplit("/", 1)[-1]
-            for method, path, _ in self.requests
-            if method == "GET" and "resolve" in path
-        ]
+        names = []
+        for method, path, _ in self.requests:
+            if method == "GET" and "resolve" in path:
+                names.append(path.rsplit("/", 1)[-1])
+        return names
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
+    """One answer of the stand-in."""
+
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        pass
+        """Write no log."""
 
     def send(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -79,60 +92,68 @@ class Answer(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def answer(self) -> None:
-        server, body = self.server, self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        server = self.server
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         server.requests.append((self.command, self.path, self.headers.get("Range")))
-        for part, action in server.after.items():
+        for part, action in server.before.items():
             if part in self.path and self.command == "GET":
                 action()
         for part, faults in server.faults.items():
             if part in self.path and faults:
                 status, headers = faults.pop(0)
-                return self.send(status, b"{}", headers)
+                self.send(status, b"{}", headers)
+                return
+        file = re.fullmatch(rf"/datasets/{REPOSITORY}/resolve/{COMMIT}/(.*)", self.path)
         if self.path.startswith(f"/api/datasets/{REPOSITORY}/paths-info/{COMMIT}"):
-            return self.send(200, json.dumps(self.paths_info(body)).encode())
-        if self.path.startswith(f"/api/datasets/{REPOSITORY}/revision/main"):
-            return self.send(200, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode())
-        found = re.fullmatch(rf"/datasets/{REPOSITORY}/resolve/{COMMIT}/(.*)", self.path)
-        if found and found[1] in server.files:
-            return self.send_file(found[1])
-        known = f"/{REPOSITORY}/" in self.path
-        code = "EntryNotFound" if found else "RevisionNotFound" if known else "RepoNotFound"
-        self.send(404 if known else 401, b"{}", {"X-Error-Code": code})
+            self.send(200, json.dumps(self.paths_info(body)).encode())
+        elif self.path.startswith(f"/api/datasets/{REPOSITORY}/revision/main"):
+            self.send(200, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode())
+        elif file and file[1] in server.files:
+            self.send_file(file[1])
+        elif file:
+            self.send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+        elif f"/{REPOSITORY}/" in self.path:
+            self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        else:
+            self.send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
 
     def paths_info(self, body: bytes) -> list[dict]:
-        files = self.server.files
-        return [
-            {
-                "type": "file",
-                "path": path,
-                "size": len(files[path]),
-                "oid": "0" * 40,
-                "lfs": {
-                    "oid": hashlib.sha256(files[path]).hexdigest(),
-                    "size": len(files[path]),
-                    "pointerSize": 130,
-                },
-            }
-            for path in parse_qs(body.decode())["paths"]
-            if path in files
-        ]
+        """What the hub says of the files that are asked for."""
+        found = []
+        for path in parse_qs(body.decode())["paths"]:
+            content = self.server.files.get(path)
+            if content is not None:
+                sha256 = hashlib.sha256(content).hexdigest()
+                size = len(content)
+                lfs = {"oid": sha256, "size": size, "pointerSize": 130}
+                entry = {"type": "file", "path": path, "size": size, "oid": "0" * 40, "lfs": lfs}
+                found.append(entry)
+        return found
 
     def send_file(self, path: str) -> None:
-        served = self.server.served.get(path)
-        body = served.pop(0) if served else self.server.files[path]
-        etag = hashlib.sha256(self.server.files[path]).hexdigest()
+        """Send a file, or the part of it that is asked for."""
+        server = self.server
+        body = server.files[path]
+        etag = hashlib.sha256(body).hexdigest()
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if server.served.get(path):
+            body = server.served[path].pop(0)
         whole = len(body)
+        status = 200
         start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if start:
+            status = 206
             body = body[int(start[1]) :]
             headers["Content-Range"] = f"bytes {start[1]}-{whole - 1}/{whole}"
-        if self.command == "GET" and path in self.server.torn:
-            headers["Content-Length"], body = str(whole), body[: self.server.torn.pop(path)]
+        if self.command == "GET" and path in server.torn:
+            headers["Content-Length"] = str(whole)
+            body = body[: server.torn.pop(path)]
             self.close_connection = True
-        self.send(206 if start else 200, body, headers)
+        self.send(status, body, headers)
 
-    do_GET = do_HEAD = do_POST = answer
+    do_GET = answer
+    do_HEAD = answer
+    do_POST = answer
 
 
 @pytest.fixture(scope="module")
@@ -141,47 +162,43 @@ def export(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> dict[
     scratch = tmp_path_factory.mktemp("export") / "shard"
     stats = {"files_train": 3, "files_val": 1, "tokens_train": 6700, "tokens_val": 900}
     tokens = {"train_000000": 3000, "train_000001": 3000, "train_000002": 700, "val_000000": 900}
-    files = {
-        f"{FOLDER}/fineweb_{name}.bin": write_shard(
-            scratch, [1] + [5 + seed] * (count - 1)
-        ).read_bytes()
-        for seed, (name, count) in enumerate(tokens.items())
-    }
-    files["datasets/tokenizers/fineweb_384_bpe.model"] = (
-        data_folder / "tokenizer.model"
-    ).read_bytes()
+    files = {}
+    for piece, (name, count) in enumerate(tokens.items(), start=5):
+        shard = write_shard(scratch, [1] + [piece] * (count - 1))
+        files[f"{FOLDER}/fineweb_{name}.bin"] = shard.read_bytes()
+    model = (data_folder / "tokenizer.model").read_bytes()
+    files["datasets/tokenizers/fineweb_384_bpe.model"] = model
     files["datasets/tokenizers/fineweb_384_bpe.vocab"] = b"<pad>\t0\n"
     tokenizer = {
         "name": "sp_bpe_384",
         "model_path": "tokenizers/fineweb_384_bpe.model",
         "vocab_path": "tokenizers/fineweb_384_bpe.vocab",
     }
-    files["datasets/manifest.json"] = json.dumps(
-        {
-            "shard_size": 3000,
-            "tokenizers": [tokenizer, {"name": "pure_byte", "path": "tokenizers/x.json"}],
-            "datasets": [
-                {
-                    "name": "fineweb10B_sp384",
-                    "tokenizer_name": "sp_bpe_384",
-                    "vocab_size": VOCAB_SIZE,
-                    "stats": stats,
-                },
-                {"name": "fineweb10B_byte260", "tokenizer_name": "pure_byte", "stats": stats},
-            ],
-        }
-    ).encode()
+    dataset = {
+        "name": "fineweb10B_sp384",
+        "tokenizer_name": "sp_bpe_384",
+        "vocab_size": VOCAB_SIZE,
+        "stats": stats,
+    }
+    of_bytes = {"name": "fineweb10B_byte260", "tokenizer_name": "pure_byte", "stats": stats}
+    manifest = {
+        "shard_size": 3000,
+        "tokenizers": [tokenizer, {"name": "pure_byte", "path": "tokenizers/x.json"}],
+        "datasets": [dataset, of_bytes],
+    }
+    files["datasets/manifest.json"] = json.dumps(manifest).encode()
     return files
 
 
 @pytest.fixture
 def hub(export: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A stand-in that huggingface_hub takes for the hub; waits take no time and are noted in `waits`."""
+    """A stand-in that huggingface_hub takes for the hub; waits take no time and are noted there."""
     server = StandIn(dict(export))
-    server.waits = []
-    monkeypatch.setattr(download.time, "sleep", server.waits.append)
-    for name, value in dict(HF_ENDPOINT=server.url, HF_HOME=str(tmp_path / "home")).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(hub_module.time, "sleep", server.waits.append)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    # No token of the user's is sent to the stand-in. Only other processes read HF_HOME anew.
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     yield server
     server.shutdown()
@@ -236,9 +253,8 @@ def test_more_shards_later_fetch_just_those(hub, tmp_path):
     assert hub.fetched() == ["manifest.json", "fineweb_train_000000.bin"]
 
 
-@pytest.mark.parametrize(
-    "end, asked", [(b"", "2"), (b"\7\7", "2"), (b"\7\7", "1")]
-)  # "1": more are here
+# With --train-shards 1 the second one is beyond those asked for.
+@pytest.mark.parametrize("end, asked", [(b"", "2"), (b"\7\7", "2"), (b"\7\7", "1")])
 def test_a_file_that_is_cut_or_another_is_fetched_again(hub, export, tmp_path, end, asked):
     run(tmp_path)
     cut = tmp_path / "datasets/fineweb10B_sp384/fineweb_train_000001.bin"
@@ -258,38 +274,31 @@ def test_a_shard_that_the_revision_does_not_have_is_named(hub, tmp_path, capsys)
     assert f"{stray} is not of this revision" in error_line(capsys) and stray.exists()
 
 
+def changed(content: bytes, start: int, new: bytes, end: int | None = None) -> bytes:
+    """A content up to `end` in which these bytes stand from `start` on."""
+    return (content[:start] + new + content[start + len(new) :])[:end]
+
+
+# The last token is missing, the header is another's, the last token is another.
 @pytest.mark.parametrize(
-    "harm",
-    [
-        lambda content: content[:-2],
-        lambda content: b"\0" * 8 + content[8:],
-        lambda content: content[:-2] + b"\7\7",
-    ],
+    "start, new, end", [(0, b"", -2), (0, bytes(8), None), (1024 + 2 * 899, b"\7\7", None)]
 )
-def test_a_file_that_comes_damaged_is_fetched_once_more(hub, export, tmp_path, harm):
-    path = f"{FOLDER}/fineweb_val_000000.bin"
-    hub.served[path] = [harm(export[path])] * 2  # for HEAD and GET
+def test_a_file_that_comes_damaged_is_fetched_once_more(hub, export, tmp_path, start, new, end):
+    # The answers to HEAD and GET.
+    hub.served[SHARD] = [changed(export[SHARD], start, new, end)] * 2
     assert run(tmp_path) == 0
     assert hub.fetched().count("fineweb_val_000000.bin") == 2
-    assert (tmp_path / path.removeprefix("datasets/")).read_bytes() == export[path]
+    assert (tmp_path / SHARD.removeprefix("datasets/")).read_bytes() == export[SHARD]
 
 
 @pytest.mark.parametrize(
-    "content, reason",
-    [
-        (
-            lambda good: good[:8] + (899).to_bytes(4, "little") + good[12:],
-            "899 tokens in its header",
-        ),
-        (
-            lambda good: good[:8] + (450).to_bytes(4, "little") + good[12 : 1024 + 900],
-            "but 900 are due",
-        ),
-    ],
+    "tokens, end, reason",
+    [(899, None, "899 tokens in its header"), (450, 1024 + 2 * 450, "but 900 are due")],
 )
-def test_a_shard_that_lies_on_the_hub_is_refused(hub, export, tmp_path, capsys, content, reason):
-    path = f"{FOLDER}/fineweb_val_000000.bin"
-    hub.files[path] = content(export[path])
+def test_a_shard_that_lies_on_the_hub_is_refused(
+    hub, export, tmp_path, capsys, tokens, end, reason
+):
+    hub.files[SHARD] = changed(export[SHARD], 8, tokens.to_bytes(4, "little"), end)
     assert run(tmp_path) == 2
     line = error_line(capsys)
     assert "damaged twice" in line and reason in line
@@ -311,7 +320,7 @@ def test_a_rate_limited_for_ever_ends_in_one_line_and_what_is_whole_stays(hub, t
     hub.faults = {"train_000001": [(429, {})] * 99}
     assert run(tmp_path) == 2
     assert "limits the rate (HTTP 429)" in error_line(capsys)
-    assert 100 < sum(hub.waits) <= download.PATIENCE
+    assert 100 < sum(hub.waits) <= hub_module.PATIENCE
     assert names(tmp_path) == [name for name in WHOLE if "train_000001" not in name]
 
 
@@ -323,20 +332,27 @@ def test_a_wait_that_is_too_long_is_not_begun(hub, tmp_path, capsys):
 
 @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_an_interrupted_download_goes_on_with_what_is_missing(hub, tmp_path, sent, status):
-    asked, answer = threading.Event(), threading.Event()
-    hub.after["train_000000"] = lambda: (asked.set(), answer.wait(20))
+    asked = threading.Event()
+    answer = threading.Event()
+
+    def hold() -> None:
+        asked.set()
+        answer.wait()
+
+    hub.before["train_000000"] = hold
     command = [sys.executable, ROOT / "data/download.py", *ARGUMENTS, "--out", tmp_path / "out"]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    assert asked.wait(20)
+    while not asked.wait(0.1):
+        assert process.poll() is None
     process.send_signal(sent)
     said = process.communicate()[1]
     answer.set()
     assert process.returncode == status and "Traceback" not in said
     staging = tmp_path / "out/datasets/.download-sp384"
     assert staging.exists() == (sent == signal.SIGKILL)
-    hub.after.clear()
+    hub.before.clear()
     hub.requests.clear()
     assert run(tmp_path / "out") == 0
     assert hub.fetched() == [
@@ -436,45 +452,34 @@ def test_a_full_disk_is_said_before_anything_is_fetched(hub, tmp_path, capsys, m
     assert "make room" in error_line(capsys) and hub.fetched() == ["manifest.json"]
 
 
-def test_a_library_that_is_missing_is_one_line(hub, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert run(tmp_path) == 2
-    assert "huggingface_hub is not installed: pip install -r data/requirements.txt" in error_line(
-        capsys
-    )
-
-
 def test_no_network_is_one_line_at_once(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert run(tmp_path) == 2
     assert "cannot reach the hub at http://127.0.0.1:9" in error_line(capsys) and hub.waits == []
 
 
-def test_bytes_counted_for_xet_storage_move_the_bar_once():
+def test_bytes_counted_for_xet_storage_move_the_bar_once(capsys):
     progress = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting")
-    with download.tqdm(total=100, file=open(os.devnull, "w")) as bar:
-        kind = download.report_to(bar)
+    report = types.SimpleNamespace(
+        total_bytes=100,
+        total_bytes_completed=60,
+        total_bytes_completion_rate=1.0,
+        total_transfer_bytes_completed=40,
+        total_transfer_bytes_completion_rate=1.0,
+    )
+    with tqdm(total=100) as bar:
         with progress.XetDownloadProgressReporter(
-            reconstruction_desc="x", total=100, log_level=30, tqdm_class=kind
+            reconstruction_desc="x",
+            total=100,
+            log_level=30,
+            tqdm_class=hub_module.report_to(bar),
         ) as reporter:
-            report = type(
-                "Report",
-                (),
-                dict(
-                    total_bytes=100,
-                    total_bytes_completed=60,
-                    total_bytes_completion_rate=1.0,
-                    total_transfer_bytes_completed=40,
-                    total_transfer_bytes_completion_rate=1.0,
-                ),
-            )
             reporter.update_progress(report)
         assert bar.n == 60
 
 
 def test_the_bar_ends_at_the_sum_of_the_files_though_one_came_twice(hub, export, tmp_path, capsys):
-    path = f"{FOLDER}/fineweb_val_000000.bin"
-    hub.served[path] = [export[path][:-2]] * 2
+    hub.served[SHARD] = [export[SHARD][:-2]] * 2
     assert run(tmp_path) == 0
     done, total = re.findall(r"([\d.]+k)/([\d.]+k)", capsys.readouterr().err)[-1]
     assert done == total

@@ -1,5 +1,7 @@
-"""data/prepare.py: one text in every form gives the same data set, which gives the text back; bad input is
-one line; what stops a build leaves nothing."""
+"""data/prepare.py: one text in every form gives the same data set, which gives the text back.
+
+Bad input is one line; what stops a build leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +9,38 @@ import gzip
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import check
-import documents as reading
+import dataset
+import documents
 import numpy as np
 import prepare
-import processes
 import pytest
 import sentencepiece
 import shards
+import tokenizer
 import zstandard
+from commands import Stopped
 from conftest import ROOT
 from conftest import documents as docstrings
-from documents import Counts, Documents, Piece, split_stream
-from shards import DataError
+from corpora import read_documents, train_tokenizer
+from documents import Counts, Documents
 
 import train_gpt
 
-COMMAND = [sys.executable, str(ROOT / "data" / "prepare.py"), "--name", "t", "--vocab-size", "512"]
 END = "\n<|end|>\n"
+# A character that is nowhere else in the texts.
+RARE = "\u203b"
 HOSTILE_TEXTS = [
     "",
     " ",
@@ -45,7 +51,8 @@ HOSTILE_TEXTS = [
     "def f():\n    if x:\n\treturn\t\ty  \n\n",
     "".join(map(chr, range(0x20))),
     "a\x00b\x7f\x85\r\n\r\u2028\u2029\u00a0\u200b\ufeff\ufffd",
-    "e\u0301 \u00e9 \ufb01 \u2126 \u01c4",  # what normalization would change
+    # What normalization would change.
+    "e\u0301 \u00e9 \ufb01 \u2126 \u01c4",
     "\u6f22\u5b57\u3001\u304b\u306a \ud55c\uad6d\uc5b4 \u0627\u0644\u0639\u0631\u0628\u064a\u0629",
     "\U0001f469\u200d\U0001f680\U0001f1eb\U0001f1f7 \U0010ffff\uffff",
     "<s></s><unk><pad><0x41> <s> \u2585 \u2047",
@@ -81,85 +88,73 @@ def write_folder(root: Path, texts: list[str], suffix: str = ".txt") -> Path:
 
 
 def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
-    path.write_text("".join(json.dumps({"id": 1, field: text}) + "\n" for text in texts))
+    lines = [json.dumps({"id": 1, field: text}) + "\n" for text in texts]
+    path.write_text("".join(lines))
     return path
 
 
 def run(out: Path, *arguments: object, size: int = 512, jobs: int = 1) -> int:
-    return prepare.main(
-        [
-            "--name",
-            "t",
-            "--vocab-size",
-            str(size),
-            "--out",
-            str(out),
-            "--jobs",
-            str(jobs),
-            *map(str, arguments),
-        ]
-    )
+    """Run the command, which builds the data set `t` under a folder; return its exit status."""
+    options = ["--name", "t", "--vocab-size", size, "--out", out, "--jobs", jobs, *arguments]
+    return prepare.main([str(option) for option in options])
 
 
-def dataset(out: Path, size: int = 512) -> Path:
-    return out / "datasets" / f"t_sp{size}"
+def shards_folder(out: Path) -> Path:
+    """The folder of the shards that `run` makes."""
+    return out / "datasets" / "t_sp512"
+
+
+def model_file(out: Path) -> Path:
+    """The tokenizer that `run` makes."""
+    return out / "tokenizers" / "t_512_bpe.model"
 
 
 def manifest(out: Path) -> dict:
-    return json.loads((dataset(out) / "manifest.json").read_text())
+    return json.loads((shards_folder(out) / "manifest.json").read_text())
 
 
 def outputs(out: Path) -> dict[str, bytes]:
-    """The content of the tokenizer and of the shards."""
-    return {
-        path.name: path.read_bytes() for path in out.rglob("*") if path.suffix in (".bin", ".model")
-    }
+    """Return the content of the tokenizer and of the shards."""
+    found = {}
+    for path in out.rglob("*"):
+        if path.suffix in (".bin", ".model"):
+            found[path.name] = path.read_bytes()
+    return found
 
 
 def left(out: Path) -> list[str]:
-    """The files there are, hidden ones too."""
+    """Return the files that there are, hidden ones too."""
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
 def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A shard's header (256,) and tokens, read independently of the code under test."""
+    """Return a shard's header (256,) and tokens, without the code under test."""
     return np.fromfile(path, "<i4", count=256), np.fromfile(path, "<u2", offset=1024)
 
 
 def decode(out: Path, side: str) -> list[str]:
-    """The documents of a split, as the tokenizer decodes them."""
-    tokenizer = sentencepiece.SentencePieceProcessor(
-        model_file=str(out / "tokenizers" / "t_512_bpe.model")
-    )
-    tokens = np.concatenate(
-        [read_shard(path)[1] for path in sorted(dataset(out).glob(f"t_{side}_*.bin"))]
-    )
-    return [
-        tokenizer.decode(part[1:].tolist())
-        for part in np.split(tokens, np.flatnonzero(tokens == 1)[1:])
-    ]
+    """Return the documents of a split, as the tokenizer decodes them."""
+    return read_documents(sorted(shards_folder(out).glob(f"t_{side}_*.bin")), model_file(out))
 
 
 def documents_file(path: Path, texts: list[bytes]) -> Documents:
-    path.write_bytes(b"".join(map(reading.record, texts)))
-    return Documents(path, 0, len(texts), sum(map(len, texts)))
+    """Write documents into a file, as they are arranged."""
+    path.write_bytes(b"".join(documents.record(text) for text in texts))
+    return Documents(path, 0, len(texts), sum(len(text) for text in texts))
 
 
-def one_line(capsys) -> str:
-    """What the command wrote last to standard error, behind its progress bars: the only line beside them."""
-    lines = [
-        line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line.strip()
-    ]
-    said = [
-        line for line in lines if "it/s" not in line and "B/s" not in line and "lines/s" not in line
-    ]
+def one_line(capsys: pytest.CaptureFixture) -> str:
+    """Return what the command wrote to standard error beside its progress bars: one line."""
+    said = []
+    for line in capsys.readouterr().err.replace("\r", "\n").split("\n"):
+        is_bar = any(unit in line for unit in ("it/s", "B/s", "lines/s"))
+        if line.strip() and not is_bar:
+            said.append(line)
     assert len(said) == 1, said
     return said[0]
 
 
 # ---- What comes out
-
-
 def test_shards_decode_to_the_documents_in_the_order_of_their_hashes(built, texts):
     assert decode(built, "val") + decode(built, "train") == texts
 
@@ -167,7 +162,7 @@ def test_shards_decode_to_the_documents_in_the_order_of_their_hashes(built, text
 def test_headers_and_manifest_say_what_is_there(built, texts):
     found = manifest(built)
     for side in ("train", "val"):
-        header, tokens = read_shard(dataset(built) / f"t_{side}_000000.bin")
+        header, tokens = read_shard(shards_folder(built) / f"t_{side}_000000.bin")
         assert header[:3].tolist() == [20240520, 1, len(tokens)] and not header[3:].any()
         counts = np.bincount(tokens, minlength=512)
         assert counts[:4].tolist() == [0, found[side]["documents"], 0, 0] and len(counts) == 512
@@ -178,8 +173,8 @@ def test_headers_and_manifest_say_what_is_there(built, texts):
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in outputs(built).items()
     }
-    tokenizer = (dataset(built) / found["tokenizer"]["file"]).resolve()
-    assert tokenizer == (built / "tokenizers" / "t_512_bpe.model").resolve()
+    tokenizer = (shards_folder(built) / found["tokenizer"]["file"]).resolve()
+    assert tokenizer == (model_file(built)).resolve()
     assert found["tokenizer"]["sha256"] == files.pop("t_512_bpe.model")["sha256"]
     assert found["files"] == files
     assert found["versions"]["sentencepiece"] == sentencepiece.__version__
@@ -187,48 +182,36 @@ def test_headers_and_manifest_say_what_is_there(built, texts):
 
 
 def test_check_passes_what_was_made(built):
-    assert check.main([str(dataset(built))]) == 0
+    assert check.main([str(shards_folder(built))]) == 0
 
 
 def test_train_gpt_counts_the_bytes_of_the_validation_text_exactly(built):
-    tokenizer = train_gpt.load_tokenizer(built / "tokenizers" / "t_512_bpe.model", 512)
-    tokens = train_gpt.load_validation([dataset(built) / "t_val_000000.bin"], 512)
+    tokenizer = train_gpt.load_tokenizer(model_file(built), 512)
+    tokens = train_gpt.load_validation([shards_folder(built) / "t_val_000000.bin"], 512)
     assert train_gpt.ByteTable(tokenizer).bytes[tokens].sum() == manifest(built)["val"]["bytes"]
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        "md",
-        "txt.gz",
-        "txt.zst",
-        "jsonl",
-        "jsonl.gz",
-        "jsonl.zst",
-        "separated",
-        "stdin",
-        "stdin jsonl",
-        "several",
-    ],
-)
+FORMS = ["md", "separated", "several", "stdin", "stdin jsonl"]
+FORMS += ["jsonl", "jsonl.gz", "jsonl.zst", "txt.gz", "txt.zst"]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_the_same_documents_gives_the_same_bytes(
     form, built, texts, tmp_path, monkeypatch
 ):
-    joined, lines = (
-        END.join(texts).encode(),
-        write_jsonl(tmp_path / "a.jsonl", texts, "body").read_bytes(),
-    )
-    whole = lines if "jsonl" in form else joined
+    whole = END.join(texts).encode()
+    if "jsonl" in form:
+        whole = write_jsonl(tmp_path / "whole", texts, "body").read_bytes()
     arguments = ["--separator", END.replace("\n", r"\n"), "--text-field", "body"]
     path = tmp_path / f"in.{form}"
     if form == "md":
         path = write_folder(tmp_path, texts, ".md")
-        (tmp_path / "a.jsonl").unlink()
     elif form.endswith(".gz"):
         path.write_bytes(gzip.compress(whole[:9999]) + gzip.compress(whole[9999:]))
     elif form.endswith(".zst"):
-        pack, skippable = zstandard.ZstdCompressor().compress, b"\x50\x2a\x4d\x18\x02\0\0\0ab"
-        path.write_bytes(pack(whole[:9999]) + skippable + pack(whole[9999:]))
+        skippable = b"\x50\x2a\x4d\x18\x02\0\0\0ab"
+        frames = [zstandard.compress(part) for part in (whole[:9999], whole[9999:])]
+        path.write_bytes(frames[0] + skippable + frames[1])
     elif form == "jsonl":
         path.write_bytes(whole.replace(b"\n", b"\r\n").rstrip())
     elif form == "several":
@@ -240,50 +223,44 @@ def test_every_form_of_the_same_documents_gives_the_same_bytes(
         path.write_bytes(whole)
     if form.startswith("stdin"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(whole)))
-        path, arguments = "-", arguments + ["--format", "jsonl" if "jsonl" in form else "text"]
+        path = "-"
+        arguments += ["--format", "jsonl" if "jsonl" in form else "text"]
     assert run(tmp_path / "out", path, *arguments) == 0
     assert outputs(tmp_path / "out") == outputs(built)
 
 
 def test_neither_processes_nor_names_nor_buckets_change_a_byte(built, texts, tmp_path, monkeypatch):
-    depths, spill = [], reading.spill
+    depths = []
+    spill = documents.spill
 
-    def note(found, path):
+    def note(found: Iterable[bytes], path: Path) -> list[Documents]:
         depths.append(len(path.name))
         return spill(found, path)
 
-    monkeypatch.setattr(reading, "spill", note)
-    monkeypatch.setattr(reading, "BUCKET", 1000)
-    monkeypatch.setattr(prepare, "CHUNK", 3000)
+    monkeypatch.setattr(documents, "spill", note)
+    monkeypatch.setattr(documents, "BUCKET", 1000)
+    monkeypatch.setattr(dataset, "CHUNK", 3000)
     (tmp_path / "text").mkdir()
-    assert (
-        run(tmp_path / "out", write_folder(tmp_path / "text", texts[::-1] + texts[:9]), jobs=2) == 0
-    )
+    source = write_folder(tmp_path / "text", texts[::-1] + texts[:9])
+    assert run(tmp_path / "out", source, jobs=2) == 0
     assert outputs(tmp_path / "out") == outputs(built)
-    assert max(depths) > 2  # buckets of buckets
+    # There were buckets of buckets.
+    assert max(depths) > 2
     assert manifest(tmp_path / "out")["duplicates"] == 9
 
 
-def test_many_copies_of_one_document_do_not_split_its_bucket_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "BUCKET", 300)
-    counts = Counts()
-    found = reading.arrange([b"x" * 200, b"y" * 200] * 50, tmp_path, counts)
-    assert len(list(found)) == 2 and counts.duplicates == 98
-    assert list((tmp_path / "buckets").iterdir()) == []
-
-
 def test_tokens_are_spread_over_shards(built, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "TOKENS_PER_SHARD", 7000)
+    monkeypatch.setattr(shards, "TOKENS_PER_SHARD", 7000)
     assert run(tmp_path, folder) == 0
-    found = [read_shard(path) for path in sorted(dataset(tmp_path).glob("t_train_*.bin"))]
+    found = [read_shard(path) for path in sorted(shards_folder(tmp_path).glob("t_train_*.bin"))]
     assert [header[2] for header, _ in found[:-1]] == [7000] * (len(found) - 1) and len(found) > 2
-    _, whole = read_shard(dataset(built) / "t_train_000000.bin")
+    _, whole = read_shard(shards_folder(built) / "t_train_000000.bin")
     assert np.array_equal(np.concatenate([tokens for _, tokens in found]), whole)
 
 
 def test_a_last_shard_that_is_just_full_is_closed_and_none_follows(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "TOKENS_PER_SHARD", 4)
-    writer = prepare.ShardWriter(tmp_path, "t")
+    monkeypatch.setattr(shards, "TOKENS_PER_SHARD", 4)
+    writer = shards.ShardWriter(tmp_path, "t")
     for part in np.split(np.arange(65_528, 65_536, dtype="<u2"), [3, 3, 7]):
         writer.add(part)
     writer.close()
@@ -322,132 +299,83 @@ def test_normal_form_is_counted(texts, tmp_path):
     )
 
 
-# ---- Cutting
-
-
-def test_a_long_document_is_cut_behind_paragraphs_lines_words_or_characters():
-    prose = ("word " * 19 + "end\n") * 3 + "\n"
-    lines = "word " * 19 + "line\n"
-    for text, ends in ((prose * 300, "\n\n"), (lines, "\n"), ("word ", " "), ("\u6f22", "")):
-        data = (text * (300_000 // len(text.encode()))).encode()
-        found = list(reading.normal_form([data.decode()], counts := Counts()))
-        assert b"".join(found) == data and counts.cuts == len(found) - 1 >= 4
-        assert all(len(part) <= 64 << 10 and part.decode().endswith(ends) for part in found[:-1])
-
-
-@pytest.mark.parametrize("separator", [b"", b"\n", b"ab", b"aab"])
-def test_how_a_stream_comes_in_blocks_does_not_matter(separator):
-    draw = random.Random(1)
-    for _ in range(300):
-        data = bytes(draw.choices(b"aab \n", k=draw.randrange(60)))
-        places = sorted(draw.choices(range(len(data) + 1), k=draw.randrange(8)))
-        blocks = [data[a:b] for a, b in zip([0, *places], [*places, len(data)])]
-        found = list(split_stream(iter(blocks), separator, 8))
-        assert found == list(split_stream(iter([data]), separator, 8))
-        assert all(
-            data[piece.start :].startswith(piece.data) and len(piece.data) <= 8 for piece in found
-        )
-        kept = b"".join(part.data for part in found)
-        assert kept == (b"".join(data.split(separator)) if separator else data)
-        if not separator or max(map(len, data.split(separator))) <= 8:
-            assert not separator or [p.data for p in found] == data.split(separator)[: len(found)]
-
-
-def test_a_document_as_long_as_the_limit_is_not_cut():
-    found = list(split_stream(iter([b"x" * 8 + b";y"]), b";", 8))
-    assert found == [Piece(0, b"x" * 8, False), Piece(9, b"y", False)]
-
-
 # ---- The split
-
-
 @pytest.mark.parametrize(
     "count, size, held_out",
     [
-        (1000, 10_000, 30),  # 3%
-        (500, 10_000, 20),  # 200 KB
-        (100, 10_000, 10),  # a tenth
+        # 3%, 200 KB, a tenth, one document
+        (1000, 10_000, 30),
+        (500, 10_000, 20),
+        (100, 10_000, 10),
         (2, 10, 1),
     ],
 )
 def test_the_first_documents_are_held_out(count, size, held_out, tmp_path):
     texts = [str(index).zfill(size).encode() for index in range(count)]
-    training, validation = prepare.split(documents_file(tmp_path / "d", texts), 0.03)
+    training, validation = dataset.split(documents_file(tmp_path / "d", texts), 0.03)
     assert list(validation) == texts[:held_out] and list(training) == texts[held_out:]
     assert validation.size == held_out * size and training.size == (count - held_out) * size
 
 
 def test_one_document_remains_for_training(tmp_path):
-    training, validation = prepare.split(documents_file(tmp_path / "d", [b"x", b"y" * 1000]), 0.5)
+    training, validation = dataset.split(documents_file(tmp_path / "d", [b"x", b"y" * 1000]), 0.5)
     assert (training.count, validation.count) == (1, 1)
 
 
 def test_the_tokenizer_is_trained_on_nothing_that_is_held_out(texts, built, tmp_path):
-    model = (built / "tokenizers" / "t_512_bpe.model").read_bytes()
+    model = (model_file(built)).read_bytes()
     training = documents_file(tmp_path / "d", [text.encode() for text in decode(built, "train")])
-    assert prepare.train_tokenizer(512, "test", training) == model
-    for first, known in (("000", False), ("ff", True)):  # hashes at the beginning are held out
-        rare = next(
-            text
-            for number in range(1 << 20)
-            if hashlib.sha256((text := "\u203b" * 500 + str(number)).encode())
-            .hexdigest()
-            .startswith(first)
-        )
+    assert tokenizer.train_tokenizer(512, "test", training) == model
+    # Documents whose hashes begin with zeros are held out.
+    for first, known in (("000", False), ("ff", True)):
+        rare = document_hashed(first)
         out = tmp_path / first
         assert run(out, write_jsonl(tmp_path / "in.jsonl", [*texts, rare])) == 0
-        pieces = sentencepiece.SentencePieceProcessor(
-            model_file=str(out / "tokenizers" / "t_512_bpe.model")
-        )
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file(out)))
         assert rare in decode(out, "train" if known else "val")
-        assert (pieces.piece_to_id("\u203b") != pieces.unk_id()) == known
+        assert (pieces.piece_to_id(RARE) != pieces.unk_id()) == known
+
+
+def document_hashed(first: str) -> str:
+    """Return a document of many RARE whose SHA-256 begins with these digits."""
+    number = 0
+    while True:
+        text = RARE * 500 + str(number)
+        if hashlib.sha256(text.encode()).hexdigest().startswith(first):
+            return text
+        number += 1
 
 
 # ---- The tokenizer
-
-
 def test_long_lines_are_not_dropped_from_training(texts, tmp_path):
-    line = " ".join(["\u203b\u203b"] * 5_000)  # far over SentencePiece's own limit of 4,192 bytes
+    # Far over SentencePiece's own limit of 4,192 bytes.
+    line = " ".join([RARE * 2] * 5_000)
     found = documents_file(tmp_path / "d", [text.encode() for text in [*texts, line]])
-    model = prepare.train_tokenizer(512, "test", found)
+    model = tokenizer.train_tokenizer(512, "test", found)
     trained = sentencepiece.SentencePieceProcessor(model_proto=model)
-    assert trained.piece_to_id("\u203b\u203b") != trained.unk_id()
+    assert trained.piece_to_id(RARE * 2) != trained.unk_id()
 
 
 def test_training_takes_a_bounded_sample(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "TOKENIZER_SAMPLE", 20)
+    monkeypatch.setattr(tokenizer, "SAMPLE_BYTES", 20)
     found = documents_file(tmp_path / "d", [b"one\n\ntwo", b"three", b"f" * 10, b"five"])
-    assert list(prepare.sample_lines(found)) == [b"one", b"two", b"three"]
+    assert list(tokenizer.sample_lines(found)) == [b"one", b"two", b"three"]
 
 
 def test_a_given_tokenizer_is_used_and_copied_under_the_new_name(built, folder, tmp_path):
-    given = built / "tokenizers" / "t_512_bpe.model"
-    assert (
-        prepare.main(
-            [
-                "--name",
-                "u",
-                "--out",
-                str(tmp_path),
-                "--tokenizer",
-                str(given),
-                "--jobs",
-                "1",
-                str(folder),
-            ]
-        )
-        == 0
-    )
+    given = model_file(built)
+    options = ["--name", "u", "--out", tmp_path, "--tokenizer", given, "--jobs", "1", folder]
+    assert prepare.main([str(option) for option in options]) == 0
     assert (tmp_path / "tokenizers" / "u_512_bpe.model").read_bytes() == given.read_bytes()
     for side in ("train", "val"):
         shard = tmp_path / "datasets" / "u_sp512" / f"u_{side}_000000.bin"
-        assert shard.read_bytes() == (dataset(built) / f"t_{side}_000000.bin").read_bytes()
+        assert shard.read_bytes() == (shards_folder(built) / f"t_{side}_000000.bin").read_bytes()
 
 
 def test_a_given_tokenizer_in_its_place_stays_there(built, folder, tmp_path):
-    place = tmp_path / "tokenizers" / "t_512_bpe.model"
+    place = model_file(tmp_path)
     place.parent.mkdir()
-    place.write_bytes((built / "tokenizers" / place.name).read_bytes())
+    shutil.copy(model_file(built), place)
     before = place.stat()
     assert run(tmp_path, folder, "--tokenizer", place) == 0
     assert (place.stat().st_ino, place.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -457,29 +385,20 @@ def test_a_given_tokenizer_in_its_place_stays_there(built, folder, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(normalization_rule_name="nmt_nfkc"), "changes the document that begins"),
-        (dict(bos_id=2, eos_id=1), "BOS with id 1"),
-        (dict(byte_fallback=False), "a piece for each byte"),
-        (dict(vocab_size=400), "400 pieces, not 512: leave --vocab-size out"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "changes the document that begins"),
+        ({"bos_id": 2, "eos_id": 1}, "BOS with id 1"),
+        ({"byte_fallback": False}, "a piece for each byte"),
+        ({"vocabulary_size": 400}, "400 pieces, not 512: leave --vocab-size out"),
         (None, "not a SentencePiece model"),
     ],
     ids=str,
 )
 def test_a_tokenizer_that_does_not_fit_is_refused(changes, message, texts, tmp_path, capsys):
-    model, given = io.BytesIO(), tmp_path / "given.model"
-    if changes:
-        lines = [line for text in texts for line in text.split("\n") if line]
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            **{
-                **prepare.TOKENIZER_OPTIONS,
-                "vocab_size": 512,
-                "max_sentence_length": 1 << 20,
-                **changes,
-            },
-        )
-    given.write_bytes(model.getvalue() or b"no model")
+    given = tmp_path / "given.model"
+    if changes is None:
+        given.write_bytes(b"no model")
+    else:
+        train_tokenizer(given, texts, **{"vocabulary_size": 512, **changes})
     source = write_jsonl(tmp_path / "in.jsonl", [*texts, "\ufb01"])
     assert run(tmp_path / "out", source, "--tokenizer", given) == 2
     assert message in one_line(capsys)
@@ -487,66 +406,67 @@ def test_a_tokenizer_that_does_not_fit_is_refused(changes, message, texts, tmp_p
 
 
 # ---- Bad input
+def many_characters() -> bytes:
+    """Return a .jsonl of 2,700 different characters, more than the tokenizer has pieces."""
+    lines = []
+    for start in (0x4E00, 0x5E00, 0x6E00):
+        text = "".join(chr(code) for code in range(start, start + 900))
+        lines.append(f'{{"text": "{text}"}}\n')
+    return "".join(lines).encode()
+
+
+BAD_INPUT = [
+    ("absent.txt", None, "absent.txt: no such file or folder"),
+    ("in.pdf", b"text", "in.pdf: neither .txt, .md nor .jsonl"),
+    ("in.txt", b"", "there is no text in the input"),
+    ("in.txt", b" \n\n \t", "there is no text in the input"),
+    ("in.txt", b"all of it is one document", "there is only one document in the input"),
+    (
+        "in.txt",
+        b"\x89PNG\r\n\x1a\n\0\0\0",
+        "in.txt: not UTF-8 text: invalid start byte at byte 0",
+    ),
+    ("in.txt", b"text\0text", "in.txt: not UTF-8 text: zero byte at byte 4"),
+    (
+        "in.txt",
+        b"x" * 200_000 + b"\xff",
+        "in.txt: not UTF-8 text: invalid start byte at byte 200,000",
+    ),
+    (
+        "in.txt",
+        b"\xef\xbb\xbfx\xe2\x82",
+        "in.txt: not UTF-8 text: unexpected end of data at byte 4",
+    ),
+    ("in.txt.gz", b"text", "in.txt.gz: cut short or damaged"),
+    ("in.txt.gz", gzip.compress(b"text" * 99)[:-9], "in.txt.gz: cut short or damaged"),
+    (
+        "in.md.zst",
+        zstandard.compress(random.Random(1).randbytes(99))[:-1],
+        "in.md.zst: cut short or damaged",
+    ),
+    ("in.md.zst", zstandard.compress(b"text") + b"more", "in.md.zst: cut short or damaged"),
+    ("in.md.zst", b"", "in.md.zst: cut short or damaged"),
+    ("in.jsonl", b'{"text": "a"}\n\n{"text": \n', "in.jsonl, line 3: not JSON"),
+    (
+        "in.jsonl",
+        b'{"text": "a"}\n{"body": "b"}',
+        "in.jsonl, line 2: no text in a field 'text'",
+    ),
+    ("in.jsonl", b'{"text": 1}', "in.jsonl, line 1: no text in a field 'text'"),
+    ("in.jsonl", b'["text"]', "in.jsonl, line 1: no text in a field 'text'"),
+    ("in.jsonl", b"[" * 100_000, "in.jsonl, line 1: not JSON"),
+    (
+        "in.jsonl",
+        b'{"text": "\xff"}',
+        "in.jsonl, line 1: not UTF-8 text: invalid start byte at byte 10",
+    ),
+    ("in.jsonl", b'{"text": "few"}\n{"text": "words"}', "this text has enough for at most"),
+    ("in.jsonl", many_characters(), "the characters of this text alone need"),
+]
 
 
 @pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("absent.txt", None, "absent.txt: no such file or folder"),
-        ("in.pdf", b"text", "in.pdf: neither .txt, .md nor .jsonl"),
-        ("in.txt", b"", "there is no text in the input"),
-        ("in.txt", b" \n\n \t", "there is no text in the input"),
-        ("in.txt", b"all of it is one document", "there is only one document in the input"),
-        (
-            "in.txt",
-            b"\x89PNG\r\n\x1a\n\0\0\0",
-            "in.txt: not UTF-8 text: invalid start byte at byte 0",
-        ),
-        ("in.txt", b"text\0text", "in.txt: not UTF-8 text: zero byte at byte 4"),
-        (
-            "in.txt",
-            b"x" * 200_000 + b"\xff",
-            "in.txt: not UTF-8 text: invalid start byte at byte 200,000",
-        ),
-        (
-            "in.txt",
-            b"\xef\xbb\xbfx\xe2\x82",
-            "in.txt: not UTF-8 text: unexpected end of data at byte 4",
-        ),
-        ("in.txt.gz", b"text", "in.txt.gz: cut short or damaged"),
-        ("in.txt.gz", gzip.compress(b"text" * 99)[:-9], "in.txt.gz: cut short or damaged"),
-        (
-            "in.md.zst",
-            zstandard.compress(random.Random(1).randbytes(99))[:-1],
-            "in.md.zst: cut short or damaged",
-        ),
-        ("in.md.zst", zstandard.compress(b"text") + b"more", "in.md.zst: cut short or damaged"),
-        ("in.md.zst", b"", "in.md.zst: cut short or damaged"),
-        ("in.jsonl", b'{"text": "a"}\n\n{"text": \n', "in.jsonl, line 3: not JSON"),
-        (
-            "in.jsonl",
-            b'{"text": "a"}\n{"body": "b"}',
-            "in.jsonl, line 2: no text in a field 'text'",
-        ),
-        ("in.jsonl", b'{"text": 1}', "in.jsonl, line 1: no text in a field 'text'"),
-        ("in.jsonl", b'["text"]', "in.jsonl, line 1: no text in a field 'text'"),
-        ("in.jsonl", b"[" * 100_000, "in.jsonl, line 1: not JSON"),
-        (
-            "in.jsonl",
-            b'{"text": "\xff"}',
-            "in.jsonl, line 1: not UTF-8 text: invalid start byte at byte 10",
-        ),
-        ("in.jsonl", b'{"text": "few"}\n{"text": "words"}', "this text has enough for at most"),
-        (
-            "in.jsonl",
-            b"".join(
-                b'{"text": "%s"}\n' % "".join(map(chr, range(start, start + 900))).encode()
-                for start in (0x4E00, 0x5E00, 0x6E00)
-            ),
-            "the characters of this text alone need",
-        ),
-    ],
-    ids=lambda value: value[:40] if isinstance(value, str) else "",
+    "name, content, message", BAD_INPUT, ids=[message for _, _, message in BAD_INPUT]
 )
 def test_bad_input_is_one_line_and_leaves_nothing(name, content, message, tmp_path, capsys):
     path = tmp_path / name
@@ -569,10 +489,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(name, content, message, tmp_pa
         (["--vocab-size", "65537"], "the vocabulary size must be 512 to 65,536, not 65537"),
         (["--held-out", "0"], "--held-out is over 0"),
         (["--jobs", "0"], "--jobs at least 1"),
-        (
-            ["--separator", "\udcff"],
-            r"--separator '\udcff': not UTF-8",
-        ),  # as Python gives a byte that is none
+        # As Python gives a byte that is no UTF-8.
+        (["--separator", "\udcff"], r"--separator '\udcff': not UTF-8"),
         (["--tokenizer", "absent.model"], "absent.model: no such file"),
     ],
     ids=str,
@@ -583,31 +501,6 @@ def test_bad_options_are_one_line(arguments, message, folder, tmp_path, capsys):
     assert left(tmp_path) == []
 
 
-def test_a_line_of_a_jsonl_has_a_limit(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reading, "LONGEST_LINE", 1 << 20)
-    assert run(tmp_path / "out", write_jsonl(tmp_path / "in.jsonl", ["a", "x" * (2 << 20)])) == 2
-    assert "in.jsonl, line 2: longer than 1 MB" in one_line(capsys)
-
-
-def test_an_unreadable_folder_is_not_passed_over(tmp_path, monkeypatch):
-    def refuse(path: str) -> None:
-        raise PermissionError(13, "Permission denied", path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(PermissionError):
-        list(reading.Input([str(tmp_path)]).files(Counts()))
-
-
-def test_links_to_folders_are_followed_and_a_circle_ends(tmp_path):
-    for name in ("here/a.txt", "elsewhere/b.txt"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
-    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "here")
-    found = reading.Input([str(tmp_path / "here")]).files(Counts())
-    assert [name for _, name in found] == ["a.txt", "link/b.txt"]
-
-
 def test_closed_standard_input_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
     assert run(tmp_path, "-") == 2
@@ -615,15 +508,14 @@ def test_closed_standard_input_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 # ---- All or nothing
-
-
 def test_the_summary_ends_with_the_command_that_trains(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(tmp_path / "o u t", folder) == 0
     printed = capsys.readouterr().out
+    script = shlex.quote(str(ROOT / "train_gpt.py"))
     assert printed.splitlines()[-1] == (
-        "to train on it: DATA_PATH='o u t/datasets/t_sp512' "
-        f"TOKENIZER_PATH='o u t/tokenizers/t_512_bpe.model' VOCAB_SIZE=512 python {ROOT}/train_gpt.py"
+        "to train on it: DATA_PATH='o u t/datasets/t_sp512' TOKENIZER_PATH='o u t/tokenizers/"
+        f"t_512_bpe.model' VOCAB_SIZE=512 python {script}"
     )
     for fact in (" documents, 0.", " bytes per token", " KB for validation are few", " files read"):
         assert fact in printed
@@ -631,18 +523,20 @@ def test_the_summary_ends_with_the_command_that_trains(folder, tmp_path, monkeyp
 
 def test_the_summary_says_what_cuts_mean_for_the_split(built):
     note = "pieces of a document that was cut can be on both sides of the split"
-    assert note in prepare.summary({**manifest(built), "cuts": 1})
-    assert note not in prepare.summary(manifest(built))
+    assert note in dataset.summary({**manifest(built), "cuts": 1})
+    assert note not in dataset.summary(manifest(built))
 
 
 def test_what_is_there_is_built_again_only_for_a_reason(texts, tmp_path, capsys):
-    out, source = tmp_path / "out", write_jsonl(tmp_path / "in.jsonl", texts)
-    shard, model = dataset(out) / "t_train_000000.bin", out / "tokenizers" / "t_512_bpe.model"
+    out = tmp_path / "out"
+    source = write_jsonl(tmp_path / "in.jsonl", texts)
+    shard = shards_folder(out) / "t_train_000000.bin"
+    model = model_file(out)
 
     def rebuilt(*arguments: object) -> bool:
-        before = dataset(out).stat().st_ino
+        before = shards_folder(out).stat().st_ino
         assert run(out, source, *arguments) == 0
-        return dataset(out).stat().st_ino != before
+        return shards_folder(out).stat().st_ino != before
 
     assert run(out, source) == 0
     whole = outputs(out)
@@ -684,24 +578,21 @@ def test_what_others_made_is_never_replaced(name, folder, tmp_path, capsys):
 
 
 STAGES = [
-    (reading, "spill"),
-    (prepare, "split"),
-    (prepare, "train_tokenizer"),
-    (prepare, "encode"),
-    (prepare.ShardWriter, "close"),
-    (prepare, "versions"),
-    (prepare, "publish"),
+    (documents, "spill"),
+    (dataset, "split"),
+    (dataset, "train_tokenizer"),
+    (dataset, "encode"),
+    (shards.ShardWriter, "close"),
+    (dataset, "versions"),
+    (dataset, "publish"),
 ]
+STOPS = [(place, stage, KeyboardInterrupt(), 130) for place, stage in STAGES]
+STOPS.append((dataset, "encode", Stopped(signal.SIGTERM), 143))
+STOPS.append((shards.ShardWriter, "add", OSError(28, "No space left"), 2))
 
 
 @pytest.mark.parametrize(
-    "place, stage, error, status",
-    [
-        *((*stage, KeyboardInterrupt(), 130) for stage in STAGES),
-        (prepare, "encode", processes.Stopped(signal.SIGTERM), 143),
-        (prepare.ShardWriter, "add", OSError(28, "No space left"), 2),
-    ],
-    ids=lambda found: str(found)[:9],
+    "place, stage, error, status", STOPS, ids=[f"{stop[1]}-{stop[3]}" for stop in STOPS]
 )
 def test_a_build_that_is_stopped_leaves_what_was_there(
     place, stage, error, status, built, folder, tmp_path, monkeypatch, capsys
@@ -717,19 +608,22 @@ def test_a_build_that_is_stopped_leaves_what_was_there(
     assert (left(built), outputs(built)) == before
 
 
-OTHER = ["--force", "--held-out", "0.5"]  # makes another tokenizer of the same text
+# These make another tokenizer of the same text.
+OTHER = ["--force", "--held-out", "0.5"]
+# Function and first argument, as a build puts itself in place.
 MOVES = [
     (os, "rename", "t_sp512"),
-    (shards, "write_atomically", "t_512_bpe.model"),
+    (dataset, "write_atomically", "t_512_bpe.model"),
     (os, "rename", "finished"),
-]  # function and first argument, as a build puts itself in place
+]
 
 
 @pytest.mark.parametrize("place, function, name", MOVES)
 def test_a_failure_when_it_is_put_in_place_leaves_what_was_there(
     place, function, name, built, folder, tmp_path, monkeypatch
 ):
-    real, failed = getattr(place, function), []
+    real = getattr(place, function)
+    failed = []
 
     def fail(path: Path, *more: object) -> None:
         if path.name == name and not failed:
@@ -742,9 +636,26 @@ def test_a_failure_when_it_is_put_in_place_leaves_what_was_there(
     assert run(built, folder, *OTHER) == 2 and failed
     assert (left(built), outputs(built)) == before
     failed.clear()
-    new = name != "t_sp512"  # nothing to move
-    assert run(tmp_path, folder) == (2 if new else 0) and bool(failed) == new
-    assert len(left(tmp_path)) == (0 if new else 4)
+    status = run(tmp_path, folder)
+    if name == "t_sp512":
+        # In a new place there is nothing to move.
+        assert (status, failed, len(left(tmp_path))) == (0, [], 4)
+    else:
+        assert (status, failed, left(tmp_path)) == (2, [name], [])
+
+
+# The command, which ends like a process that is killed when a function gets a path of this name.
+KILLED = """
+import os, sys, prepare
+import {place} as place
+real = place.{function}
+def end(path, *more):
+    if path.name == {name!r}:
+        os._exit(9)
+    real(path, *more)
+place.{function} = end
+prepare.main(sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize("place, function, name", MOVES[1:])
@@ -754,77 +665,42 @@ def test_what_is_killed_when_it_is_put_in_place_the_next_one_completes(
 ):
     if not first:
         shutil.copytree(built, tmp_path, dirs_exist_ok=True)
-    script = (
-        f"import os, sys, prepare, {place.__name__} as place\nreal = place.{function}\n"
-        f"place.{function} = lambda path, *more: os._exit(9) if path.name == {name!r} else "
-        "real(path, *more)\nprepare.main(sys.argv[1:])"
-    )
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        *COMMAND[2:],
-        "--out",
-        tmp_path,
-        "--jobs",
-        "1",
-        folder,
-        *OTHER,
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "data")}
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == 9
-    assert not dataset(tmp_path).exists()
+    script = KILLED.format(place=place.__name__, function=function, name=name)
+    with start(tmp_path, folder, "--jobs", "1", *OTHER, script=script) as process:
+        process.communicate()
+    assert process.returncode == 9
+    assert not shards_folder(tmp_path).exists()
     assert run(tmp_path, folder, *OTHER[1:]) == 0 and "just been built" in capsys.readouterr().out
-    assert check.main([str(dataset(tmp_path))]) == 0 and len(left(tmp_path)) == 4
-
-
-def test_no_other_process_enters_a_workspace_before_it_is_empty(tmp_path, monkeypatch):
-    workspace, real, there = tmp_path / ".t-partial", os.unlink, []
-
-    def note(path: object, **options: object) -> None:
-        there.extend(os.listdir(workspace) if Path(path).name == "lock" else [])
-        real(path, **options)
-
-    (workspace / "left").mkdir(parents=True)
-    with processes.own_workspace(tmp_path / "t"):
-        (workspace / "finished").mkdir()
-        (workspace / "documents").touch()
-        monkeypatch.setattr(os, "unlink", note)
-    assert there == ["lock"] and not workspace.exists()
+    assert check.main([str(shards_folder(tmp_path))]) == 0 and len(left(tmp_path)) == 4
 
 
 def test_a_signal_while_the_tokenizer_is_trained_is_one_line(folder, tmp_path, monkeypatch, capsys):
-    real, calls = prepare.sample_lines, []
+    real = tokenizer.sample_lines
+    calls = []
 
-    def raise_later(found: Documents):
+    def raise_later(found: Documents) -> Iterator[bytes]:
         calls.append(found)
         for number, line in enumerate(real(found)):
-            if len(calls) == 2 and number == 50:  # SentencePiece reads them
+            # Now SentencePiece reads them.
+            if len(calls) == 2 and number == 50:
                 signal.raise_signal(signal.SIGTERM)
             yield line
 
-    monkeypatch.setattr(prepare, "sample_lines", raise_later)
+    monkeypatch.setattr(tokenizer, "sample_lines", raise_later)
     assert run(tmp_path, folder) == 128 + signal.SIGTERM
     assert one_line(capsys) == "interrupted: nothing half done is left" and left(tmp_path) == []
 
 
-def test_signals_wait_for_what_must_not_be_half_done():
-    done = []
-    with pytest.raises(processes.Stopped):
-        before = signal.signal(signal.SIGTERM, processes.stop)
-        try:
-            with processes.uninterrupted():
-                signal.raise_signal(signal.SIGTERM)
-                done.append("all")
-            done.append("too late")
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    assert done == ["all"]
-
-
-def start(out: Path, source: object, *arguments: str, **options) -> subprocess.Popen:
+def start(
+    out: Path, source: object, *arguments: str, script: str | None = None, **options: object
+) -> subprocess.Popen:
+    """Start the command, or this script with its arguments, in a group of processes of its own."""
+    program = [str(ROOT / "data" / "prepare.py")] if script is None else ["-c", script]
+    command = [sys.executable, *program, "--name", "t", "--vocab-size", "512", "--out", str(out)]
+    modules = os.pathsep.join([str(ROOT / "data"), str(ROOT / "tests")])
     return subprocess.Popen(
-        [*COMMAND, "--out", str(out), str(source), *arguments],
+        [*command, str(source), *arguments],
+        env={**os.environ, "PYTHONPATH": modules, "HELD": str(out / "held")},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -833,67 +709,80 @@ def start(out: Path, source: object, *arguments: str, **options) -> subprocess.P
     )
 
 
-def session(process: subprocess.Popen) -> list[int]:
-    """The processes of its session that have not ended."""
-    found = subprocess.run(
-        ["ps", "-s", str(process.pid), "-o", "pid=,stat="], capture_output=True, text=True
-    )
-    return [
-        int(line.split()[0]) for line in found.stdout.splitlines() if "Z" not in line.split()[1]
-    ]
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Wait until the condition holds, while the process is running; for ten minutes at most."""
+    limit = time.monotonic() + 600
     while not condition():
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < limit, "it never happened"
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module")
-def larger(texts, tmp_path_factory) -> Path:
-    """Some MB, which take a while to encode."""
-    path = tmp_path_factory.mktemp("larger") / "in.jsonl"
-    return write_jsonl(path, [f"{number}\n{text}" for number in range(20) for text in texts])
+def running(group: int) -> list[str]:
+    """Return the processes of a group that have not ended."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pgid=,pid=,stat="], capture_output=True, text=True, check=True
+    )
+    found = []
+    for line in listed.stdout.splitlines():
+        process_group, process, state = line.split()[:3]
+        if int(process_group) == group and not state.startswith("Z"):
+            found.append(process)
+    return found
 
 
-def test_a_signal_to_all_processes_while_they_encode_is_one_line(larger, tmp_path):
-    process = start(tmp_path, larger, "--jobs", "2")
-    wait_for(lambda: list(tmp_path.glob("datasets/.*/finished/t_train_000000.bin")))
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    error = process.communicate(timeout=30)[1].replace("\r", "\n").strip().splitlines()
+# The command, whose workers begin to encode and do not end.
+ENCODING = """
+import sys, dataset, held, prepare
+dataset.encode = held.encode
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+
+
+def start_encoding(out: Path, source: Path) -> subprocess.Popen:
+    """Start the command with two processes and wait until they encode."""
+    out.mkdir()
+    process = start(out, source, "--jobs", "2", script=ENCODING)
+    wait_for((out / "held").exists, process)
+    (out / "held").unlink()
+    return process
+
+
+def test_a_signal_to_all_processes_while_they_encode_is_one_line(folder, tmp_path):
+    out = tmp_path / "out"
+    with start_encoding(out, folder) as process:
+        # As a terminal does.
+        os.killpg(process.pid, signal.SIGINT)
+        error = process.communicate()[1].replace("\r", "\n").strip().splitlines()
     assert process.returncode == 130
-    assert error[-1] == "interrupted: nothing half done is left" and "Traceback" not in "".join(
-        error
-    )
-    assert "Warning" not in "".join(error)
-    assert left(tmp_path) == []
-    wait_for(lambda: not session(process), 10)
+    assert error[-1] == "interrupted: nothing half done is left"
+    assert "Traceback" not in "".join(error) and "Warning" not in "".join(error)
+    assert left(out) in ([], ["held"])
+    wait_for(lambda: not running(process.pid))
 
 
-def test_after_a_kill_no_process_goes_on_and_the_next_run_completes(
-    built, folder, larger, tmp_path
-):
-    process = start(tmp_path, larger, "--jobs", "2")
-    wait_for(lambda: list(tmp_path.glob("datasets/.*/finished/t_train_000000.bin")))
-    process.kill()
-    process.communicate(timeout=10)  # the workers have its pipes, too
-    wait_for(lambda: not session(process), 10)
-    assert (
-        left(tmp_path) and not dataset(tmp_path).exists() and not (tmp_path / "tokenizers").exists()
-    )
-    assert run(tmp_path, folder) == 0
-    assert outputs(tmp_path) == outputs(built) and len(left(tmp_path)) == 4
+def test_after_a_kill_no_process_goes_on_and_the_next_run_completes(built, folder, tmp_path):
+    out = tmp_path / "out"
+    with start_encoding(out, folder) as process:
+        process.kill()
+        # The workers have its pipes, too: they end.
+        process.communicate()
+    wait_for(lambda: not running(process.pid))
+    (out / "held").unlink(missing_ok=True)
+    assert left(out) and not shards_folder(out).exists() and not (out / "tokenizers").exists()
+    assert run(out, folder) == 0
+    assert outputs(out) == outputs(built) and len(left(out)) == 4
 
 
 def test_a_second_build_waits_for_the_first_and_uses_what_it_made(built, folder, tmp_path, capsys):
-    first = start(tmp_path, "-", "--separator", r"\n<|end|>\n", stdin=subprocess.PIPE)
-    wait_for(lambda: list(tmp_path.glob("datasets/.*/buckets/b0")))
-    second = start(tmp_path, folder)
-    assert "another process is building this, waiting for it" in second.stderr.readline()
-    first.terminate()
-    assert first.wait() == 143
-    assert second.communicate()[0].count("\n") == 6 and second.returncode == 0
+    with start(tmp_path, "-", "--separator", r"\n<|end|>\n", stdin=subprocess.PIPE) as first:
+        wait_for(lambda: list(tmp_path.glob("datasets/.*/buckets/b0")), first)
+        with start(tmp_path, folder) as second:
+            assert "another process is building this, waiting for it" in second.stderr.readline()
+            first.terminate()
+            assert first.wait() == 143
+            printed = second.communicate()[0]
+    assert printed.count("\n") == 6 and second.returncode == 0
     assert outputs(tmp_path) == outputs(built) and len(left(tmp_path)) == 4
 
 
@@ -903,24 +792,3 @@ def test_builds_of_the_same_at_the_same_time_both_succeed(built, folder, tmp_pat
     assert [process.returncode for process in both] == [0, 0]
     assert sum("built" in text for text in printed) == 1
     assert outputs(tmp_path) == outputs(built) and len(left(tmp_path)) == 4
-
-
-def test_workers_leave_the_signals_to_their_parent():
-    with processes.Workers(2) as workers:
-        assert list(workers.map(abs, [-1, -2])) == [1, 2]
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid, signal.SIGINT)
-        assert list(workers.map(abs, [-3])) == [3]
-
-
-def test_an_error_does_not_wait_for_what_the_workers_do():
-    started = time.monotonic()
-    with pytest.raises(KeyError), processes.Workers(2) as workers:
-        workers.submit(time.sleep, 30)
-        raise KeyError
-    assert time.monotonic() - started < 20
-
-
-def test_a_worker_that_is_killed_is_one_line():
-    with pytest.raises(DataError, match="try fewer --jobs"), processes.Workers(2) as workers:
-        list(workers.map(os._exit, [1]))
