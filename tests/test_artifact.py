@@ -250,8 +250,8 @@ def test_each_refinement_lowers_the_cost_at_equal_entropy(sensitive):
         return codes, dequantize(codes, rows, equal_columns)
 
     def with_feedback(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        codes = round_with_feedback(weight, rows, steps.columns, fit.factors["matrix"])
-        return codes, dequantize(codes, rows, steps.columns)
+        codes = round_with_feedback(weight, rows, steps.column_steps, fit.factors["matrix"])
+        return codes, dequantize(codes, rows, steps.column_steps)
 
     def cost_at_equal_bits(code: Callable, rows: torch.Tensor) -> float:
         """The cost once a multiplier of the rows' steps gives two bits a code."""
@@ -269,8 +269,8 @@ def test_each_refinement_lowers_the_cost_at_equal_entropy(sensitive):
         return cost_of(read_back - weight, row_costs, column_costs)
 
     equal = cost_at_equal_bits(nearest, equal_rows)
-    by_row = cost_at_equal_bits(nearest, steps.rows)
-    feedback = cost_at_equal_bits(with_feedback, steps.rows)
+    by_row = cost_at_equal_bits(nearest, steps.row_steps)
+    feedback = cost_at_equal_bits(with_feedback, steps.row_steps)
     assert by_row < 0.7 * equal
     assert feedback < 0.6 * by_row
 
@@ -279,13 +279,13 @@ def test_steps_are_in_inverse_proportion_to_the_root_of_the_cost(sensitive):
     weight, row_costs, column_costs = sensitive
     steps = fitted(weight, row_costs, column_costs).steps["matrix"]
     # Steps are powers of the root of two.
-    assert torch.equal(2 * steps.rows.log2(), (2 * steps.rows.log2()).round())
-    spread = (steps.rows * row_costs.sqrt()).log2()
+    assert torch.equal(2 * steps.row_steps.log2(), (2 * steps.row_steps.log2()).round())
+    spread = (steps.row_steps * row_costs.sqrt()).log2()
     assert spread.max() - spread.min() <= 0.5 + 1e-4
     left = []
     for j in range(160):
         left.append(1 / torch.linalg.inv(column_costs[j:, j:].double())[0, 0])
-    spread = (steps.columns.double() * torch.stack(left).sqrt()).log2()
+    spread = (steps.column_steps.double() * torch.stack(left).sqrt()).log2()
     assert spread.max() - spread.min() <= 0.5 + 1e-3
 
 
@@ -293,9 +293,9 @@ def test_without_samples_steps_are_equal_and_nothing_is_fed_back():
     model = tiny_model()
     fit = finished_fit(model)
     for steps in fit.steps.values():
-        assert len(set(steps.rows.tolist())) == 1
-        assert len(set(steps.columns.tolist())) == 1
-    grid = fit.grid(fit.octaves(1000))
+        assert len(set(steps.row_steps.tolist())) == 1
+        assert len(set(steps.column_steps.tolist())) == 1
+    grid = fit.grid(fit.log2_multiplier(1000))
     for name, codes in fit.codes(grid).items():
         assert torch.equal(codes, quantize(model.get_parameter(name), *grid[name]))
 
@@ -307,14 +307,14 @@ def test_fitted_codes_stay_in_their_range_and_lose_nothing_at_the_finest_steps(n
     mixed = torch.randn(weight.size(1), weight.size(1), generator=generator)
     row_costs = torch.rand(len(weight), generator=generator)
     fit = fitted(weight, row_costs, mixed @ mixed.T, damping=0.05)
-    for octaves in (-100.0, fit.octaves(math.inf), fit.octaves(1000), 100.0):
-        grid = fit.grid(octaves)
+    for multiplier in (-100.0, fit.log2_multiplier(math.inf), fit.log2_multiplier(1000), 100.0):
+        grid = fit.grid(multiplier)
         codes = fit.codes(grid)["matrix"]
         assert torch.isfinite(grid["matrix"][0]).all()
         assert torch.equal(codes, codes.round())
         assert codes.abs().max() <= INT13
 
-    columns = fit.steps["matrix"].columns
+    columns = fit.steps["matrix"].column_steps
     grid = fit.grid(-100.0)
     read_back = dequantize(fit.codes(grid)["matrix"], *grid["matrix"])
     reach = weight.abs().amax(1, keepdim=True) * 0.02 * (columns.max() / columns.min()) + 1e-5
@@ -473,7 +473,7 @@ def test_the_manifest_says_all_that_a_reader_needs():
     settings = tiny_settings()
     manifest, _ = read_artifact(pack_model(tiny_model(), settings), "a.ptz")
     assert manifest["tokenizer"] == "ab" * 32
-    found, _ = settings_from({"PRESET": "record", "TRAIN_BATCH_TOKENS": "96"}, manifest["settings"])
+    found, _ = settings_from({"PRESET": "record", "ARTIFACT": "a.ptz"}, manifest["settings"])
     for field in train_gpt.fields_of("model", "evaluation"):
         assert getattr(found, field.name) == getattr(settings, field.name)
 
@@ -564,7 +564,7 @@ def forge(artifact: bytes, change: Callable[[dict, bytes, bytes], tuple]) -> byt
 def read_whole(data: bytes) -> dict[str, torch.Tensor]:
     """What ARTIFACT=... does with a file before it scores: weights and settings."""
     manifest, weights = read_artifact(data, "a.ptz")
-    settings_from({"PRESET": "record", "TRAIN_BATCH_TOKENS": "96"}, manifest["settings"])
+    settings_from({"PRESET": "record", "ARTIFACT": "a.ptz"}, manifest["settings"])
     return weights
 
 
@@ -686,7 +686,7 @@ def forged_codes(data: bytes, place: str, levels: int, random: np.random.Generat
         side = side[: int(random.integers(len(side)))]
     elif place == "levels":
         side[int(random.integers(levels))] ^= 1 << int(random.integers(8))
-    elif place == "shares":
+    elif place == "frequencies":
         side[int(random.integers(levels, len(side)))] ^= 1 << int(random.integers(8))
     elif place == "states":
         rest[int(random.integers(states_end))] ^= 1 << int(random.integers(8))
@@ -702,12 +702,13 @@ def forged_codes(data: bytes, place: str, levels: int, random: np.random.Generat
 
 
 @pytest.mark.parametrize(
-    "place", ["start", "side", "levels", "shares", "states", "words", "cut", "longer"]
+    "place",
+    ["start", "side", "levels", "frequencies", "states", "words", "cut", "longer"],
 )
 def test_forged_codes_are_found(place):
     """Damage to each part of a rANS stream is an error of a known kind.
 
-    A level or a share on which no code's table depends may change unseen: then the codes are right.
+    A level or a frequency on which no code's table depends may change unseen: the codes are right.
     """
     matrices = code_matrices("normal")
     shapes = [matrix.shape for matrix in matrices]
@@ -720,7 +721,7 @@ def test_forged_codes_are_found(place):
             found = decode_rans(memoryview(forged), shapes)
         except (ValueError, LookupError, struct.error, zstandard.ZstdError):
             continue
-        assert place in ("levels", "shares")
+        assert place in ("levels", "frequencies")
         assert np.array_equal(found, codes)
 
 

@@ -392,23 +392,33 @@ def test_a_name_of_something_else_gets_no_warning():
 
 def test_an_artifact_wins_over_the_preset_and_a_variable_over_its_evaluation():
     stored = dict(model_dim=64, num_heads=4, num_kv_heads=2, eval_stride=32, eval_seq_len=128)
-    found = settings(stored=stored, PRESET="pocket", EVAL_STRIDE="16")
+    found = settings("PRESET=pocket ARTIFACT=a.ptz EVAL_STRIDE=16", stored)
     assert (found.model_dim, found.num_heads) == (64, 4)
     assert (found.eval_seq_len, found.eval_stride) == (128, 16)
 
 
 def test_a_variable_must_not_contradict_an_artifact():
     stored = dict(model_dim=64, num_heads=4, num_kv_heads=2)
-    assert settings(stored=stored, PRESET="pocket", MODEL_DIM="64").model_dim == 64
+    pairs = "PRESET=pocket ARTIFACT=a.ptz"
+    assert settings(f"{pairs} MODEL_DIM=64", stored).model_dim == 64
     with pytest.raises(UserError, match=r"MODEL_DIM.*64.*NUM_HEADS.*4"):
-        settings(stored=stored, PRESET="pocket", MODEL_DIM="128", NUM_HEADS="8")
+        settings(f"{pairs} MODEL_DIM=128 NUM_HEADS=8", stored)
+
+
+def test_a_variable_must_not_contradict_a_checkpoint():
+    """Of which more is stored than of an artifact's model."""
+    stored = dict(iterations=30, matrix_lr=0.5)
+    assert settings("PRESET=pocket ITERATIONS=30 TRAIN_LOG_EVERY=7", stored).matrix_lr == 0.5
+    with pytest.raises(UserError, match="ITERATIONS=31 differs from the stored model's 30"):
+        settings("PRESET=pocket ITERATIONS=31", stored)
 
 
 # Neither length divides the pocket preset's batch; one is longer than its micro-batch.
 @pytest.mark.parametrize("length", [96, 8192])
 @pytest.mark.parametrize("preset", ["record", "pocket"])
 def test_an_artifact_of_any_row_length_can_be_scored_under_any_preset(preset, length):
-    assert settings(stored=dict(train_seq_len=length), PRESET=preset).train_seq_len == length
+    pairs = f"PRESET={preset} ARTIFACT=a.ptz"
+    assert settings(pairs, dict(train_seq_len=length)).train_seq_len == length
 
 
 # ---- help and documents
