@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import signal
+import subprocess
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from machines import NOT_ON_WINDOWS, NOT_ON_WINDOWS_FUNCTIONS, run_python
 from runs import SCRIPT, TINY_RUN, Done, is_one_error
 from torch.torch_version import TorchVersion
@@ -158,6 +162,81 @@ def test_the_type_on_a_cpu_follows_from_its_instructions(monkeypatch, capabiliti
     monkeypatch.setattr(torch, "cpu", fake)
     dtype, reason = train_gpt.choose_dtype(Settings(), torch.device("cpu"))
     assert (str(dtype), reason) == (f"torch.{expected[0]}", expected[1])
+
+
+REQUIREMENTS = [
+    "requirements.txt",
+    "data/requirements.txt",
+    "records/requirements.txt",
+    "tests/requirements.txt",
+]
+# A stand-in for Python that makes environments with itself inside, and notes how it is called.
+STAND_IN = """#!/bin/sh
+echo "$@" >> calls
+if [ "$2" = venv ]; then
+    mkdir -p "$3/bin"
+    cp "$0" "$3/bin/python"
+fi
+if [ "$2" = pytest ]; then
+    exit 3
+fi
+"""
+
+
+def call_on_torch(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Call tests/on_torch.sh of a copy of this repository's files, with a stand-in for Python."""
+    root = folder / "a copy"
+    for name in (*REQUIREMENTS, "tests/on_torch.sh"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    python = folder / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    return subprocess.run(
+        ["bash", str(root / "tests/on_torch.sh"), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHON": str(python), "TMPDIR": str(folder), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_tests_run_under_another_torch(tmp_path):
+    done = call_on_torch(tmp_path, "2.9.1")
+    # What pytest says is what the command says.
+    assert done.returncode == 3, done.stderr
+    home = tmp_path / "on_torch-2.9.1"
+    made, installed = (tmp_path / "calls").read_text().splitlines()
+    assert made == f"-m venv {home}"
+    assert installed.startswith("-m pip install ")
+    assert " torch==2.9.1 -r " in installed
+    tests = (tmp_path / "a copy/calls").read_text()
+    assert tests == "-m pytest -q -n 2 --dist worksteal tests\n"
+    wanted = (home / "requirements_without_torch.txt").read_text().splitlines()
+    for name in REQUIREMENTS:
+        for line in (ROOT / name).read_text().splitlines():
+            # Lists that include others would bring the pinned torch.
+            assert (line in wanted) == (not line.startswith(("torch==", "-"))), line
+
+
+def test_an_environment_is_used_again_and_pytest_gets_the_other_arguments(tmp_path):
+    home = tmp_path / "my home"
+    for _ in range(2):
+        done = call_on_torch(tmp_path, "2.11.0", "-q", "tests/x.py", ON_TORCH_HOME=str(home))
+        assert done.returncode == 3, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert calls.count("-m venv") == 1
+    assert calls.count("-m pip install") == 2
+    assert (tmp_path / "a copy/calls").read_text() == "-m pytest -q tests/x.py\n" * 2
+
+
+@pytest.mark.parametrize("arguments, status", [((), 2), (("-q",), 2), (("--help",), 0)], ids=str)
+def test_without_a_version_the_usage_is_said(tmp_path, arguments, status):
+    done = call_on_torch(tmp_path, *arguments)
+    assert done.returncode == status
+    assert (done.stdout + done.stderr).startswith("usage: ")
+    assert (done.stdout + done.stderr).count("\n") == 1
+    assert not (tmp_path / "calls").exists()
 
 
 # ---- GPUs of each generation
