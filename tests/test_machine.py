@@ -192,10 +192,12 @@ def call_on_torch(folder: Path, *arguments: str, **environment: str) -> subproce
     python = folder / "python"
     python.write_text(STAND_IN)
     python.chmod(0o755)
+    # This may be a test that the command itself runs.
+    inherited = {name: text for name, text in os.environ.items() if name != "ON_TORCH_HOME"}
     return subprocess.run(
         ["bash", str(root / "tests/on_torch.sh"), *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHON": str(python), "TMPDIR": str(folder), **environment},
+        env={**inherited, "PYTHON": str(python), "TMPDIR": str(folder), **environment},
         capture_output=True,
         text=True,
     )
