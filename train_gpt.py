@@ -2729,13 +2729,12 @@ GPU_COMPILE_OPTIONS = {"combo_kernels": True, "max_autotune_gemm": True}
 
 
 def check_torch_version() -> None:
-    """UserError under a torch that is too old; 2.9 to 2.13 were tried.
-
-    torch's version is text that compares with tuples of numbers.
-    """
+    """UserError under a torch that is too old. 2.9 to 2.13 were tried."""
+    # By the first two numbers: the vendors' images have builds such as 2.9.0a0, before 2.9.0.
+    release = tuple(int(number) for number in torch.__version__.split(".")[:2])
     oldest = ".".join(map(str, OLDEST_TORCH))
     require(
-        torch.__version__ >= OLDEST_TORCH,
+        release >= OLDEST_TORCH,
         f"torch {torch.__version__} is too old: this script needs {oldest} or newer",
     )
 

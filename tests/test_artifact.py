@@ -1,13 +1,16 @@
-"""Quantization, packing under the cap, and what is left of a damaged or forged artifact: a UserError."""
+"""Quantization, packing under the cap, and damaged or forged artifacts: each ends in an error."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import os
+import re
 import struct
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -31,21 +34,24 @@ from train_gpt import (
     dequantize,
     encode_rans,
     fake_quantize,
-    pack,
     pack_under_cap,
     quantize,
     read_artifact,
     round_with_feedback,
     row_grid,
     settings_from,
+    storage_of,
     stored_parameters,
     write_atomically,
 )
+
+compress = zstandard.ZstdCompressor(level=3).compress
 
 # ---- rows of codes
 
 
 def hostile_matrices() -> dict[str, torch.Tensor]:
+    """Matrices at the limits of what float16 steps can hold."""
     generator = torch.Generator().manual_seed(3)
     normal = torch.randn(40, 97, generator=generator)
     outlier = normal.clone()
@@ -72,14 +78,18 @@ class OneMatrix:
         self.weight = torch.nn.Parameter(weight)
 
     def roles(self) -> dict[str, str]:
+        """The role of the matrix."""
         return {"matrix": "mlp"}
 
     def get_parameter(self, name: str) -> torch.nn.Parameter:
+        """The matrix."""
         return self.weight
 
 
-def row_steps(weight: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    settings = tiny_settings(quant="rows", int5_mlp="1" if limit == INT5 else "0")
+def row_steps(weight: torch.Tensor, largest_code: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The steps of rows and columns with QUANT=rows, of int5 or int6."""
+    int5_mlp = "1" if largest_code == INT5 else "0"
+    settings = tiny_settings(quant="rows", int5_mlp=int5_mlp)
     return row_grid(OneMatrix(weight), settings)["matrix"]
 
 
@@ -88,17 +98,20 @@ def row_steps(weight: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Ten
 def test_no_weight_moves_by_more_than_half_a_step(name, limit):
     weight = hostile_matrices()[name]
     rows, columns = row_steps(weight, limit)
+    assert rows.shape == weight.shape[:1]
+    assert torch.isfinite(rows).all()
+    assert torch.equal(rows, rows.half().float())
+    assert torch.equal(columns, torch.ones(weight.size(1)))
+
     codes = quantize(weight, rows, columns)
-    assert torch.equal(rows, rows.half().float()) and rows.shape == weight.shape[:1]
-    assert torch.isfinite(rows).all() and torch.equal(columns, torch.ones(weight.size(1)))
-    assert (
-        codes.shape == weight.shape
-        and torch.equal(codes, codes.round())
-        and codes.abs().max() <= limit
-    )
+    assert codes.shape == weight.shape
+    assert torch.equal(codes, codes.round())
+    assert codes.abs().max() <= limit
+
     step = rows.double()[:, None]
     error = (codes.double() * step - weight.double()).abs()
-    smallest = torch.tensor(2.0**-25, dtype=torch.float64)  # half of float16's smallest number
+    # Half of float16's smallest number.
+    smallest = torch.tensor(2.0**-25, dtype=torch.float64)
     assert (error <= torch.maximum(step / 2, smallest) * (1 + 1e-6)).all()
     assert torch.equal(dequantize(codes, rows, columns), codes.float() * rows[:, None])
 
@@ -118,17 +131,18 @@ def test_quantizing_again_changes_nothing(limit):
     steps = row_steps(weight, limit)
     codes = quantize(weight, *steps)
     again = dequantize(codes, *steps)
-    assert torch.equal(row_steps(again, limit)[0], steps[0]) and torch.equal(
-        quantize(again, *steps), codes
-    )
+    assert torch.equal(row_steps(again, limit)[0], steps[0])
+    assert torch.equal(quantize(again, *steps), codes)
 
 
 def test_int5_is_for_the_mlp_alone():
     model = tiny_model()
-    wide, narrow = (row_grid(model, tiny_settings(quant="rows", int5_mlp=x)) for x in ("0", "1"))
+    wide = row_grid(model, tiny_settings(quant="rows", int5_mlp="0"))
+    narrow = row_grid(model, tiny_settings(quant="rows", int5_mlp="1"))
     for name, (rows, _) in wide.items():
         ratio = narrow[name][0] / rows
-        assert ((ratio - (INT6 / INT5 if ".mlp." in name else 1.0)).abs() < 2e-3).all()
+        expected = INT6 / INT5 if ".mlp." in name else 1.0
+        assert ((ratio - expected).abs() < 2e-3).all()
 
 
 def test_the_gradient_passes_straight_through():
@@ -151,10 +165,20 @@ def cost_of(error: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> f
 
 
 def fitted(
-    weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, damping: float = 0.0
+    weight: torch.Tensor, row_costs: torch.Tensor, column_costs: torch.Tensor, damping: float = 0.0
 ) -> Fit:
+    """A finished fit of one matrix with these costs."""
     fit = Fit({"matrix": torch.nn.Parameter(weight)})
-    fit.rows, fit.columns, fit.DAMPING = [rows], [columns], damping
+    fit.row_costs = [row_costs]
+    fit.column_costs = [column_costs]
+    fit.DAMPING = damping
+    fit.finish()
+    return fit
+
+
+def finished_fit(model: GPT) -> Fit:
+    """A fit without samples: equal steps."""
+    fit = Fit(coded_parameters(model, "fit"))
     fit.finish()
     return fit
 
@@ -168,99 +192,110 @@ def sensitive() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return weight, torch.logspace(-2, 1, 96), mixed @ mixed.T / 160 + 0.05 * torch.eye(160)
 
 
+def inverse_factor(column_costs: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor of the inverse of the columns' costs."""
+    inverse = torch.linalg.inv(column_costs.double())
+    return torch.linalg.cholesky(inverse, upper=True).float()
+
+
 def test_feedback_is_the_best_answer_to_the_errors_before(sensitive):
-    """After each rounded column, the targets of the later ones are those of least cost, solved for directly."""
-    weight, columns = sensitive[0][:, :5], sensitive[2][:5, :5]
-    inverse = torch.linalg.inv(columns.double())
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
-    steps = (
-        torch.full((96,), 0.5),
-        torch.tensor([1.0, 0.5, 1e-6, 1e-6, 1e-6]),
-    )  # the last are not rounded
-    codes = round_with_feedback(weight, *steps, factor)
-    free = weight.double().clone()
+    """After each rounded column, the later targets are those of least cost, solved directly."""
+    weight = sensitive[0][:, :5]
+    column_costs = sensitive[2][:5, :5]
+    rows = torch.full((96,), 0.5)
+    # The last three have steps so fine that they are hardly rounded.
+    columns = torch.tensor([1.0, 0.5, 1e-6, 1e-6, 1e-6])
+    codes = round_with_feedback(weight, rows, columns, inverse_factor(column_costs))
+
+    targets = weight.double().clone()
     error = torch.zeros(96, 5, dtype=torch.float64)
     for j in range(2):
-        expected = quantize(free[:, j : j + 1].float(), steps[0], steps[1][j : j + 1])[:, 0]
+        expected = quantize(targets[:, j : j + 1].float(), rows, columns[j : j + 1])[:, 0]
         assert torch.equal(codes[:, j], expected)
-        error[:, j] = (
-            weight[:, j].double() - expected.double() * steps[0].double() * steps[1][j].double()
-        )
+        read_back = expected.double() * rows.double() * columns[j].double()
+        error[:, j] = weight[:, j].double() - read_back
         later = slice(j + 1, None)
         solved = torch.linalg.solve(
-            columns[later, later].double(), columns[later, : j + 1].double()
+            column_costs[later, later].double(), column_costs[later, : j + 1].double()
         )
-        free[:, later] = weight[:, later].double() + (error[:, : j + 1] @ solved.T)
+        targets[:, later] = weight[:, later].double() + (error[:, : j + 1] @ solved.T)
 
 
 def test_blocks_of_columns_change_nothing(sensitive):
     """160 columns are three blocks of corrections; one block would give the same codes."""
-    weight, _, columns = sensitive
-    factor = torch.linalg.cholesky(torch.linalg.inv(columns.double()), upper=True).float()
-    steps = torch.full((96,), 0.3), torch.ones(160)
-    codes, target = round_with_feedback(weight, *steps, factor), weight.clone()
+    weight, _, column_costs = sensitive
+    factor = inverse_factor(column_costs)
+    rows = torch.full((96,), 0.3)
+    columns = torch.ones(160)
+    codes = round_with_feedback(weight, rows, columns, factor)
+    target = weight.clone()
     for j in range(160):
-        expected = quantize(target[:, j : j + 1], steps[0], steps[1][j : j + 1])[:, 0]
-        assert (codes[:, j] != expected).float().mean() < 0.03, (
-            j
-        )  # ties, after sums in another order
-        error = (target[:, j] - codes[:, j] * steps[0]) / factor[j, j]
+        expected = quantize(target[:, j : j + 1], rows, columns[j : j + 1])[:, 0]
+        # Ties may fall to the other side, after sums in another order.
+        assert (codes[:, j] != expected).float().mean() < 0.03, j
+        error = (target[:, j] - codes[:, j] * rows) / factor[j, j]
         target[:, j + 1 :] -= error[:, None] * factor[j, j + 1 :]
 
 
 def test_each_refinement_lowers_the_cost_at_equal_entropy(sensitive):
-    """Nearest rounding with equal steps, then steps for rows, then steps for columns with feedback."""
-    weight, rows, columns = sensitive
-    fit = fitted(weight, rows, columns)
-    row_step, column_step, _ = fit.steps["matrix"]
+    """Equal steps, then steps for rows, then steps for columns with feedback."""
+    weight, row_costs, column_costs = sensitive
+    fit = fitted(weight, row_costs, column_costs)
+    steps = fit.steps["matrix"]
+    equal_rows = torch.ones(96)
+    equal_columns = torch.ones(160)
 
-    def bits(codes: torch.Tensor) -> float:
-        """About the entropy of codes whose scale is known."""
-        return float(torch.log2(1 + codes.abs()).mean())
+    def nearest(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        codes = quantize(weight, rows, equal_columns)
+        return codes, dequantize(codes, rows, equal_columns)
 
-    def at_equal_bits(make) -> float:
-        low, high = -20.0, 20.0
-        for _ in range(40):
+    def with_feedback(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        codes = round_with_feedback(weight, rows, steps.column_steps, fit.factors["matrix"])
+        return codes, dequantize(codes, rows, steps.column_steps)
+
+    def cost_at_equal_bits(code: Callable, rows: torch.Tensor) -> float:
+        """The cost once a multiplier of the rows' steps gives two bits a code."""
+        low = -20.0
+        high = 20.0
+        for _ in range(25):
             middle = (low + high) / 2
-            codes, steps = make(2.0**middle)
-            low, high = (middle, high) if bits(codes) > 2.0 else (low, middle)
-        return cost_of(dequantize(codes, *steps) - weight, rows, columns)
+            codes, read_back = code(rows * 2.0**middle)
+            # About the entropy of codes whose scale is known.
+            bits = float(torch.log2(1 + codes.abs()).mean())
+            if bits > 2.0:
+                low = middle
+            else:
+                high = middle
+        return cost_of(read_back - weight, row_costs, column_costs)
 
-    def nearest(r, c):
-        return lambda x: (quantize(weight, r * x, c), (r * x, c))
-
-    equal = at_equal_bits(nearest(torch.ones(96), torch.ones(160)))
-    by_row = at_equal_bits(nearest(row_step, torch.ones(160)))
-    feedback = at_equal_bits(
-        lambda x: (
-            round_with_feedback(weight, row_step * x, column_step, fit.factors["matrix"]),
-            (row_step * x, column_step),
-        )
-    )
-    assert by_row < 0.7 * equal and feedback < 0.6 * by_row
+    equal = cost_at_equal_bits(nearest, equal_rows)
+    by_row = cost_at_equal_bits(nearest, steps.row_steps)
+    feedback = cost_at_equal_bits(with_feedback, steps.row_steps)
+    assert by_row < 0.7 * equal
+    assert feedback < 0.6 * by_row
 
 
 def test_steps_are_in_inverse_proportion_to_the_root_of_the_cost(sensitive):
-    weight, rows, columns = sensitive
-    fit = fitted(weight, rows, columns)
-    row_step, column_step, _ = fit.steps["matrix"]
-    spread = (row_step * rows.sqrt()).log2()
-    assert spread.max() - spread.min() <= 0.5 + 1e-4  # steps are powers of the root of two
-    left = torch.tensor(
-        [float(1 / torch.linalg.inv(columns[j:, j:].double())[0, 0]) for j in range(160)]
-    )
-    spread = (column_step.double() * left.sqrt()).log2()
+    weight, row_costs, column_costs = sensitive
+    steps = fitted(weight, row_costs, column_costs).steps["matrix"]
+    # Steps are powers of the root of two.
+    assert torch.equal(2 * steps.row_steps.log2(), (2 * steps.row_steps.log2()).round())
+    spread = (steps.row_steps * row_costs.sqrt()).log2()
+    assert spread.max() - spread.min() <= 0.5 + 1e-4
+    left = []
+    for j in range(160):
+        left.append(1 / torch.linalg.inv(column_costs[j:, j:].double())[0, 0])
+    spread = (steps.column_steps.double() * torch.stack(left).sqrt()).log2()
     assert spread.max() - spread.min() <= 0.5 + 1e-3
-    assert torch.equal(2 * row_step.log2(), (2 * row_step.log2()).round())
 
 
 def test_without_samples_steps_are_equal_and_nothing_is_fed_back():
     model = tiny_model()
-    fit = Fit(coded_parameters(model, "fit"))
-    fit.finish()
-    for rows, columns, _ in fit.steps.values():
-        assert len(set(rows.tolist())) == len(set(columns.tolist())) == 1
-    grid = fit.grid(fit.octaves(1000))
+    fit = finished_fit(model)
+    for steps in fit.steps.values():
+        assert len(set(steps.row_steps.tolist())) == 1
+        assert len(set(steps.column_steps.tolist())) == 1
+    grid = fit.grid(fit.log2_multiplier(1000))
     for name, codes in fit.codes(grid).items():
         assert torch.equal(codes, quantize(model.get_parameter(name), *grid[name]))
 
@@ -270,28 +305,27 @@ def test_fitted_codes_stay_in_their_range_and_lose_nothing_at_the_finest_steps(n
     weight = hostile_matrices()[name]
     generator = torch.Generator().manual_seed(2)
     mixed = torch.randn(weight.size(1), weight.size(1), generator=generator)
-    fit = fitted(
-        weight, torch.rand(len(weight), generator=generator), mixed @ mixed.T, damping=0.05
-    )
-    for octaves in (-100.0, fit.octaves(math.inf), fit.octaves(1000), 100.0):
-        grid = fit.grid(octaves)
+    row_costs = torch.rand(len(weight), generator=generator)
+    fit = fitted(weight, row_costs, mixed @ mixed.T, damping=0.05)
+    for multiplier in (-100.0, fit.log2_multiplier(math.inf), fit.log2_multiplier(1000), 100.0):
+        grid = fit.grid(multiplier)
         codes = fit.codes(grid)["matrix"]
-        assert torch.isfinite(grid["matrix"][0]).all() and torch.equal(codes, codes.round())
+        assert torch.isfinite(grid["matrix"][0]).all()
+        assert torch.equal(codes, codes.round())
         assert codes.abs().max() <= INT13
-        if octaves == -100.0:
-            reach = (
-                weight.abs().amax(1, keepdim=True)
-                * 0.02
-                * (fit.steps["matrix"][1].max() / fit.steps["matrix"][1].min())
-                + 1e-5
-            )
-            assert ((dequantize(codes, *grid["matrix"]) - weight).abs() <= reach).all()
+
+    columns = fit.steps["matrix"].column_steps
+    grid = fit.grid(-100.0)
+    read_back = dequantize(fit.codes(grid)["matrix"], *grid["matrix"])
+    reach = weight.abs().amax(1, keepdim=True) * 0.02 * (columns.max() / columns.min()) + 1e-5
+    assert ((read_back - weight).abs() <= reach).all()
 
 
 # ---- the entropy coder
 
 
 def code_matrices(kind: str) -> list[np.ndarray]:
+    """Matrices of codes, int16, of a kind that the coder must bear."""
     random = np.random.default_rng(7)
     shapes = [(64, 48), (1, 1), (3, 700), (200, 5)]
     if kind == "zeros":
@@ -299,36 +333,32 @@ def code_matrices(kind: str) -> list[np.ndarray]:
     if kind == "extremes":
         return [random.choice([-INT13, INT13], shape).astype(np.int16) for shape in shapes]
     if kind == "every code":
-        return [
-            np.arange(-INT13, INT13 + 1, dtype=np.int16).reshape(1, -1),
-            np.zeros((9, 9), np.int16),
-        ]
+        every = np.arange(-INT13, INT13 + 1, dtype=np.int16).reshape(1, -1)
+        return [every, np.zeros((9, 9), np.int16)]
     if kind == "one outlier":
         matrix = np.zeros((100, 300), np.int16)
         matrix[50, 100] = -INT13
         return [matrix]
     if kind == "flat and wide":
-        return [
-            random.integers(-INT13, INT13 + 1, shape).astype(np.int16)
-            for shape in [*shapes, (300, 1000)]
-        ]
-    scales = [np.exp(random.normal(size=(m, 1)) + random.normal(size=n)) for m, n in shapes]
-    return [
-        np.rint(random.normal(size=s.shape) * s).clip(-INT13, INT13).astype(np.int16)
-        for s in scales
-    ]
+        shapes.append((300, 1000))
+        return [random.integers(-INT13, INT13 + 1, shape).astype(np.int16) for shape in shapes]
+    matrices = []
+    for rows, columns in shapes:
+        scale = np.exp(random.normal(size=(rows, 1)) + random.normal(size=columns))
+        codes = np.rint(random.normal(size=scale.shape) * scale)
+        matrices.append(codes.clip(-INT13, INT13).astype(np.int16))
+    return matrices
 
 
 KINDS = ["normal", "zeros", "extremes", "every code", "one outlier", "flat and wide"]
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_codes_come_back(codec, kind):
+def test_codes_come_back(name, kind):
     matrices = code_matrices(kind)
-    encode, decode = CODECS[codec]
-    data = encode(matrices, zstandard.ZstdCompressor(level=3).compress)
-    found = decode(memoryview(data), [matrix.shape for matrix in matrices])
+    data = CODECS[name].encode(matrices, compress)
+    found = CODECS[name].decode(memoryview(data), [matrix.shape for matrix in matrices])
     assert found.dtype == np.int16
     assert np.array_equal(found, np.concatenate([matrix.ravel() for matrix in matrices]))
 
@@ -340,70 +370,61 @@ def entropy_bytes(codes: np.ndarray) -> float:
 
 
 def test_the_coder_needs_less_than_the_entropy_of_each_matrix():
-    """Rows and columns of differing scales, as trained ones have them; tables and levels are counted."""
+    """Rows and columns of differing scales, as trained ones have them; all side data counts."""
     random = np.random.default_rng(1)
-    matrices = [
-        np.rint(
-            random.normal(size=(m, n))
-            * np.exp(0.4 * random.normal(size=(m, 1)))
-            * 4
-            * np.exp(0.4 * random.normal(size=n))
-        )
-        .clip(-INT13, INT13)
-        .astype(np.int16)
-        for m, n in [(512, 512), (256, 512), (1536, 512), (512, 1536)] * 2
-    ]
-    size = len(encode_rans(matrices, zstandard.ZstdCompressor(level=19).compress))
+    matrices = []
+    for rows, columns in [(512, 512), (256, 512), (1536, 512), (512, 1536)] * 2:
+        of_rows = np.exp(0.4 * random.normal(size=(rows, 1)))
+        of_columns = np.exp(0.4 * random.normal(size=columns))
+        codes = np.rint(random.normal(size=(rows, columns)) * 4 * of_rows * of_columns)
+        matrices.append(codes.clip(-INT13, INT13).astype(np.int16))
+    size = len(encode_rans(matrices, compress))
     assert size < 0.99 * sum(map(entropy_bytes, matrices))
 
 
 def test_the_coder_comes_within_three_thousandths_of_the_entropy_of_even_matrices():
     """Where no row or column tells more than the matrix: Gaussian codes of one scale."""
     random = np.random.default_rng(1)
-    matrices = [
-        np.rint(random.normal(size=(1024, 2048)) * scale).astype(np.int16) for scale in (1.5, 6.0)
-    ]
-    size = len(encode_rans(matrices, zstandard.ZstdCompressor(level=19).compress))
+    matrices = []
+    for scale in (1.5, 6.0):
+        matrices.append(np.rint(random.normal(size=(1024, 2048)) * scale).astype(np.int16))
+    size = len(encode_rans(matrices, compress))
     assert size < 1.003 * sum(map(entropy_bytes, matrices))
 
 
-def test_decoding_a_record_model_would_take_under_twenty_seconds():
-    """On one core: 1 M codes here, 27 M there."""
-    matrices = [
-        np.random.default_rng(1).normal(size=(1024, 1024), scale=4).round().astype(np.int16)
-    ]
-    data = memoryview(encode_rans(matrices, zstandard.ZstdCompressor(level=3).compress))
+def test_decoding_a_record_model_would_take_under_a_minute_of_a_core():
+    """1 M codes here, 27 M there; in seconds of this process alone, on a core that others share."""
+    random = np.random.default_rng(1)
+    matrices = [random.normal(size=(1024, 1024), scale=4).round().astype(np.int16)]
+    data = memoryview(encode_rans(matrices, compress))
     started = time.process_time()
     decode_rans(data, [(1024, 1024)])
-    assert 27 * (time.process_time() - started) < 20
+    assert 27 * (time.process_time() - started) < 60
 
 
 # ---- there and back
 
-
-def manifest_of(settings) -> dict:
-    fields = train_gpt.fields_of("model", "evaluation")
-    return dict(
-        settings={field.name: getattr(settings, field.name) for field in fields},
-        tokenizer="ab" * 32,
-    )
+# More bytes than a tiny model can use: its steps are the finest, and one try packs it.
+AMPLE = 1 << 20
 
 
-def packed_model(budget: int = 4000, **changes) -> tuple[GPT, train_gpt.Settings, bytes]:
-    settings, model = tiny_settings(zstd_level=3, **changes), tiny_model(zstd_level=3, **changes)
-    fit = Fit(coded_parameters(model, "fit"))
-    fit.finish()
-    data = pack_under_cap(
-        model, settings, manifest_of(settings), budget, fit if settings.quant == "fit" else None
-    )
-    return model, settings, data
+def manifest_of(settings: train_gpt.Settings) -> dict:
+    """What a run says of its model in the artifact."""
+    kept = train_gpt.stored_settings(settings, "model", "evaluation")
+    return dict(settings=kept, tokenizer="ab" * 32)
+
+
+def pack_model(model: GPT, settings: train_gpt.Settings, budget: int = AMPLE) -> bytes:
+    """The artifact of a model, without samples of what errors cost."""
+    fit = finished_fit(model) if settings.quant == "fit" else None
+    return pack_under_cap(model, settings, manifest_of(settings), budget, fit)
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(),
+        {},
         dict(quant="rows"),
         dict(quant="rows", int5_mlp="1"),
         dict(tie_embeddings=False),
@@ -414,62 +435,63 @@ def packed_model(budget: int = 4000, **changes) -> tuple[GPT, train_gpt.Settings
     ids=["fit", "int6", "int5", "untied", "rows-untied", "no-tables", "one-layer"],
 )
 def test_what_is_read_back_is_what_the_codes_say(changes, codec, monkeypatch):
-    grids, pack_ = [], pack
-    monkeypatch.setattr(
-        train_gpt,
-        "pack",
-        lambda model, codes, grid, *rest: (
-            grids.append((codes, grid)),
-            pack_(model, codes, grid, *rest),
-        )[1],
-    )
-    model, settings, data = packed_model(codec=codec, **changes)
+    tried = {}
+    pack = train_gpt.pack
+
+    def remembering(model, codes, grid, manifest, settings):
+        data = pack(model, codes, grid, manifest, settings)
+        tried[data] = codes, grid
+        return data
+
+    monkeypatch.setattr(train_gpt, "pack", remembering)
+    settings = tiny_settings(zstd_level=3, codec=codec, **changes)
+    model = tiny_model(zstd_level=3, codec=codec, **changes)
+    # One of these is packed under a cap that binds, which takes many tries.
+    data = pack_model(model, settings, budget=AMPLE if changes else 4000)
+    codes, grid = tried[data]
+    assert (len(tried) > 1) == (not changes)
+
     manifest, weights = read_artifact(data, "a.ptz")
-    sizes = [len(pack_(model, *each, manifest_of(settings), settings)) for each in grids]
-    codes, grid = grids[sizes.index(len(data))]
-    assert list(weights) == list(stored_parameters(model)) and manifest["quant"] == settings.quant
-    for name, weight in stored_parameters(model).items():
-        expected = (
-            dequantize(codes[name], *grid[name]) if name in grid else weight.detach().half().float()
-        )
-        assert torch.equal(weights[name], expected) and weights[name].shape == weight.shape, name
-    matrices = {
-        f"blocks.{i}.{part}"
-        for i in range(settings.num_layers)
-        for part in (
-            "attention.query",
-            "attention.key",
-            "attention.value",
-            "attention.out",
-            "mlp.up",
-            "mlp.down",
-        )
-    }
-    assert matrices <= set(grid) and ("embedding" in grid) == (settings.quant == "fit")
+    stored = stored_parameters(model, settings.quant)
+    assert list(weights) == list(stored)
+    assert manifest["quant"] == settings.quant
+    for name, weight in stored.items():
+        expected = weight.detach().half().float()
+        if name in grid:
+            expected = dequantize(codes[name], *grid[name])
+        assert torch.equal(weights[name], expected), name
+        assert weights[name].shape == weight.shape, name
+    for name in ("query", "key", "value", "out"):
+        assert all(f"blocks.{i}.attention.{name}" in grid for i in range(settings.num_layers))
+    for name in ("up", "down"):
+        assert all(f"blocks.{i}.mlp.{name}" in grid for i in range(settings.num_layers))
+    assert ("embedding.weight" in grid) == (settings.quant == "fit")
     assert model.load_state_dict(weights, strict=False).unexpected_keys == []
 
 
 def test_the_manifest_says_all_that_a_reader_needs():
-    model, settings, data = packed_model()
-    manifest, _ = read_artifact(data, "a.ptz")
+    settings = tiny_settings()
+    manifest, _ = read_artifact(pack_model(tiny_model(), settings), "a.ptz")
     assert manifest["tokenizer"] == "ab" * 32
-    found, _ = settings_from({"PRESET": "record", "TRAIN_BATCH_TOKENS": "96"}, manifest["settings"])
+    found, _ = settings_from({"PRESET": "record", "ARTIFACT": "a.ptz"}, manifest["settings"])
     for field in train_gpt.fields_of("model", "evaluation"):
         assert getattr(found, field.name) == getattr(settings, field.name)
 
 
 def test_mtp_heads_are_not_inside():
-    model, settings, data = packed_model(mtp_num_heads=2)
-    assert "mtp_heads" not in read_artifact(data, "a")[1]
+    settings = tiny_settings(mtp_num_heads=2)
+    model = tiny_model(mtp_num_heads=2)
+    data = pack_model(model, settings)
+    assert "mtp.heads" in dict(model.named_parameters())
+    assert "mtp.heads" not in read_artifact(data, "a")[1]
     with torch.no_grad():
-        model.mtp_heads.fill_(12345.0)
-    fit = Fit(coded_parameters(model, "fit"))
-    fit.finish()
-    assert pack_under_cap(model, settings, manifest_of(settings), 4000, fit) == data
+        model.mtp.heads.fill_(12345.0)
+    assert pack_model(model, settings) == data
 
 
 def test_packing_is_the_same_each_time():
-    assert packed_model()[2] == packed_model()[2]
+    settings = tiny_settings()
+    assert pack_model(tiny_model(), settings) == pack_model(tiny_model(), settings)
 
 
 @pytest.mark.parametrize("quant", ["fit", "rows"])
@@ -477,23 +499,19 @@ def test_packing_is_the_same_each_time():
     "name, value",
     [
         ("blocks.1.mlp.up", 1e9),
-        ("backout", -1e5),
-        ("skip_scales", 7e4),
-        ("blocks.0.attention.key", float("nan")),
-        ("memory", float("inf")),
-        ("embedding", float("nan")),
+        ("backout.amount", -1e5),
+        ("skips.scales", 7e4),
+        ("blocks.0.attention.key", math.nan),
+        ("memory.vectors", math.inf),
+        ("embedding.weight", math.nan),
     ],
 )
 def test_what_float16_cannot_hold_is_refused(name, value, quant):
-    model, settings = tiny_model(), tiny_settings(quant=quant)
+    model = tiny_model()
     with torch.no_grad():
         model.get_parameter(name).view(-1)[-1] = value
-    fit = Fit(coded_parameters(model, "fit"))
-    fit.finish()
     with pytest.raises(UserError, match=name):
-        pack_under_cap(
-            model, settings, manifest_of(settings), 4000, fit if quant == "fit" else None
-        )
+        pack_model(model, tiny_settings(quant=quant), 4000)
 
 
 # ---- damage and forgery
@@ -503,30 +521,42 @@ def test_what_float16_cannot_hold_is_refused(name, value, quant):
     scope="module", params=[("fit", "rans"), ("rows", "zstd")], ids=["fit-rans", "rows-zstd"]
 )
 def artifact(request) -> bytes:
+    """The artifact of a tiny model, at most 4000 bytes where steps are fitted."""
     quant, codec = request.param
-    return packed_model(mtp_num_heads=0, quant=quant, codec=codec)[2]
+    changes = dict(mtp_num_heads=0, quant=quant, codec=codec, zstd_level=3)
+    return pack_model(tiny_model(**changes), tiny_settings(**changes), 4000)
 
 
 def parts(data: bytes) -> tuple[int, bytes, bytes]:
     """Codec, unpacked first part, codes."""
-    _, _, codec, size, packed, _ = ARTIFACT_HEADER.unpack_from(data)
+    _, _, codec, _, packed_size, _ = ARTIFACT_HEADER.unpack_from(data)
     body = data[ARTIFACT_HEADER.size :]
-    return codec, zstandard.ZstdDecompressor().decompress(body[:packed]), body[packed:]
+    first = zstandard.ZstdDecompressor().decompress(body[:packed_size])
+    return codec, first, body[packed_size:]
 
 
-def sign(frame: bytes, codes: bytes, size: int, codec: int = 0, packed: int | None = None) -> bytes:
+def split_first(first: bytes) -> tuple[bytes, bytes]:
+    """The manifest's text and the float16 numbers of a first part."""
+    end = 4 + struct.unpack_from("<I", first)[0]
+    return first[4:end], first[end:]
+
+
+def sign(
+    frame: bytes, codes: bytes, size: int, codec: int = 0, packed_size: int | None = None
+) -> bytes:
     """An artifact with a right checksum, whatever is in it."""
     digest = hashlib.sha256(frame + codes).digest()[:16]
-    packed = len(frame) if packed is None else packed
-    return ARTIFACT_HEADER.pack(b"GOLF", 2, codec, size, packed, digest) + frame + codes
+    if packed_size is None:
+        packed_size = len(frame)
+    return ARTIFACT_HEADER.pack(b"GOLF", 2, codec, size, packed_size, digest) + frame + codes
 
 
-def forge(artifact: bytes, change) -> bytes:
+def forge(artifact: bytes, change: Callable[[dict, bytes, bytes], tuple]) -> bytes:
     """The artifact with `change` made to its manifest, float16s and codes, and a right checksum."""
     codec, first, codes = parts(artifact)
-    end = 4 + struct.unpack_from("<I", first)[0]
-    text, halves, codes = change(json.loads(first[4:end]), first[end:], codes)
-    text = text if isinstance(text, bytes) else json.dumps(text).encode()
+    text, halves = split_first(first)
+    manifest, halves, codes = change(json.loads(text), halves, codes)
+    text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
     first = struct.pack("<I", len(text)) + text + halves
     return sign(zstandard.ZstdCompressor().compress(first), codes, len(first), codec)
 
@@ -534,8 +564,19 @@ def forge(artifact: bytes, change) -> bytes:
 def read_whole(data: bytes) -> dict[str, torch.Tensor]:
     """What ARTIFACT=... does with a file before it scores: weights and settings."""
     manifest, weights = read_artifact(data, "a.ptz")
-    settings_from({"PRESET": "record", "TRAIN_BATCH_TOKENS": "96"}, manifest["settings"])
+    settings_from({"PRESET": "record", "ARTIFACT": "a.ptz"}, manifest["settings"])
     return weights
+
+
+def assert_refused(data: bytes, pattern: str = r"^a\.ptz: [^\n]*$", how: str = "") -> None:
+    """Fail unless reading the file ends in a UserError that says so in one line."""
+    try:
+        read_whole(data)
+    except UserError as error:
+        assert "\n" not in str(error)
+        assert re.search(pattern, str(error)), how
+        return
+    pytest.fail(f"was read: {how}")
 
 
 def test_a_forged_artifact_that_changes_nothing_is_read(artifact):
@@ -543,8 +584,10 @@ def test_a_forged_artifact_that_changes_nothing_is_read(artifact):
     read_whole(forge(artifact, lambda *content: content))
 
 
-def damaged(data: bytes):
-    size, header = len(data), ARTIFACT_HEADER.size
+def damaged(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """What may happen to a file, and the file after it."""
+    size = len(data)
+    header = ARTIFACT_HEADER.size
     for end in [0, 1, 3, 4, header - 1, header, header + 1, size // 2, size - 1]:
         yield f"cut at {end}", data[:end]
     for place in [*range(header + 8), *range(header + 8, size, size // 40), size - 1]:
@@ -561,27 +604,21 @@ def damaged(data: bytes):
 
 def test_every_damage_is_found(artifact):
     for how, data in damaged(artifact):
-        with pytest.raises(UserError, match=r"^a\.ptz: [^\n]*$"):
-            read_artifact(data, "a.ptz")
-            pytest.fail(how)
+        assert_refused(data, how=how)
 
 
 @pytest.mark.parametrize("version, codec", [(0, 1), (1, 1), (3, 1), (2, 2), (2, 255)])
 def test_another_format_or_codec_is_named(artifact, version, codec):
-    with pytest.raises(UserError, match=f"format {version} with codec {codec}"):
-        read_artifact(artifact[:4] + bytes([version, codec]) + artifact[6:], "a.ptz")
+    data = artifact[:4] + bytes([version, codec]) + artifact[6:]
+    assert_refused(data, f"format {version} with codec {codec}")
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, 1 << 31, (1 << 64) - 1])
 def test_a_forged_size_is_found(artifact, size):
     codec, first, codes = parts(artifact)
     frame = zstandard.compress(first)
-    for data in (
-        sign(frame, codes, size, codec),
-        sign(frame, codes, len(first), codec, packed=size),
-    ):
-        with pytest.raises(UserError, match="a.ptz"):
-            read_artifact(data, "a.ptz")
+    assert_refused(sign(frame, codes, size, codec))
+    assert_refused(sign(frame, codes, len(first), codec, packed_size=size))
 
 
 @pytest.mark.parametrize(
@@ -598,117 +635,119 @@ def test_a_forged_size_is_found(artifact, size):
 )
 def test_a_forged_body_is_found(body):
     for size in (0, 3, 4, 9, 50):
-        with pytest.raises(UserError, match="a.ptz"):
-            read_artifact(sign(body, b"", size), "a.ptz")
+        assert_refused(sign(body, b"", size))
 
 
 def test_a_bomb_is_not_unpacked(artifact):
     bomb = zstandard.ZstdCompressor().compress(bytes(64 << 20))
     for size in (1 << 40, 64 << 20):
-        with pytest.raises(UserError, match="a.ptz"):
-            read_artifact(sign(bomb, b"", size), "a.ptz")
+        assert_refused(sign(bomb, b"", size))
     _, first, _ = parts(artifact)
+    frame = zstandard.compress(first)
     for codes in (bomb, struct.pack("<I", len(bomb)) + bomb):
         for codec in range(len(CODECS)):
-            with pytest.raises(UserError, match="a.ptz"):
-                read_artifact(sign(zstandard.compress(first), codes, len(first), codec), "a.ptz")
+            assert_refused(sign(frame, codes, len(first), codec))
 
 
-def test_a_model_that_is_too_large_for_its_bytes_is_not_built(artifact):
-    """A few kilobytes that claim four billion weights, with float16s to match: refused before any is made."""
+def test_a_model_that_is_too_large_for_its_bytes_is_not_built(artifact, monkeypatch):
+    """A few kilobytes that claim four billion weights, with float16s to match."""
 
-    def change(manifest, halves, codes):
-        manifest["settings"].update(
-            model_dim=16384, num_layers=8, bigram_vocab_size=0, memory_tokens=0
-        )
+    def claim_more(manifest: dict, halves: bytes, codes: bytes) -> tuple:
+        claimed = dict(model_dim=16384, num_layers=8, bigram_vocab_size=0, memory_tokens=0)
+        manifest["settings"].update(claimed)
         with torch.device("meta"):
-            model = GPT(tiny_settings(**{**manifest["settings"], "eval_batch_seqs": 1}), Runtime())
-        coded = coded_parameters(model, manifest["quant"])
-        sizes = [
-            sum(p.shape) if name in coded else p.numel()
-            for name, p in stored_parameters(model).items()
-        ]
-        assert sum(p.numel() for p in coded.values()) > 1 << 30
-        return manifest, bytes(2 * sum(sizes)), codes
+            model = GPT(tiny_settings(**manifest["settings"]), Runtime())
+        quant = manifest["quant"]
+        storage = storage_of(model, quant)
+        counts = []
+        for name, parameter in stored_parameters(model, quant).items():
+            counts.append(storage[name].count_halves(parameter.shape))
+        coded = coded_parameters(model, quant)
+        assert sum(parameter.numel() for parameter in coded.values()) > 1 << 30
+        return manifest, bytes(2 * sum(counts)), codes
 
-    started = time.perf_counter()
-    with pytest.raises(UserError, match="do not fit the model"):
-        read_artifact(forge(artifact, change), "a.ptz")
-    assert time.perf_counter() - started < 20
+    forged = forge(artifact, claim_more)
+    decode_nothing = train_gpt.Codec(None, lambda *_: pytest.fail("codes were decoded"))
+    monkeypatch.setattr(train_gpt, "CODECS", dict.fromkeys(CODECS, decode_nothing))
+    monkeypatch.setattr(train_gpt, "join_planes", lambda *_: pytest.fail("memory was taken"))
+    assert_refused(forged, "do not fit the model")
+
+
+def forged_codes(data: bytes, place: str, levels: int, random: np.random.Generator) -> bytes:
+    """A stream of rANS with random damage to one of its parts; `levels` is the size of these."""
+    side_end = 4 + struct.unpack_from("<I", data)[0]
+    side = bytearray(zstandard.decompress(data[4:side_end]))
+    rest = bytearray(data[side_end:])
+    states_end = 8 * train_gpt.LANES
+    claimed = None
+    if place == "start":
+        claimed = int(random.integers(1 << 32))
+    elif place == "side":
+        side = side[: int(random.integers(len(side)))]
+    elif place == "levels":
+        side[int(random.integers(levels))] ^= 1 << int(random.integers(8))
+    elif place == "frequencies":
+        side[int(random.integers(levels, len(side)))] ^= 1 << int(random.integers(8))
+    elif place == "states":
+        rest[int(random.integers(states_end))] ^= 1 << int(random.integers(8))
+    elif place == "words":
+        rest[int(random.integers(states_end, len(rest)))] ^= 1 << int(random.integers(8))
+    elif place == "cut":
+        rest = rest[: int(random.integers(len(rest)))]
+    else:
+        rest += bytes(int(random.integers(1, 40)))
+    frame = zstandard.compress(bytes(side))
+    size = len(frame) if claimed is None else claimed
+    return struct.pack("<I", size) + frame + bytes(rest)
 
 
 @pytest.mark.parametrize(
-    "place", ["start", "side", "levels", "shares", "states", "words", "cut", "longer"]
+    "place",
+    ["start", "side", "levels", "frequencies", "states", "words", "cut", "longer"],
 )
 def test_forged_codes_are_found(place):
-    """Damage to each part of a rANS stream: an error, or for levels and words perhaps other codes, never more."""
+    """Damage to each part of a rANS stream is an error of a known kind.
+
+    A level or a frequency on which no code's table depends may change unseen: the codes are right.
+    """
     matrices = code_matrices("normal")
     shapes = [matrix.shape for matrix in matrices]
-    data = encode_rans(matrices, zstandard.ZstdCompressor(level=3).compress)
-    side_end = 4 + struct.unpack_from("<I", data)[0]
-    side, rest = bytearray(zstandard.decompress(data[4:side_end])), bytearray(data[side_end:])
-    levels = sum(m + n for m, n in shapes)
+    codes = np.concatenate([matrix.ravel() for matrix in matrices])
+    data = encode_rans(matrices, compress)
     random = np.random.default_rng(3)
     for _ in range(30):
-        new_side, new_rest, length = bytearray(side), bytearray(rest), None
-        if place == "start":
-            length = int(random.integers(1 << 32))
-        elif place == "side":
-            new_side = new_side[: int(random.integers(len(side)))]
-        elif place in ("levels", "shares"):
-            low, high = (0, levels) if place == "levels" else (levels, len(side))
-            new_side[int(random.integers(low, high))] ^= 1 << int(random.integers(8))
-        elif place in ("states", "words"):
-            low, high = (
-                (0, 8 * train_gpt.LANES) if place == "states" else (8 * train_gpt.LANES, len(rest))
-            )
-            new_rest[int(random.integers(low, high))] ^= 1 << int(random.integers(8))
-        elif place == "cut":
-            new_rest = new_rest[: int(random.integers(len(rest)))]
-        else:
-            new_rest += bytes(int(random.integers(1, 40)))
-        frame = zstandard.compress(bytes(new_side))
-        forged = (
-            struct.pack("<I", len(frame) if length is None else length) + frame + bytes(new_rest)
-        )
-        with pytest.raises((ValueError, LookupError, struct.error, zstandard.ZstdError)):
-            decode_rans(memoryview(forged), shapes)
-            if place == "levels" or place == "shares":
-                raise ValueError  # a change that no code's table depends on
+        forged = forged_codes(data, place, sum(map(sum, shapes)), random)
+        try:
+            found = decode_rans(memoryview(forged), shapes)
+        except (ValueError, LookupError, struct.error, zstandard.ZstdError):
+            continue
+        assert place in ("levels", "frequencies")
+        assert np.array_equal(found, codes)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_numbers_that_are_not_finite_are_found(artifact, value):
-    def change(manifest, halves, codes):
+    def change(manifest: dict, halves: bytes, codes: bytes) -> tuple:
         numbers = train_gpt.join_planes(halves, "<f2").copy()
         numbers[len(numbers) // 2] = value
         return manifest, train_gpt.split_planes([numbers], "<f2"), codes
 
-    with pytest.raises(UserError, match="not finite"):
-        read_whole(forge(artifact, change))
+    assert_refused(forge(artifact, change), "not finite")
 
 
-def mutations(data: bytes, count: int, seed: int):
-    """Random damage of several kinds, signed again, so that it reaches what lies behind the checksum."""
+# What stands in place of some bytes of a manifest.
+WORDS = [b"0", b"-1", b"1e999", b"NaN", b"null", b"[]", b"{}", b'""', b"true", b"9" * 11, b"\xff"]
+
+
+def mutations(data: bytes, count: int, seed: int) -> Iterator[bytes]:
+    """Random damage of several kinds, signed again, so that it reaches what lies behind the sum."""
     random = np.random.default_rng(seed)
     codec, first, codes = parts(data)
-    end = 4 + struct.unpack_from("<I", first)[0]
-    words = [
-        b"0",
-        b"-1",
-        b"1e999",
-        b"NaN",
-        b"null",
-        b"[]",
-        b"{}",
-        b'""',
-        b"true",
-        b"99999999999",
-        b"\xff",
-    ]
+    text, halves = split_first(first)
     for _ in range(count):
-        pieces = [bytearray(first[4:end]), bytearray(first[end:]), bytearray(codes)]
-        frame_size, claim = None, None
+        pieces = [bytearray(text), bytearray(halves), bytearray(codes)]
+        claimed_size = None
+        claimed_length = None
         for _ in range(int(random.integers(1, 4))):
             piece = pieces[int(random.integers(3))]
             at = int(random.integers(len(piece) + 1))
@@ -720,45 +759,51 @@ def mutations(data: bytes, count: int, seed: int):
             elif kind == 2:
                 piece[at:at] = random.bytes(int(random.integers(1, 50)))
             elif kind == 3:
-                piece[at : at + int(random.integers(1, 12))] = words[
-                    int(random.integers(len(words)))
-                ]
+                word = WORDS[int(random.integers(len(WORDS)))]
+                piece[at : at + int(random.integers(1, 12))] = word
             elif kind == 4:
-                claim = int(random.integers(1 << 32))
+                claimed_length = int(random.integers(1 << 32))
             else:
-                frame_size = int(random.integers(1 << 62))
-        length = len(pieces[0]) if claim is None else claim
+                claimed_size = int(random.integers(1, 1 << 62))
+        length = len(pieces[0]) if claimed_length is None else claimed_length
         forged = struct.pack("<I", length) + bytes(pieces[0]) + bytes(pieces[1])
-        yield sign(
-            zstandard.compress(forged),
-            bytes(pieces[2]),
-            frame_size or len(forged),
-            int(random.integers(2)) if random.random() < 0.1 else codec,
-        )
+        size = len(forged) if claimed_size is None else claimed_size
+        used_codec = int(random.integers(2)) if random.random() < 0.1 else codec
+        yield sign(zstandard.compress(forged), bytes(pieces[2]), size, used_codec)
 
 
 def test_fuzz(artifact):
-    """GOLF_FUZZ=100000 for a long one. Damage is refused in one line, or what is read has the model's shapes."""
-    count, slowest, accepted = int(os.environ.get("GOLF_FUZZ", 700)), 0.0, 0
+    """Damage is refused in one line, or what is read has the model's shapes.
+
+    GOLF_FUZZ=100000 for a long one.
+    """
+    count = int(os.environ.get("GOLF_FUZZ", 700))
     shapes = {name: weight.shape for name, weight in read_whole(artifact).items()}
+    slowest = 0.0
+    accepted = 0
     for data in mutations(artifact, count, seed=count):
         started = time.process_time()
         try:
             weights = read_whole(data)
-            accepted += 1  # other float16s, codes or settings that no shape depends on: as good as any artifact
-            assert {name: weight.shape for name, weight in weights.items()} == shapes
-            assert all(torch.isfinite(weight).all() for weight in weights.values())
         except UserError as error:
             assert "\n" not in str(error)
+        else:
+            # Other float16s, codes or settings that no shape depends on: as good as any artifact.
+            accepted += 1
+            assert {name: weight.shape for name, weight in weights.items()} == shapes
+            assert all(torch.isfinite(weight).all() for weight in weights.values())
         slowest = max(slowest, time.process_time() - started)
-    assert accepted < 0.6 * count and slowest < 5
+    assert accepted < 0.6 * count
+    # Seconds of this process alone; milliseconds are usual.
+    assert slowest < 10
 
 
 def test_ten_thousand_mutations_of_a_file_are_all_refused(artifact):
     """As they would happen to a file, unsigned."""
     random = np.random.default_rng(1)
     for _ in range(10_000):
-        data, kind = bytearray(artifact), int(random.integers(4))
+        data = bytearray(artifact)
+        kind = int(random.integers(4))
         at = int(random.integers(len(data)))
         if kind == 0:
             data[at] ^= 1 << int(random.integers(8))
@@ -769,181 +814,215 @@ def test_ten_thousand_mutations_of_a_file_are_all_refused(artifact):
         else:
             data[at : at + 8] = random.bytes(8)
         if data != artifact:
-            with pytest.raises(UserError):
-                read_artifact(bytes(data), "a.ptz")
+            assert_refused(bytes(data))
 
 
-SETTING_FORGERIES = [
-    dict(num_layers=0),
-    dict(num_layers=-3),
-    dict(model_dim=33),
-    dict(num_heads=0),
-    dict(num_kv_heads=3),
-    dict(rope_dims=3),
-    dict(rope_dims=64),
-    dict(backout_layer=9),
-    dict(vocab_size=10**9),
-    dict(memory_tokens=24),
-    dict(train_seq_len=0),
-    dict(eval_stride=0),
-    dict(eval_stride=21),
-    dict(eval_batch_seqs=-1),
-    dict(mlp_mult=1e-9),
-    dict(logit_softcap=0),
-    dict(rope_base=float("nan")),
-    dict(logit_softcap=float("inf")),
-    dict(num_layers=4.5),
-    dict(num_layers="four"),
-    dict(num_layers=None),
-    dict(num_layers=[4]),
-    dict(smear_enabled="yes"),
-    dict(model_dim=10**30),
-    dict(model_dim=10**400),
-    dict(no_such_setting=1),
-    dict(seed=3),
-    dict(artifact="x"),
-    dict(num_layers=3),
-    dict(num_layers=5),
-    dict(model_dim=64),
-    dict(vocab_size=65),
-    dict(bigram_vocab_size=0),
-    dict(smear_enabled=False),
-    dict(backout_enabled=False),
-    dict(tie_embeddings=False),
-    dict(memory_tokens=5),
-    dict(num_kv_heads=4),
-    dict(mlp_mult=3.5),
-    dict(bigram_dim=9),
-]
-
-
-@pytest.mark.parametrize("changes", SETTING_FORGERIES, ids=lambda changes: str(changes)[:40])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(num_layers=0),
+        dict(num_layers=-3),
+        dict(model_dim=33),
+        dict(num_heads=0),
+        dict(num_kv_heads=3),
+        dict(rope_dims=3),
+        dict(rope_dims=64),
+        dict(backout_layer=9),
+        dict(vocab_size=10**9),
+        dict(memory_tokens=24),
+        dict(train_seq_len=0),
+        dict(eval_stride=0),
+        dict(eval_stride=21),
+        dict(eval_batch_seqs=-1),
+        dict(mlp_mult=1e-9),
+        dict(logit_softcap=0),
+        dict(rope_base=math.nan),
+        dict(logit_softcap=math.inf),
+        dict(num_layers=4.5),
+        dict(num_layers="four"),
+        dict(num_layers=None),
+        dict(num_layers=[4]),
+        dict(smear_enabled="yes"),
+        dict(model_dim=10**30),
+        dict(model_dim=10**400),
+        dict(no_such_setting=1),
+        dict(seed=3),
+        dict(artifact="x"),
+        dict(num_layers=3),
+        dict(num_layers=5),
+        dict(model_dim=64),
+        dict(vocab_size=65),
+        dict(bigram_vocab_size=0),
+        dict(smear_enabled=False),
+        dict(backout_enabled=False),
+        dict(tie_embeddings=False),
+        dict(memory_tokens=5),
+        dict(num_kv_heads=4),
+        dict(mlp_mult=3.5),
+        dict(bigram_dim=9),
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
 def test_forged_settings_are_found(artifact, changes):
-    def change(manifest, halves, codes):
+    def change(manifest: dict, halves: bytes, codes: bytes) -> tuple:
         manifest["settings"].update(changes)
         return manifest, halves, codes
 
-    with pytest.raises(UserError):
-        read_whole(forge(artifact, change))
+    assert_refused(forge(artifact, change))
+
+
+def without_quant(manifest: dict) -> dict:
+    """The manifest without one of its entries."""
+    del manifest["quant"]
+    return manifest
+
+
+def with_other_quant(manifest: dict) -> dict:
+    """The manifest with the other scheme."""
+    manifest["quant"] = "fit" if manifest["quant"] == "rows" else "rows"
+    return manifest
 
 
 MANIFEST_FORGERIES = {
-    "empty": lambda m: {},
-    "list": lambda m: [],
-    "number": lambda m: 7,
-    "null": lambda m: None,
-    "no-settings": lambda m: {**m, "settings": None},
-    "settings-list": lambda m: {**m, "settings": [1]},
-    "no-quant": lambda m: {key: m[key] for key in m if key != "quant"},
-    "quant": lambda m: {**m, "quant": "other"},
-    "quant-list": lambda m: {**m, "quant": []},
-    "other-quant": lambda m: {**m, "quant": "fit" if m["quant"] == "rows" else "rows"},
-    "tokenizer": lambda m: {**m, "tokenizer": 3},
-    "no-json": lambda m: b"{",
-    "not-utf8": lambda m: b"\xff\xfe{}",
-    "deep": lambda m: b"[" * 200_000,
-    "nothing": lambda m: b"",
+    "empty": lambda manifest: {},
+    "list": lambda manifest: [],
+    "number": lambda manifest: 7,
+    "null": lambda manifest: None,
+    "no-settings": lambda manifest: {**manifest, "settings": None},
+    "settings-list": lambda manifest: {**manifest, "settings": [1]},
+    "no-quant": without_quant,
+    "quant": lambda manifest: {**manifest, "quant": "other"},
+    "quant-list": lambda manifest: {**manifest, "quant": []},
+    "other-quant": with_other_quant,
+    "tokenizer": lambda manifest: {**manifest, "tokenizer": 3},
+    "no-json": lambda manifest: b"{",
+    "not-utf8": lambda manifest: b"\xff\xfe{}",
+    "deep": lambda manifest: b"[" * 200_000,
+    "nothing": lambda manifest: b"",
 }
 
 
 @pytest.mark.parametrize("name", MANIFEST_FORGERIES)
 def test_a_forged_manifest_is_found(artifact, name):
-    with pytest.raises(UserError, match="a.ptz"):
-        read_whole(
-            forge(artifact, lambda manifest, *rest: (MANIFEST_FORGERIES[name](manifest), *rest))
-        )
+    def change(manifest: dict, halves: bytes, codes: bytes) -> tuple:
+        return MANIFEST_FORGERIES[name](manifest), halves, codes
+
+    assert_refused(forge(artifact, change))
 
 
 @pytest.mark.parametrize("cut", [slice(0, 0), slice(0, -1), slice(1, None), slice(0, 100)])
 def test_missing_numbers_are_found(artifact, cut):
-    for change in (
-        lambda manifest, halves, codes: (manifest, halves[cut], codes),
-        lambda manifest, halves, codes: (manifest, halves, codes[cut]),
-        lambda manifest, halves, codes: (manifest, halves + b"\0\0", codes),
-        lambda manifest, halves, codes: (manifest, halves, codes + b"\0"),
-    ):
-        with pytest.raises(UserError, match="a.ptz"):
-            read_whole(forge(artifact, change))
+    def cut_halves(manifest: dict, halves: bytes, codes: bytes) -> tuple:
+        return manifest, halves[cut], codes
+
+    def cut_codes(manifest: dict, halves: bytes, codes: bytes) -> tuple:
+        return manifest, halves, codes[cut]
+
+    assert_refused(forge(artifact, cut_halves))
+    assert_refused(forge(artifact, cut_codes))
+
+
+def test_numbers_too_many_are_found(artifact):
+    def more_halves(manifest: dict, halves: bytes, codes: bytes) -> tuple:
+        return manifest, halves + b"\0\0", codes
+
+    def more_codes(manifest: dict, halves: bytes, codes: bytes) -> tuple:
+        return manifest, halves, codes + b"\0"
+
+    assert_refused(forge(artifact, more_halves))
+    assert_refused(forge(artifact, more_codes))
 
 
 def test_a_manifest_longer_than_the_file_is_found():
     payload = struct.pack("<I", 1 << 31) + b"{}"
-    with pytest.raises(UserError, match="a.ptz"):
-        read_artifact(sign(zstandard.compress(payload), b"", len(payload)), "a.ptz")
+    assert_refused(sign(zstandard.compress(payload), b"", len(payload)))
 
 
 # ---- under the cap
 
 
-MEDIUM = dict(model_dim=96, num_layers=4, vocab_size=256, bigram_vocab_size=512, bigram_dim=16)
+class Medium:
+    """A model whose gradients have been seen for some steps, and its artifacts."""
+
+    shape = dict(model_dim=96, num_layers=2, vocab_size=256, bigram_vocab_size=512, bigram_dim=16)
+
+    def __init__(self):
+        self.model = tiny_model(**self.shape)
+        stir(self.model)
+        train_gpt.flat_gradients(list(self.model.parameters()))
+        self.fit = Fit(coded_parameters(self.model, "fit"))
+        generator = torch.Generator().manual_seed(4)
+        for _ in range(4):
+            tokens = torch.randint(256, (4, 25), generator=generator)
+            for parameter in self.model.parameters():
+                parameter.grad.zero_()
+            self.model(tokens[:, :-1], tokens[:, 1:])[0].backward()
+            self.fit.observe()
+        self.fit.finish()
+
+    @functools.cache  # noqa: B019
+    def pack(self, budget: int, **changes) -> bytes:
+        """The artifact under a budget; each is packed once."""
+        settings = tiny_settings(**self.shape, zstd_level=1, **changes)
+        fit = self.fit if settings.quant == "fit" else None
+        return pack_under_cap(self.model, settings, manifest_of(settings), budget, fit)
+
+    def finest(self, codec: str = "rans") -> bytes:
+        """The artifact where bytes do not matter."""
+        return self.pack(1 << 30, codec=codec)
 
 
 @pytest.fixture(scope="module")
-def medium() -> tuple[GPT, Fit]:
-    """A model whose gradients have been seen for some steps."""
-    model = tiny_model(**MEDIUM)
-    stir(model)
-    train_gpt.flat_gradients(list(model.parameters()))
-    fit, generator = Fit(coded_parameters(model, "fit")), torch.Generator().manual_seed(4)
-    for _ in range(4):
-        tokens = torch.randint(256, (4, 25), generator=generator)
-        for parameter in model.parameters():
-            parameter.grad.zero_()
-        model(tokens[:, :-1], tokens[:, 1:])[0].backward()
-        fit.observe()
-    fit.finish()
-    return model, fit
-
-
-def pack_with(medium, budget: int, **changes) -> bytes:
-    settings = tiny_settings(**MEDIUM, zstd_level=5, **changes)
-    fit = medium[1] if settings.quant == "fit" else None
-    return pack_under_cap(medium[0], settings, manifest_of(settings), budget, fit)
+def medium() -> Medium:
+    """The same model for all tests."""
+    return Medium()
 
 
 def test_rows_are_the_entries_fixed_schemes(medium):
-    wide, narrow = (len(pack_with(medium, 1, quant="rows", int5_mlp=x)) for x in ("0", "1"))
-    assert (
-        wide == len(pack_with(medium, 1 << 30, quant="rows", int5_mlp="auto"))
-        and narrow < 0.97 * wide
-    )
+    wide = medium.pack(1, quant="rows", int5_mlp="0")
+    narrow = medium.pack(1, quant="rows", int5_mlp="1")
+    assert len(wide) == len(medium.pack(1 << 30, quant="rows", int5_mlp="auto"))
+    assert len(narrow) < 0.97 * len(wide)
 
 
 @pytest.mark.parametrize(
     "share, codec", [(0.25, "rans"), (0.5, "rans"), (0.8, "rans"), (0.4, "zstd")]
 )
 def test_fit_spends_the_cap_and_never_passes_it(medium, share, codec):
-    finest = len(pack_with(medium, 1 << 30, codec=codec))
-    budget = int(share * finest)
-    size = len(pack_with(medium, budget, codec=codec))
+    budget = int(share * len(medium.finest(codec)))
+    size = len(medium.pack(budget, codec=codec))
     assert 0.999 * budget <= size <= budget
 
 
 def test_fit_does_not_spend_what_gains_nothing(medium):
-    data, fit = pack_with(medium, 1 << 30), medium[1]
-    count = sum(weight.numel() for weight in fit.weights.values())
-    assert data == pack_with(medium, 1 << 29) and 5 * count / 8 < len(data) < 8.5 * count / 8
+    data = medium.finest()
+    count = sum(weight.numel() for weight in medium.fit.weights.values())
+    assert data == medium.pack(1 << 29, codec="rans")
+    assert 5 * count / 8 < len(data) < 8.5 * count / 8
 
 
 def test_more_bytes_are_less_damage(medium):
-    fit, finest, damage = medium[1], len(pack_with(medium, 1 << 30)), []
-    for share in (0.3, 0.5, 0.7):
-        weights = read_artifact(pack_with(medium, int(share * finest)), "a")[1]
-        damage.append(
-            sum(
-                cost_of(weights[name] - weight.detach(), rows, columns)
-                for (name, weight), rows, columns in zip(fit.weights.items(), fit.rows, fit.columns)
-            )
-        )
+    fit = medium.fit
+    damage = []
+    for share in (0.25, 0.5, 0.8):
+        budget = int(share * len(medium.finest()))
+        _, weights = read_artifact(medium.pack(budget, codec="rans"), "a")
+        costs = 0.0
+        rows_and_columns = zip(fit.row_costs, fit.column_costs, strict=True)
+        for (name, weight), (rows, columns) in zip(
+            fit.weights.items(), rows_and_columns, strict=True
+        ):
+            costs += cost_of(weights[name] - weight, rows, columns)
+        damage.append(costs)
     assert damage[0] > 3 * damage[1] > 9 * damage[2] > 0
 
 
 @pytest.mark.parametrize("budget", [-5, 100])
 def test_when_nothing_fits_the_smallest_is_left(medium, budget):
-    data = pack_with(medium, budget)
-    weights = read_artifact(data, "a")[1]
-    assert len(data) > 1000 and not any(weights[name].any() for name in medium[1].weights)
-    assert len(data) < 0.25 * len(pack_with(medium, 1 << 30))
+    data = medium.pack(budget, codec="rans")
+    _, weights = read_artifact(data, "a")
+    assert not any(weights[name].any() for name in medium.fit.weights)
+    assert 1000 < len(data) < 0.25 * len(medium.finest())
 
 
 # ---- files
@@ -953,12 +1032,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "model.ptz"
     write_atomically(path, b"first")
     write_atomically(path, b"second")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("model.ptz", b"second")]
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"second"
 
     def fail(*_):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="the disk is full"):
         write_atomically(path, b"third")
+    assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"second"

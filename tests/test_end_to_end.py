@@ -2,155 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, VOCAB_SIZE
+from conftest import BOS, VOCAB_SIZE, write_shard
+from runs import MACHINE, SCRIPT, TINY_RUN, is_one_error, run
 
 import train_gpt
 from train_gpt import ARTIFACT_NAME, OVER_CAP_NAME, Settings
 
-SCRIPT = ROOT / "train_gpt.py"
-TINY_RUN = dict(
-    PRESET="pocket",
-    COMPILE="0",
-    DTYPE="float32",
-    DEVICE="cpu",
-    VOCAB_SIZE=str(VOCAB_SIZE),
-    NUM_LAYERS="3",
-    MODEL_DIM="32",
-    NUM_HEADS="4",
-    NUM_KV_HEADS="2",
-    ROPE_DIMS="4",
-    BIGRAM_VOCAB_SIZE="64",
-    BIGRAM_DIM="8",
-    MEMORY_TOKENS="4",
-    TRAIN_SEQ_LEN="64",
-    EVAL_SEQ_LEN="64",
-    EVAL_STRIDE="32",
-    TRAIN_BATCH_TOKENS="256",
-    MICRO_BATCH_TOKENS="128",
-    ITERATIONS="30",
-    MAX_WALLCLOCK_SECONDS="0",
-    WARMDOWN_ITERS="15",
-    WARMUP_STEPS="1",
-    SWA_EVERY="2",
-    SWA_START_SCALE="0.5",
-    LATE_QAT_THRESHOLD="0.3",
-    TRAIN_LOG_EVERY="10",
-)
-MODEL_SETTINGS = {field.name.upper() for field in train_gpt.fields_of("model", "evaluation")}
-NO_NETWORK = """
-import socket
-def blocked(*arguments, **named):
-    raise AssertionError("the network was used")
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = blocked
-"""
+pytest_plugins = ["run_fixtures"]
 
-
-def environment_with(**changes: str) -> dict[str, str]:
-    names = {field.name.upper() for field in dataclasses.fields(Settings)}
-    kept = {name: value for name, value in os.environ.items() if name not in names}
-    return {
-        **kept,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": "",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **changes,
-    }
-
-
-@dataclasses.dataclass
-class Done:
-    """A run that has ended: where, how, and what it said."""
-
-    folder: Path
-    status: int
-    out: str
-    err: str
-
-    def results(self, run_id: str = "*") -> dict:
-        return json.loads(next((self.folder / "logs").glob(f"{run_id}.json")).read_text())
-
-    def log(self) -> str:
-        return next((self.folder / "logs").glob("*.txt")).read_text(encoding="utf-8")
-
-    def final_lines(self) -> list[str]:
-        return [line for line in self.out.splitlines() if re.match(r"final_int6_\w+_exact ", line)]
-
-
-def run(folder: Path, *, ranks: int = 0, **changes: str) -> Done:
-    """Run the script in a folder as a user does: alone, or with this many ranks under torchrun."""
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        if ranks
-        else []
-    )
-    done = subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT)],
-        cwd=folder,
-        timeout=240,
-        env=environment_with(**changes),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    return Done(folder, done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def run_here(monkeypatch, tmp_path, capsys):
-    """The same in this process, for what needs no process of its own."""
-
-    def call(**changes: str) -> Done:
-        for name in [name for name in os.environ if name.lower() in Settings.__dataclass_fields__]:
-            monkeypatch.delenv(name)
-        for name, value in changes.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["train_gpt.py"])
-        monkeypatch.chdir(tmp_path)
-        precision = torch.get_float32_matmul_precision()
-        status = train_gpt.main()
-        torch.set_float32_matmul_precision(precision)
-        return Done(tmp_path, status, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def first(data_folder, tmp_path_factory) -> Done:
-    """A run that may not use the network."""
-    folder, block = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("block")
-    (block / "sitecustomize.py").write_text(NO_NETWORK)
-    return run(
-        folder, **TINY_RUN, DATA_PATH=str(data_folder), RUN_ID="first", PYTHONPATH=str(block)
-    )
-
+SCORES = ("pre_quantization", "final_int6_roundtrip", "final_int6_sliding_window")
 
 # ---- what a run prints and writes
 
 
+def files_in(folder: Path) -> set[str]:
+    """The paths of all files under a folder, relative to it."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_run_ends_well(first):
     assert first.status == 0, first.err
-    names = {
-        str(path.relative_to(first.folder)) for path in first.folder.rglob("*") if path.is_file()
-    }
-    assert names == {
-        ARTIFACT_NAME,
-        "logs/first.txt",
-        "logs/first.json",
-        f"logs/first.{ARTIFACT_NAME}",
-    }
-    kept, artifact = first.folder / f"logs/first.{ARTIFACT_NAME}", first.folder / ARTIFACT_NAME
-    assert kept.read_bytes() == artifact.read_bytes()
+    kept = f"logs/first.{ARTIFACT_NAME}"
+    assert files_in(first.folder) == {ARTIFACT_NAME, "logs/first.txt", "logs/first.json", kept}
+    assert (first.folder / kept).read_bytes() == (first.folder / ARTIFACT_NAME).read_bytes()
     assert "warning" not in first.err
 
 
@@ -169,13 +53,20 @@ def test_lines_have_the_shape_of_the_field(first, times, shape):
         assert len(re.findall(rf"^{shape}$", text, re.M)) == times
 
 
+def logged_settings(log: str) -> dict:
+    """All settings, as a run has logged them."""
+    return json.loads(re.search(r"^settings:(\{.*\})$", log, re.M)[1])
+
+
 def test_the_log_begins_with_the_source_and_has_every_setting(first):
-    assert first.log().startswith(SCRIPT.read_text(encoding="utf-8"))
-    assert SCRIPT.read_text(encoding="utf-8")[:200] not in first.out
-    found = json.loads(re.search(r"^settings:(\{.*\})$", first.log(), re.M)[1])
+    source = SCRIPT.read_text(encoding="utf-8")
+    assert first.log().startswith(source)
+    assert source[:200] not in first.out
+    found = logged_settings(first.log())
     assert set(found) == set(Settings.__dataclass_fields__)
-    for name, value in TINY_RUN.items():
-        assert type(found[name.lower()])(value) == found[name.lower()], name
+    for name, text in TINY_RUN.items():
+        value = found[name.lower()]
+        assert type(value)(text) == value, name
 
 
 def test_the_console_is_the_end_of_the_log(first):
@@ -184,33 +75,39 @@ def test_the_console_is_the_end_of_the_log(first):
 
 
 def test_the_results_agree_with_the_log(first):
-    results, log = first.results(), first.log()
-    assert results["settings"] == json.loads(re.search(r"^settings:(\{.*\})$", log, re.M)[1])
-    assert [results[key] for key in ("seed", "world_size", "device", "steps")] == [
-        1337,
-        1,
-        "cpu",
-        30,
-    ]
-    assert results["tokens"] == 30 * 256 and results["versions"]["torch"] == torch.__version__
+    results = first.results()
+    log = first.log()
+    assert results["settings"] == logged_settings(log)
+    assert results["seed"] == 1337
+    assert results["world_size"] == 1
+    assert results["device"] == "cpu"
+    assert results["steps"] == 30
+    assert results["tokens"] == 30 * 256
+    assert results["versions"]["torch"] == torch.__version__
     assert results["step_avg_ms"] == pytest.approx(1000 * results["train_seconds"] / 30)
     assert f"step:30/30 train_loss:{results['train_loss']:.4f} " in log
-    assert f"model_params:{results['parameters']} " in log and results["parameters"] > 10_000
-    for label in ("final_int6_roundtrip", "final_int6_sliding_window"):
+    assert f"model_params:{results['parameters']} " in log
+    assert results["parameters"] > 10_000
+    assert results["eval_seconds"] > 0
+    assert results["under_cap"] is True
+
+
+def test_the_scores_of_the_results_are_those_of_the_log(first):
+    results = first.results()
+    log = first.log()
+    for label in SCORES[1:]:
         score = results[label]
-        assert (
-            f"{label}_exact val_loss:{score['val_loss']:.8f} val_bpb:{score['val_bpb']:.8f}\n"
-            in log
-        )
+        exact = f"val_loss:{score['val_loss']:.8f} val_bpb:{score['val_bpb']:.8f}"
+        assert f"{label}_exact {exact}\n" in log
         assert score["targets"] == results["pre_quantization"]["targets"] > 1000
     before = results["pre_quantization"]
-    assert (
+    line = (
         f"step:30/30 val_loss:{before['val_loss']:.4f} val_bpb:{before['val_bpb']:.4f} "
-        f"train_time:{1000 * results['train_seconds']:.0f}ms step_avg:{results['step_avg_ms']:.2f}ms\n"
-        in log
+        f"train_time:{1000 * results['train_seconds']:.0f}ms "
+        f"step_avg:{results['step_avg_ms']:.2f}ms\n"
     )
+    assert line in log
     assert abs(before["val_bpb"] - results["final_int6_roundtrip"]["val_bpb"]) < 0.02
-    assert results["eval_seconds"] > 0 and results["under_cap"] is True
 
 
 def test_bytes_are_those_of_the_files(first):
@@ -224,178 +121,221 @@ def test_bytes_are_those_of_the_files(first):
 def test_targets_and_bytes_are_those_of_the_split(first, data_folder):
     tokens = train_gpt.load_validation(train_gpt.find_shards(data_folder, "val"), VOCAB_SIZE)
     tokenizer = train_gpt.load_tokenizer(data_folder / "tokenizer.model", VOCAB_SIZE)
-    starts = (tokens == 1).nonzero()[0].tolist() + [len(tokens)]
-    size = sum(
-        len(tokenizer.decode(tokens[a:b].tolist()).encode()) for a, b in zip(starts, starts[1:])
-    )
-    for label in ("pre_quantization", "final_int6_roundtrip", "final_int6_sliding_window"):
-        assert (first.results()[label]["targets"], first.results()[label]["bytes"]) == (
-            len(tokens) - 1,
-            size,
-        )
+    size = 0
+    for document in np.split(tokens, np.flatnonzero(tokens == BOS)):
+        size += len(tokenizer.decode(document.tolist()).encode())
+    for label in SCORES:
+        score = first.results()[label]
+        assert (score["targets"], score["bytes"]) == (len(tokens) - 1, size)
 
 
 def test_a_run_learns_averages_and_trains_on_quantized_weights(first):
     results = first.results()
     losses = [float(loss) for loss in re.findall(r"train_loss:(\S+)", first.out)]
-    assert losses[0] > 5.8 and losses[-1] < losses[0] - 0.5  # log(384) = 5.95
-    assert results["exported"] == "swa" and 0 < results["late_qat_steps"] < 10
+    # The logarithm of 384 is 5.95.
+    assert losses[0] > 5.8
+    assert losses[-1] < losses[0] - 0.5
+    assert results["exported"] == "swa"
+    assert 0 < results["late_qat_steps"] < 10
     assert first.out.count("late_qat:on") == 1
 
 
 # ---- the artifact of a run
 
 
-def test_an_artifact_scores_the_same_without_any_setting_of_the_model(first, data_folder, tmp_path):
-    kept = {name: value for name, value in TINY_RUN.items() if name not in MODEL_SETTINGS}
-    for name in ("TRAIN_BATCH_TOKENS", "MICRO_BATCH_TOKENS"):
-        kept.pop(name)
-    done = run(
-        tmp_path, **kept, DATA_PATH=str(data_folder), ARTIFACT=str(first.folder / ARTIFACT_NAME)
+def test_an_artifact_scores_the_same_without_any_setting_of_the_model(
+    first, data_folder, tmp_path, run_here
+):
+    done = run_here(
+        tmp_path,
+        **MACHINE,
+        DATA_PATH=str(data_folder),
+        ARTIFACT=str(first.folder / ARTIFACT_NAME),
     )
-    assert done.status == 0, done.err
-    assert done.final_lines() == first.final_lines() and len(done.final_lines()) == 2
-    assert "train_loss" not in done.out and not (tmp_path / ARTIFACT_NAME).exists()
+    assert done.scores() == first.scores()
+    assert "train_loss" not in done.out
+    assert not (tmp_path / ARTIFACT_NAME).exists()
     for key in ("bytes_model", "bytes_total", "bytes_code"):
         assert done.results()[key] == first.results()[key]
 
 
+def test_an_artifact_that_is_scored_has_no_time_of_training(first, data_folder, tmp_path, run_here):
+    artifact = str(first.folder / ARTIFACT_NAME)
+    done = run_here(tmp_path, **MACHINE, DATA_PATH=str(data_folder), ARTIFACT=artifact)
+    block = done.results()["compliance"]
+    assert block["train_under_600s"] is None
+    assert block["train_seconds"] is None
+    assert block["resumed_at"] is None
+    assert block["eval_under_600s"] is True
+    assert block["validation_opened"] == "after packing"
+
+
 def test_sample_continues_a_text(first, data_folder, run_here, tmp_path):
-    (tmp_path / "data").mkdir()  # neither split is needed for this
+    # Neither split is needed for this.
+    (tmp_path / "data").mkdir()
     shutil.copy(data_folder / "tokenizer.model", tmp_path / "data")
     options = dict(
+        MACHINE,
         ARTIFACT=str(first.folder / ARTIFACT_NAME),
         DATA_PATH=str(tmp_path / "data"),
-        DEVICE="cpu",
-        DTYPE="float32",
-        COMPILE="0",
         SAMPLE="Return the number  of",
         SAMPLE_TOKENS="80",
+        SEED="1",
     )
     texts = []
-    for i, changes in enumerate(
-        ({}, {}, {"SEED": "5"}, {"SAMPLE_TEMPERATURE": "0", "SAMPLE_TOKENS": "3"})
+    for changes in (
+        dict(RUN_ID="one"),
+        dict(RUN_ID="again"),
+        dict(RUN_ID="seed", SEED="5"),
+        dict(RUN_ID="short", SAMPLE_TEMPERATURE="0", SAMPLE_TOKENS="3"),
     ):
-        done = run_here(**{"SEED": "1", **options, **changes}, RUN_ID=str(i))
+        done = run_here(tmp_path, **{**options, **changes})
         assert done.status == 0, done.err
         texts.append(done.out[done.out.rindex("Return the number  of") :])
-    assert texts[0] == texts[1] != texts[2]
-    assert len(texts[0]) > len(texts[3]) > len("Return the number  of\n")
+    one, again, seed, short = texts
+    assert one == again
+    assert one != seed
+    assert len(one) > len(short) > len("Return the number  of\n")
 
 
 def test_a_sample_needs_the_tokenizer_of_the_artifact(first, data_folder, run_here, tmp_path):
-    model = (data_folder / "tokenizer.model").read_bytes()
-    (tmp_path / "other.model").write_bytes(
-        model + b"\x9a\x06\x00"
-    )  # an unknown empty field: the same pieces
+    # An unknown empty field leaves the pieces as they are.
+    model = (data_folder / "tokenizer.model").read_bytes() + b"\x9a\x06\x00"
+    (tmp_path / "other.model").write_bytes(model)
     done = run_here(
+        tmp_path,
+        **MACHINE,
         ARTIFACT=str(first.folder / ARTIFACT_NAME),
         DATA_PATH=str(data_folder),
         SAMPLE="x",
-        COMPILE="0",
         TOKENIZER_PATH=str(tmp_path / "other.model"),
     )
-    assert done.status == 2 and "tokenizer" in done.err and len(done.err.splitlines()) == 1
+    assert done.status == 2
+    assert is_one_error(done.err, "tokenizer")
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [lambda data: data[:-1], lambda data: data[:500] + b"\0" + data[501:], lambda data: b""],
-)
+DAMAGES = {
+    "cut": lambda data: data[:-1],
+    "changed": lambda data: data[:500] + bytes([data[500] ^ 1]) + data[501:],
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_artifact_is_refused(first, data_folder, run_here, tmp_path, damage):
-    (tmp_path / "bad.ptz").write_bytes(damage((first.folder / ARTIFACT_NAME).read_bytes()))
-    done = run_here(ARTIFACT="bad.ptz", DATA_PATH=str(data_folder))
-    assert done.status == 2 and re.fullmatch(r"error: bad\.ptz: .*\n", done.err)
+    data = (first.folder / ARTIFACT_NAME).read_bytes()
+    (tmp_path / "bad.ptz").write_bytes(DAMAGES[damage](data))
+    done = run_here(tmp_path, ARTIFACT="bad.ptz", DATA_PATH=str(data_folder))
+    assert done.status == 2
+    assert is_one_error(done.err, r"bad\.ptz: ")
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_setting_that_contradicts_the_artifact_is_refused(first, data_folder, run_here):
-    done = run_here(
-        ARTIFACT=str(first.folder / ARTIFACT_NAME), DATA_PATH=str(data_folder), NUM_LAYERS="4"
-    )
-    assert done.status == 2 and "NUM_LAYERS" in done.err and "3" in done.err
+def test_a_setting_that_contradicts_the_artifact_is_refused(first, data_folder, run_here, tmp_path):
+    artifact = str(first.folder / ARTIFACT_NAME)
+    done = run_here(tmp_path, ARTIFACT=artifact, DATA_PATH=str(data_folder), NUM_LAYERS="4")
+    assert done.status == 2
+    assert is_one_error(done.err, "NUM_LAYERS=4 differs from the stored model's 3")
 
 
 # ---- the same run again, with other seeds, ranks and a compiler
 
 
 def test_the_same_run_gives_the_same_bytes_and_a_mistyped_variable_a_warning(
-    first, data_folder, tmp_path
+    first, data_folder, run_here, tmp_path
 ):
-    again = run(tmp_path, **TINY_RUN, DATA_PATH=str(data_folder), NUM_LAYER="9", LR_MATRIX="1")
-    assert again.status == 0, again.err
+    """In another process than the first run's."""
+    mistyped = dict(NUM_LAYER="9", LR_MATRIX="1")
+    again = run_here(tmp_path, **TINY_RUN, DATA_PATH=str(data_folder), **mistyped)
+    assert again.scores() == first.scores()
     assert (tmp_path / ARTIFACT_NAME).read_bytes() == (first.folder / ARTIFACT_NAME).read_bytes()
-    assert again.final_lines() == first.final_lines()
-    losses = [re.findall(r"(?:train|val)_loss:\S+", done.out) for done in (first, again)]
-    assert losses[0] == losses[1] and len(losses[0]) == 9
+    losses = re.findall(r"(?:train|val)_loss:\S+", again.out)
+    assert losses == re.findall(r"(?:train|val)_loss:\S+", first.out)
+    assert len(losses) == 9
     assert "NUM_LAYER is not a setting; did you mean NUM_LAYERS?" in again.err
     assert "LR_MATRIX is not a setting; did you mean MATRIX_LR?" in again.err
 
 
-def test_over_the_cap_nothing_is_called_final(first, data_folder, tmp_path):
+def test_over_the_cap_nothing_is_called_final(first, data_folder, run_here, tmp_path):
     """With another seed, whose losses are others."""
-    done = run(
-        tmp_path, **{**TINY_RUN, "ARTIFACT_MAX_BYTES": "1000"}, SEED="2", DATA_PATH=str(data_folder)
-    )
-    assert done.status != 0 and "final_" not in done.out and not (tmp_path / ARTIFACT_NAME).exists()
+    changes = dict(TINY_RUN, ARTIFACT_MAX_BYTES="1000", SEED="2")
+    done = run_here(tmp_path, **changes, DATA_PATH=str(data_folder))
+    assert done.status == 2
+    assert not done.score_lines()
+    assert not (tmp_path / ARTIFACT_NAME).exists()
     results = done.results()
-    assert results["under_cap"] is False and "bytes over the cap" in done.err
+    assert results["under_cap"] is False
     assert not [key for key in results if key.startswith("final_")]
-    size = (tmp_path / OVER_CAP_NAME).stat().st_size
-    assert results["bytes_model"] == size and str(results["bytes_total"] - 1000) in done.err
+    assert results["bytes_model"] == (tmp_path / OVER_CAP_NAME).stat().st_size
+    assert f"{results['bytes_total'] - 1000} bytes over the cap" in done.err
     assert "quant:fit" in re.search(r"artifact:.*", done.out)[0]
-    # no step is left to make coarser: all codes are zero
+    assert results["train_loss"] != first.results()["train_loss"]
+    # No step is left to make coarser: all codes are zero.
     _, weights = train_gpt.read_artifact((tmp_path / OVER_CAP_NAME).read_bytes(), "a")
     assert not any(weight.any() for name, weight in weights.items() if ".mlp." in name)
-    assert results["train_loss"] != first.results()["train_loss"]
 
 
-def test_two_ranks_score_like_one(first, data_folder, tmp_path):
-    done = run(tmp_path, ranks=2, **TINY_RUN, DATA_PATH=str(data_folder))
-    assert done.status == 0, done.err
-    ours, theirs = done.results(), first.results()
-    assert (ours["world_size"], ours["steps"], ours["tokens"]) == (2, 30, theirs["tokens"])
-    for label in ("pre_quantization", "final_int6_roundtrip", "final_int6_sliding_window"):
+def test_two_ranks_score_like_one(first, two_ranks):
+    ours = two_ranks.results()
+    theirs = first.results()
+    assert len(two_ranks.scores()) == 2
+    assert ours["world_size"] == 2
+    assert ours["steps"] == 30
+    assert ours["tokens"] == theirs["tokens"]
+    for label in SCORES:
         assert abs(ours[label]["val_bpb"] - theirs[label]["val_bpb"]) < 1e-3
-        assert [ours[label][key] == theirs[label][key] for key in ("targets", "bytes")] == [
-            True,
-            True,
-        ]
-    assert len(done.final_lines()) == 2 and len(list((tmp_path / "logs").glob("*.txt"))) == 1
-    assert "is not a setting" not in done.err  # torchrun's own variables look like none
+        assert ours[label]["targets"] == theirs[label]["targets"]
+        assert ours[label]["bytes"] == theirs[label]["bytes"]
+    assert len(list((two_ranks.folder / "logs").glob("*.txt"))) == 1
+    # The launcher's own variables look like no setting.
+    assert "is not a setting" not in two_ranks.err
+
+
+def write_periodic_data(folder: Path, tokenizer: Path) -> None:
+    """Shards of twelve tokens over and over, which a few steps learn: the same on every machine."""
+    folder.mkdir()
+    shutil.copy(tokenizer, folder / "tokenizer.model")
+    tokens = 4 + np.arange(6000) % 12
+    write_shard(folder / "x_train_000000.bin", tokens)
+    write_shard(folder / "x_val_000000.bin", tokens[:500])
 
 
 def test_late_qat_fires_when_compiled(data_folder, tmp_path, run_here):
-    """The compiled run with QAT has the losses of the eager one with QAT, not of the eager one without."""
+    """The compiled run with late QAT has the losses of the eager one with it, not without it.
+
+    The cap leaves about two bits a weight, so that late QAT moves the loss by tenths.
+    """
     if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
         pytest.skip("no C++ compiler")
-    options = {
-        **TINY_RUN,
-        "NUM_LAYERS": "2",
-        "ITERATIONS": "12",
-        "WARMDOWN_ITERS": "12",
-        "MATRIX_LR": "0.1",
-        "WARMDOWN_FRACTION": "1",
-        "LATE_QAT_THRESHOLD": "0.2",
-        "INT5_MLP": "1",
-        "MICRO_BATCH_TOKENS": "256",
-        "DATA_PATH": str(data_folder),
-    }
-    done = run(tmp_path, **{**options, "COMPILE": "1"}, RUN_ID="compiled")
-    assert done.status == 0 and len(done.final_lines()) == 2, done.err
-    assert run_here(**options, RUN_ID="eager").status == 0
-    assert run_here(**{**options, "LATE_QAT_THRESHOLD": "0"}, RUN_ID="without").status == 0
-    compiled, eager, without = (done.results(name) for name in ("compiled", "eager", "without"))
-    assert any("compile:blocks" in line for line in compiled["runtime"])
-    assert (
-        compiled["late_qat_steps"] == eager["late_qat_steps"] == 2
-        and without["late_qat_steps"] == 0
+    write_periodic_data(tmp_path / "data", data_folder / "tokenizer.model")
+    options = dict(
+        TINY_RUN,
+        NUM_LAYERS="2",
+        ITERATIONS="12",
+        WARMDOWN_ITERS="12",
+        WARMDOWN_FRACTION="1",
+        LATE_QAT_THRESHOLD="0.2",
+        MICRO_BATCH_TOKENS="256",
+        EVAL_STRIDE="60",
+        ARTIFACT_MAX_BYTES=str(SCRIPT.stat().st_size + 8000),
+        DATA_PATH=str(tmp_path / "data"),
     )
-    effect = abs(
-        without["train_loss"] - eager["train_loss"]
-    )  # after more steps, flipped codes add up to more
+    done = run(tmp_path, **{**options, "COMPILE": "1"}, RUN_ID="compiled")
+    assert len(done.scores()) == 2
+    assert run_here(tmp_path, **options, RUN_ID="eager").status == 0
+    without_qat = {**options, "LATE_QAT_THRESHOLD": "0"}
+    assert run_here(tmp_path, **without_qat, RUN_ID="without").status == 0
+
+    compiled = done.results("compiled")
+    eager = done.results("eager")
+    without = done.results("without")
+    assert any("compile:blocks" in line for line in compiled["runtime"])
+    assert compiled["late_qat_steps"] == eager["late_qat_steps"] == 2
+    assert without["late_qat_steps"] == 0
+    effect = abs(without["train_loss"] - eager["train_loss"])
     difference = abs(compiled["train_loss"] - eager["train_loss"])
-    assert effect > 2e-4 and difference < 0.2 * effect
+    assert effect > 0.05
+    assert difference < 0.1 * effect
 
 
 # ---- what is refused
@@ -403,10 +343,10 @@ def test_late_qat_fires_when_compiled(data_folder, tmp_path, run_here):
 
 def test_the_command_line_refuses_with_one_line_before_anything_is_made(tmp_path):
     done = run(tmp_path, **{**TINY_RUN, "NUM_LAYERS": "many", "ZSTD_LEVEL": "99"})
-    assert done.status == 2 and re.fullmatch(
-        r"error: .*NUM_LAYERS=many.*ZSTD_LEVEL=99.*\n", done.err
-    )
-    assert done.out == "" and list(tmp_path.iterdir()) == []
+    assert done.status == 2
+    assert is_one_error(done.err, "NUM_LAYERS=many.*ZSTD_LEVEL=99")
+    assert done.out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -415,23 +355,29 @@ def test_the_command_line_refuses_with_one_line_before_anything_is_made(tmp_path
         (dict(MODEL_DIM="33"), "MODEL_DIM=33"),
         (dict(ARTIFACT="absent.ptz"), "absent.ptz"),
         (dict(SAMPLE="text"), "SAMPLE"),
-        (dict(DEVICE="cuda"), "CUDA|GPU"),
+        (dict(DEVICE="cuda"), "torch sees no GPU here"),
         (dict(ATTENTION="flash3"), "flash3"),
         (dict(VOCAB_SIZE="1024"), "tokenizer.model"),
         (dict(TOKENIZER_PATH="absent.model"), "absent.model"),
     ],
+    ids=str,
 )
-def test_what_cannot_work_is_refused_in_one_line(changes, word, data_folder, run_here):
-    if "DEVICE" in changes and torch.cuda.is_available():
-        pytest.skip("has a GPU")
-    done = run_here(**{**TINY_RUN, "DATA_PATH": str(data_folder), **changes})
-    assert done.status == 2 and re.fullmatch(rf"error: .*({word}).*\n", done.err)
-    assert not list(done.folder.glob("*.ptz"))
+def test_what_cannot_work_is_refused_in_one_line(
+    changes, word, data_folder, run_here, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = run_here(tmp_path, **{**TINY_RUN, "DATA_PATH": str(data_folder), **changes})
+    assert done.status == 2
+    assert is_one_error(done.err, word)
+    assert not list(tmp_path.glob("*.ptz"))
 
 
 def test_an_argument_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(train_gpt, "STOP", train_gpt.StopSignals())
+    monkeypatch.setattr(train_gpt.STOP, "install", lambda: None)
     monkeypatch.setattr(sys, "argv", ["train_gpt.py", "--num-layers=9"])
-    assert train_gpt.main() == 2 and "--num-layers=9" in capsys.readouterr().err
+    assert train_gpt.main() == 2
+    assert is_one_error(capsys.readouterr().err, "--num-layers=9")
 
 
 @pytest.mark.parametrize("kind", ["absent", "file", "empty"])
@@ -442,33 +388,48 @@ def test_a_wrong_data_path_is_never_the_demo_corpus(kind, run_here, tmp_path, mo
     elif kind == "file":
         path.touch()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a corpus was built"))
-    done = run_here(**TINY_RUN, DATA_PATH=str(path), TOKENIZER_PATH="")
-    assert done.status == 2 and re.fullmatch(r"error: .*\n", done.err)
-    assert "demo" not in done.out + done.err and not (tmp_path / "data").exists()
+    done = run_here(tmp_path, **TINY_RUN, DATA_PATH=str(path), TOKENIZER_PATH="")
+    assert done.status == 2
+    assert is_one_error(done.err, "")
+    assert "demo" not in done.out + done.err
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_missing_split_is_found_before_training(split, data_folder, run_here, tmp_path):
     shutil.copytree(data_folder, tmp_path / "data")
     (tmp_path / f"data/x_{split}_000000.bin").unlink()
-    done = run_here(**TINY_RUN, DATA_PATH="data")
-    assert done.status == 2 and f"no {split} shards" in done.err and "train_loss" not in done.out
+    done = run_here(tmp_path, **TINY_RUN, DATA_PATH="data")
+    assert done.status == 2
+    assert is_one_error(done.err, f"no {split} shards")
+    assert "train_loss" not in done.out
 
 
 def test_a_taken_run_id_is_refused_and_nothing_is_overwritten(data_folder, run_here, tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/mine.txt").write_text("an earlier run")
-    done = run_here(**TINY_RUN, DATA_PATH=str(data_folder), RUN_ID="mine")
-    assert done.status == 2 and "RUN_ID=mine" in done.err
-    files = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
-    assert files == {"mine.txt": "an earlier run"}
+    done = run_here(tmp_path, **TINY_RUN, DATA_PATH=str(data_folder), RUN_ID="mine")
+    assert done.status == 2
+    assert is_one_error(done.err, "RUN_ID=mine")
+    assert files_in(tmp_path) == {"logs/mine.txt"}
+    assert (tmp_path / "logs/mine.txt").read_text() == "an earlier run"
 
 
 def test_validation_is_not_opened_before_the_artifact_is_written(data_folder, run_here, tmp_path):
     shutil.copytree(data_folder, tmp_path / "data")
     (tmp_path / "data/x_val_000000.bin").write_bytes(b"damaged")
-    done = run_here(**{**TINY_RUN, "ITERATIONS": "3"}, DATA_PATH="data")
-    assert "step:3/30" not in done.out and "step:3/3 train_loss:" in done.out
-    assert "Total submission size" in done.out and (tmp_path / ARTIFACT_NAME).stat().st_size > 1000
-    assert done.status == 2 and re.fullmatch(r"error: .*x_val_000000\.bin.*\n", done.err)
-    assert "final_" not in done.out.replace(ARTIFACT_NAME, "")
+    done = run_here(tmp_path, **{**TINY_RUN, "ITERATIONS": "3"}, DATA_PATH="data")
+    assert "step:3/30" not in done.out
+    assert "step:3/3 train_loss:" in done.out
+    assert "Total submission size" in done.out
+    assert (tmp_path / ARTIFACT_NAME).stat().st_size > 1000
+    assert done.status == 2
+    assert is_one_error(done.err, r"x_val_000000\.bin")
+    assert not done.score_lines()
+
+
+def test_passes_during_training_are_said(data_folder, run_here, tmp_path):
+    changes = dict(TINY_RUN, VAL_LOSS_EVERY="2", ITERATIONS="3")
+    done = run_here(tmp_path, **changes, DATA_PATH=str(data_folder))
+    assert done.status == 0, done.err
+    assert done.results()["compliance"]["validation_opened"] == "during training"

@@ -1,0 +1,42 @@
+"""Trainers of a tiny model on real text, and a clock that moves when it is told to."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import VOCAB_SIZE, tiny_settings
+
+import train_gpt
+from train_gpt import Runtime, Trainer, TrainingRows
+
+
+def quiet(line: str, console: bool = True) -> None:
+    """A log that keeps nothing."""
+
+
+def build_trainer(
+    folder: Path, log: Callable = quiet, runtime: Runtime | None = None, **changes
+) -> Trainer:
+    """A trainer of a tiny model, with these changes to its settings, on a folder of shards."""
+    runtime = runtime or Runtime()
+    settings = tiny_settings(vocab_size=VOCAB_SIZE, **changes)
+    files = train_gpt.find_shards(folder, "train")
+    data = TrainingRows(files, settings.train_seq_len, settings.seed, VOCAB_SIZE)
+    model = train_gpt.build_model(settings, runtime)
+    return Trainer(model, settings, runtime, log, data, code_bytes=0)
+
+
+class ManualClock:
+    """A clock that moves only when it is told to, in place of train_gpt.time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 100.0
+        clock = types.SimpleNamespace(perf_counter=self.read, monotonic=self.read)
+        monkeypatch.setattr(train_gpt, "time", clock)
+
+    def read(self) -> float:
+        """Seconds."""
+        return self.now
