@@ -57,6 +57,13 @@ def peak_flops(device: torch.device) -> float | None:
     return None
 
 
+def first_plan(trainer: train_gpt.Trainer) -> object:
+    """What Trainer.step takes for the first step: a script without a Schedule takes the scale."""
+    if not hasattr(trainer, "schedule"):
+        return 1.0
+    return trainer.schedule.plan(step=0, progress=0.0)
+
+
 # ---- The plain path, where a variant does without an optimization
 
 
@@ -164,9 +171,10 @@ class Worker:
         """Tokens a second of some training steps, by their median, and the loss of the last."""
         seconds = []
         loss = torch.tensor(0.0)
+        plan = first_plan(self.trainer)
         for _ in range(steps):
             started = time.perf_counter()
-            loss = self.trainer.step(1.0)
+            loss = self.trainer.step(plan)
             self.runtime.synchronize()
             seconds.append(time.perf_counter() - started)
         tokens_per_s = self.settings.train_batch_tokens / statistics.median(seconds)

@@ -115,14 +115,14 @@ def geometric_mean(x: torch.Tensor) -> torch.Tensor:
 
 def even_columns(fit: Fit) -> None:
     """One step for all columns of a matrix."""
-    for name, (rows, columns, finest) in fit.steps.items():
-        fit.steps[name] = rows, geometric_mean(columns), finest
+    for name, steps in fit.steps.items():
+        fit.steps[name] = steps._replace(column_steps=geometric_mean(steps.column_steps))
 
 
 def even_rows(fit: Fit) -> None:
     """One step for all rows of a matrix."""
-    for name, (rows, columns, finest) in fit.steps.items():
-        fit.steps[name] = geometric_mean(rows), columns, finest
+    for name, steps in fit.steps.items():
+        fit.steps[name] = steps._replace(row_steps=geometric_mean(steps.row_steps))
 
 
 def one_step_a_matrix(fit: Fit) -> None:
@@ -133,8 +133,11 @@ def one_step_a_matrix(fit: Fit) -> None:
 
 def one_step(fit: Fit) -> None:
     """One step for all weights of all matrices."""
-    for name, (rows, columns, finest) in fit.steps.items():
-        fit.steps[name] = torch.ones_like(rows), torch.ones_like(columns), finest
+    for name, steps in fit.steps.items():
+        fit.steps[name] = steps._replace(
+            row_steps=torch.ones_like(steps.row_steps),
+            column_steps=torch.ones_like(steps.column_steps),
+        )
 
 
 def no_feedback(fit: Fit) -> None:

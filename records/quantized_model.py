@@ -61,14 +61,14 @@ def train() -> dict:
     settings = dataclasses.replace(settings, quant="fit", int5_mlp="auto")
     runtime = train_gpt.start_runtime(settings)
     train_gpt.claim_disk(settings.artifact_max_bytes)
-    log = train_gpt.Log(settings.run_id or f"quantization-{os.getpid()}", runtime)
+    log = train_gpt.Logger(settings.run_id or f"quantization-{os.getpid()}", runtime)
     run = train_gpt.Run(settings, runtime, log)
     model, fit = run.train(b"")
     return dict(
         settings=dataclasses.asdict(settings),
         weights=model.state_dict(),
-        rows=fit.rows,
-        columns=fit.columns,
+        rows=fit.row_costs,
+        columns=fit.column_costs,
         tokens=run.results["tokens"],
     )
 
@@ -136,8 +136,8 @@ class Comparison:
         rows = dict(zip(names, self.kept["rows"], strict=True))
         columns = dict(zip(names, self.kept["columns"], strict=True))
         fit = Fit(train_gpt.coded_parameters(self.model, quant))
-        fit.rows = [rows[name] for name in fit.weights]
-        fit.columns = [columns[name] for name in fit.weights]
+        fit.row_costs = [rows[name] for name in fit.weights]
+        fit.column_costs = [columns[name] for name in fit.weights]
         fit.finish()
         return fit
 
