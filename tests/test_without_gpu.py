@@ -1,6 +1,6 @@
-"""The CUDA path on a machine without a GPU: each check in a process of its own.
+"""The CUDA path on a machine without a GPU: checks in processes of their own.
 
-It changes torch, see fake_cuda/one_device.py.
+They change torch, see fake_cuda/one_device.py.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ pytestmark = [
 ]
 
 
-def check(name: str) -> None:
-    """Fail with the last lines of what the check says if it fails."""
-    command = [sys.executable, "-W", "ignore", str(FOLDER / "checks.py"), name]
+def run_checks(*names: str) -> None:
+    """Fail with the last lines of what the checks say if one fails."""
+    command = [sys.executable, "-W", "ignore", str(FOLDER / "checks.py"), *names]
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -35,9 +35,12 @@ def check(name: str) -> None:
         pytest.fail(done.stdout[-3000:], pytrace=False)
 
 
-@pytest.mark.parametrize("name", ["step", "sdpa", "types", "graphs"])
-def test_on_fake_tensors(name):
-    check(name)
+def test_steps_on_fake_tensors():
+    run_checks("step", "sdpa", "types")
+
+
+def test_graphs_on_fake_tensors():
+    run_checks("graphs")
 
 
 @pytest.mark.slow
@@ -47,4 +50,4 @@ def test_on_fake_tensors(name):
     reason="torch 2.9's AOTAutograd refuses to compile functions of fake tensors",
 )
 def test_code_for_an_h100():
-    check("code")
+    run_checks("code")

@@ -1,7 +1,8 @@
-"""What can be known of the CUDA path without a GPU: python checks.py NAME, silent if all is well.
+"""What can be known of the CUDA path without a GPU: python checks.py NAME ..., one after the other.
 
 The record preset runs on fake tensors: a missing transfer, a shape that does not fit, a type that a
-kernel would refuse or a graph too many shows, wrong numbers do not. NAME is a key of CHECKS.
+kernel would refuse or a graph too many shows, wrong numbers do not. NAME is a key of CHECKS; the
+first check that fails ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -159,4 +160,5 @@ CHECKS = dict(
 )
 
 if __name__ == "__main__":
-    CHECKS[sys.argv[1]]()
+    for chosen in sys.argv[1:]:
+        CHECKS[chosen]()
