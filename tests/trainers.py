@@ -7,14 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import VOCAB_SIZE, tiny_settings
+from conftest import VOCAB_SIZE, quiet, tiny_settings
 
 import train_gpt
 from train_gpt import Runtime, Trainer, TrainingRows
-
-
-def quiet(line: str, console: bool = True) -> None:
-    """A log that keeps nothing."""
 
 
 def build_trainer(
