@@ -194,6 +194,16 @@ def write_report(ablation: Ablation, name: str, command: str, asked: list[Run]) 
     return outcomes
 
 
+def read_report(folder: Path) -> list[Outcome]:
+    """The outcomes in a folder's ablation.json; BadInput if they are not there."""
+    path = folder / "ablation.json"
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        return [Outcome(**run) for run in runs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is no ablation's report: {described(error)}") from None
+
+
 def write_text(ablation: Ablation, ending: str, text: str) -> None:
     """Write a file of the report, without names of private folders."""
     write_atomically(ablation.folder / f"ablation{ending}", ablation.public(text).encode())
