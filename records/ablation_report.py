@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ablation_plot
 from ablation_outcomes import FAILED, Outcome, Row, compare, of_one_text, read_outcome
-from ablation_plan import Ablation, Run
+from ablation_plan import Ablation, PlannedRun
 from commands import BadInput, described
 from files import write_atomically
 from leaderboard import RECORDS, split_readme, update_leaderboard
@@ -166,7 +166,9 @@ def explanation(rows: list[Row]) -> list[str]:
     return lines
 
 
-def write_report(ablation: Ablation, name: str, command: str, asked: list[Run]) -> list[Outcome]:
+def write_report(
+    ablation: Ablation, name: str, command: str, asked: list[PlannedRun]
+) -> list[Outcome]:
     """Read every run and write the report anew; what came of all runs.
 
     `command` is the command line that asked for it. Raises BadInput or OSError for what cannot be

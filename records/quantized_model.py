@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from commands import BadInput
 
 import train_gpt
+from commands import BadInput
 from train_gpt import Fit, Grid
 
 # Of a trained model, in its file. `rows` and `columns` are what an error costs, by training.

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import ablate
-import ablation_plan
 import pytest
 
+import ablate
+import ablation_plan
 import train_gpt
 
 HEADER = '''"""Stands in for train_gpt.py."""

@@ -7,15 +7,16 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+from scipy import stats
+
 import ablation_outcomes
 import ablation_plot
 import ablation_report
 import ablation_runs
-import pytest
 from ablation_outcomes import Outcome, compare
 from ablation_plan import ROOT, Ablation
 from run_logs import Log
-from scipy import stats
 from standin import Done, call, write_standin
 from tiny_runs import TINY
 

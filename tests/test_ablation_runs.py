@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import ablation_runs
 import pytest
+
+import ablation_runs
+import train_gpt
 from ablation_runs import command_of, divide, visible_gpus
 from commands import BadInput
 from conftest import ROOT
 from standin import Done, call, write_standin
-
-import train_gpt
 
 # Seconds after which a test gives up: a busy machine needs some of them, an idle one does not.
 PATIENCE = 120.0

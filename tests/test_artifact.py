@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import stir, tiny_model, tiny_settings
 
 import train_gpt
+from conftest import stir, tiny_model, tiny_settings
 from train_gpt import (
     ARTIFACT_HEADER,
     CODECS,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from machines import NOT_ON_WINDOWS, NOT_ON_WINDOWS_FUNCTIONS, run_python
-from runs import SCRIPT, TINY_RUN, Done, is_one_error
 from torch.torch_version import TorchVersion
 
 import train_gpt
+from conftest import ROOT
+from machines import NOT_ON_WINDOWS, NOT_ON_WINDOWS_FUNCTIONS, run_python
+from runs import SCRIPT, TINY_RUN, Done, is_one_error
 from train_gpt import Runtime, Settings, UserError
 
 pytest_plugins = ["run_fixtures"]

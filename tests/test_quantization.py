@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+
 import quantization
 import quantization_plot
 import quantization_ways
-import torch
-from tiny_runs import TINY, call_command
-
 import train_gpt
+from tiny_runs import TINY, call_command
 
 RUN = dict(
     TINY,
