@@ -20,9 +20,8 @@ from ablation_runs import command_of, divide, visible_gpus
 from commands import BadInput
 from conftest import ROOT
 from standin import Done, call, write_standin
+from tiny_runs import PATIENCE
 
-# Seconds after which a test gives up: a busy machine needs some of them, an idle one does not.
-PATIENCE = 120.0
 CAN_CONFINE = hasattr(os, "sched_getaffinity")
 
 
@@ -157,7 +156,7 @@ def command_at_work(standin: Path, folder: Path) -> Iterator[tuple[subprocess.Po
         cwd=folder,
         text=True,
         stderr=subprocess.PIPE,
-        env={**environment, "STANDIN_SECONDS": "600"},
+        env={**environment, "STANDIN_SECONDS": "3600"},
     )
     second = folder / "logs/ablations/ablation/base-seed2"
     try:

@@ -152,6 +152,14 @@ def test_a_file_of_another_program_is_named(here, capsys):
     assert (here / "other.pt").read_bytes() == b"no weights"
 
 
+def test_a_model_of_another_script_is_named(compared, here, capsys):
+    kept = torch.load(compared[0] / "tiny.pt", weights_only=True)
+    kept["weights"]["a.renamed.one"] = kept["weights"].popitem()[1]
+    torch.save(kept, here / "other.pt")
+    assert quantization.main(["other.pt"]) == 2
+    assert "kept with another train_gpt.py" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
