@@ -27,12 +27,13 @@ from commands import BadInput, Parser, command, packages_from
 with packages_from("data/requirements.txt"):
     import numpy as np
     import sentencepiece
+    from tqdm import tqdm
+
     from files import digest, write_atomically
     from manifest import FINEWEB_PREFIX, Manifest, find_tokenizer, read_manifest, table_of
     from scan import Counts, Pieces, Scan, hashes, whole_documents
     from shards import BOS_ID, count_tokens
     from tokenizer import lacks
-    from tqdm import tqdm
 
 SPLITS = ("train", "val")
 BATCH_DOCUMENTS = 1000

@@ -21,13 +21,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from commands import BadInput, uninterrupted
 from documents import Counts, Documents, arrange, normal_form
 from files import clear, digest, own_folder, write_atomically
 from manifest import read_object, table_of
 from shards import ShardWriter
 from tokenizer import VOCABULARY_SIZES, encode, train_tokenizer
-from tqdm import tqdm
 from workers import Workers
 
 # Bytes of documents that a process encodes at a time.

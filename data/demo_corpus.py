@@ -27,8 +27,9 @@ from pathlib import Path
 from commands import BadInput, Parser, command, packages_from, say
 
 with packages_from("data/requirements.txt"):
-    import dataset
     from tqdm import tqdm
+
+    import dataset
     from workers import cores
 
 DEFAULT_OUTPUT = Path(__file__).parent / "demo"

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
 import zstandard
-from commands import BadInput
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
+
+from commands import BadInput
 
 # Bytes of a document.
 LONGEST_DOCUMENT = 64 << 10

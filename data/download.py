@@ -30,6 +30,7 @@ from commands import BadInput, Parser, command, packages_from, say
 with packages_from("data/requirements.txt"):
     # Before hub: without tqdm, huggingface_hub prints a line of its own.
     import tqdm
+
     from files import clear, digest, ignore, own_folder, write_atomically
     from hub import Damaged, Hub, Target
     from manifest import FINEWEB_PREFIX, ROOT, command_to_train, read_object

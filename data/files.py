@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from commands import BadInput, say, uninterrupted
 from filelock import FileLock, Timeout
+
+from commands import BadInput, say, uninterrupted
 
 READ_BYTES = 1 << 20
 LOCK = "lock"

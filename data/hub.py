@@ -12,11 +12,12 @@ from typing import Any
 
 # httpx2 is huggingface_hub's own client.
 import httpx2
-from commands import BadInput, say
 from huggingface_hub import HfApi, errors, get_session
 from huggingface_hub import logging as hub_logging
 from huggingface_hub.utils import parse_ratelimit_headers
 from tqdm import tqdm
+
+from commands import BadInput, say
 
 # Seconds without an answer.
 TIMEOUT = 30

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
+
 from shards import BOS_ID, MOST_PIECES, read_shard
 from tokenizer import open_tokenizer
-from tqdm import tqdm
 
 # Tokens of a split that are in memory at once.
 PIECE_TOKENS = 1 << 22

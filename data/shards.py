@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+
 from commands import BadInput
 
 MAGIC = 20240520

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from tqdm import tqdm
+
 from commands import BadInput
 from shards import BOS_ID, MOST_PIECES
-from tqdm import tqdm
 
 # Bytes of text that a tokenizer is trained on at most.
 SAMPLE_BYTES = 100_000_000

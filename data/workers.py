@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from commands import STOPPING, BadInput
 from tqdm import tqdm
+
+from commands import STOPPING, BadInput
 
 # Windows waits for 64 things at a time, of which Python needs some itself.
 MOST_ON_WINDOWS = 61

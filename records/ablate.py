@@ -29,6 +29,10 @@ test, which takes runs as independent, is beside it. --publish FOLDER makes a fo
 (ablation.md is its README.md) and the script, once all runs have ended; its place is
 records/track_<track>/<date>_<name>. The exit status is 0 if every run has finished, 1 if one
 failed, 2 after one line for what cannot be run, 130 if it was stopped.
+
+    python records/ablate.py --redraw records/track_pocket/2026-11-22_Ablation --out plot.png
+
+runs nothing: it prints the table of an earlier ablation and draws its plot.
 """
 
 from __future__ import annotations
@@ -51,8 +55,10 @@ from commands import BadInput, Parser, command, packages_from, say
 with packages_from("requirements.txt"):
     from ablation_outcomes import compare
     from ablation_plan import CLOCK, Ablation, parse_seeds
-    from ablation_report import check_target, publish, results_table, write_report
+    from ablation_plot import draw
+    from ablation_report import check_target, publish, read_report, results_table, write_report
     from ablation_runs import Pool, StoppedRuns, divide, runs_elsewhere, supervise, unfinished
+    from files import write_atomically
     from manifest import ROOT
 
 # Imported only when a report is made, since they take a second.
@@ -85,8 +91,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         choices=("tokens", "seconds"),
         help="what runs share (default: tokens if ITERATIONS is set, else seconds)",
     )
-    add("--out", type=Path, help="another folder")
+    add("--out", type=Path, help="another folder; with --redraw the .png to write")
     add("--publish", type=Path, metavar="FOLDER", help="a new folder for report and script")
+    add("--redraw", type=Path, metavar="FOLDER", help="only table and plot of an earlier ablation")
     add("--script", type=Path, default=ROOT / "train_gpt.py", help="another train_gpt.py")
     add("--keep-artifacts", action="store_true", help="keep the *.ptz, up to 32 MB a run")
     options = parser.parse_intermixed_args(arguments)
@@ -134,6 +141,19 @@ def announce(ablation: Ablation, equal: str | None, jobs: int) -> None:
         say(f"--equal {ablation.equal}: runs end by {name}={value:g}")
     if ablation.equal == "seconds" and jobs > 1:
         say("warning: --equal seconds with --jobs above 1: the runs slow each other down")
+
+
+def redraw(folder: Path, picture: Path | None) -> int:
+    """Print the table of an earlier ablation and draw its plot; exit status 0."""
+    check_packages()
+    if picture is None or picture.suffix != ".png":
+        raise BadInput("--redraw needs --out FILE.png, the picture to write")
+    outcomes = read_report(folder)
+    rows = compare(outcomes)
+    write_atomically(picture, draw(rows, outcomes))
+    print("\n".join(results_table(rows)))
+    print(picture)
+    return 0
 
 
 def ablate(options: argparse.Namespace) -> int:
@@ -187,7 +207,10 @@ def main(arguments: list[str] | None = None) -> int:
     if hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL:
         signal.signal(hangup, signal.default_int_handler)
     try:
-        return ablate(parse(sys.argv[1:] if arguments is None else arguments))
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        if options.redraw:
+            return redraw(options.redraw, options.out)
+        return ablate(options)
     except KeyboardInterrupt as stop:
         what = str(stop) if isinstance(stop, StoppedRuns) else "nothing was at work"
         print(f"\nstopped: {what}; the same command goes on", file=sys.stderr)

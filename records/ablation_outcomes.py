@@ -9,7 +9,7 @@ import statistics
 from dataclasses import dataclass, field
 
 import significance
-from ablation_plan import Ablation, Run, label_of
+from ablation_plan import Ablation, PlannedRun, label_of
 from commands import described
 from run_logs import LABELS, Log, console_errors
 from significance import Estimate
@@ -67,7 +67,7 @@ class Outcome:
         return label_of(self.changes)
 
 
-def read_results(run: Run) -> dict:
+def read_results(run: PlannedRun) -> dict:
     """The results of a run that has its score, else nothing."""
     try:
         results = json.loads(run.log.with_suffix(".json").read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def read_results(run: Run) -> dict:
     return results if has_score else {}
 
 
-def read_outcome(run: Run, ablation: Ablation) -> Outcome:
+def read_outcome(run: PlannedRun, ablation: Ablation) -> Outcome:
     """What came of a run.
 
     It has failed too if another script made it, or other settings than planned.
@@ -103,7 +103,7 @@ def read_outcome(run: Run, ablation: Ablation) -> Outcome:
     return outcome(FINISHED, script_sha256=ablation.sha256, **figures)
 
 
-def last_words(run: Run) -> str:
+def last_words(run: PlannedRun) -> str:
     """How a run without results ended: the last error that it printed, or else its last line."""
     status = int((run.folder / "exit_status").read_text())
     how = f"with status {status}"
@@ -115,7 +115,7 @@ def last_words(run: Run) -> str:
     return f"ended {how}: {said[-1][:LONGEST_ERROR]}"
 
 
-def unlike_plan(run: Run, ablation: Ablation, results: dict, log: Log) -> str:
+def unlike_plan(run: PlannedRun, ablation: Ablation, results: dict, log: Log) -> str:
     """What is not as planned in a run that has finished; empty if everything is."""
     planned = run.configuration
     wanted = {name.lower(): planned.settings[name.lower()] for name in planned.variables}

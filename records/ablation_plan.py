@@ -16,8 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from commands import BadInput, described
 from filelock import FileLock
+
+from commands import BadInput, described
 from files import folder_lock, write_atomically
 from manifest import ROOT
 
@@ -66,7 +67,7 @@ class Configuration(NamedTuple):
         return f"{safe}-{digest}"
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
     """One training run, in a folder of its own."""
 
     configuration: Configuration
@@ -388,11 +389,11 @@ class Ablation:
         plan = dict(self.identity(), changes=self.known, seeds=self.seeds)
         write_atomically(self.plan, json.dumps(plan, indent=1).encode())
 
-    def run(self, configuration: Configuration, seed: int) -> Run:
+    def run(self, configuration: Configuration, seed: int) -> PlannedRun:
         """The run of a configuration with a seed, whether it was begun or not."""
-        return Run(configuration, seed, self.folder / f"{configuration.slug}-seed{seed}")
+        return PlannedRun(configuration, seed, self.folder / f"{configuration.slug}-seed{seed}")
 
-    def all_runs(self, asked: list[Run]) -> list[Run]:
+    def all_runs(self, asked: list[PlannedRun]) -> list[PlannedRun]:
         """The runs of this call, then those of earlier calls that were begun."""
         found = {run.name: run for run in asked}
         for changes in self.known:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ablation_plot
 from ablation_outcomes import FAILED, Outcome, Row, compare, of_one_text, read_outcome
-from ablation_plan import Ablation, Run
+from ablation_plan import Ablation, PlannedRun
 from commands import BadInput, described
 from files import write_atomically
 from leaderboard import RECORDS, split_readme, update_leaderboard
@@ -166,7 +166,9 @@ def explanation(rows: list[Row]) -> list[str]:
     return lines
 
 
-def write_report(ablation: Ablation, name: str, command: str, asked: list[Run]) -> list[Outcome]:
+def write_report(
+    ablation: Ablation, name: str, command: str, asked: list[PlannedRun]
+) -> list[Outcome]:
     """Read every run and write the report anew; what came of all runs.
 
     `command` is the command line that asked for it. Raises BadInput or OSError for what cannot be
@@ -192,6 +194,16 @@ def write_report(ablation: Ablation, name: str, command: str, asked: list[Run]) 
             raise BadInput(f"the plot cannot be drawn: {described(error)}") from error
         write_atomically(ablation.folder / "ablation.png", picture)
     return outcomes
+
+
+def read_report(folder: Path) -> list[Outcome]:
+    """The outcomes in a folder's ablation.json; BadInput if they are not there."""
+    path = folder / "ablation.json"
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        return [Outcome(**run) for run in runs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is no ablation's report: {described(error)}") from None
 
 
 def write_text(ablation: Ablation, ending: str, text: str) -> None:

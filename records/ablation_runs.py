@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ablation_outcomes import Outcome, read_outcome, read_results
-from ablation_plan import Ablation, Run
-from commands import BadInput, described, say
 from filelock import FileLock
+
+from ablation_outcomes import Outcome, read_outcome, read_results
+from ablation_plan import Ablation, PlannedRun
+from commands import BadInput, described, say
 from run_logs import progress
 
 # Seconds from asking a run to end until it is killed. torchrun gives its workers 30.
@@ -208,7 +209,7 @@ def kill_tree(process: subprocess.Popen) -> None:
 class Job(NamedTuple):
     """A run at work."""
 
-    run: Run
+    run: PlannedRun
     slot: Slot
     started: float
     process: subprocess.Popen
@@ -232,7 +233,7 @@ class Pool:
         self.keep_artifacts = keep_artifacts
         self.running: list[Job] = []
 
-    def start(self, run: Run) -> None:
+    def start(self, run: PlannedRun) -> None:
         """Start a run in an empty folder."""
         if run.folder.exists():
             shutil.rmtree(run.folder)
@@ -338,7 +339,7 @@ class Reports:
             self.renew()
 
 
-def carry_out(pool: Pool, asked: int, waiting: list[Run], write: WriteReport) -> None:
+def carry_out(pool: Pool, asked: int, waiting: list[PlannedRun], write: WriteReport) -> None:
     """Run what waits, in order, with a progress bar on stderr and reports on the way."""
     from tqdm import tqdm
 
@@ -372,7 +373,9 @@ def carry_out(pool: Pool, asked: int, waiting: list[Run], write: WriteReport) ->
                 bar.set_description_str(f", left {left}: {at_work(pool)}")
 
 
-def supervise(pool: Pool, asked: int, waiting: list[Run], write: WriteReport) -> list[Outcome]:
+def supervise(
+    pool: Pool, asked: int, waiting: list[PlannedRun], write: WriteReport
+) -> list[Outcome]:
     """Carry out what waits, then write the last report; what came of all runs.
 
     Whatever ends it, no run goes on after it. StoppedRuns after a signal, when the report has all
@@ -393,7 +396,7 @@ def supervise(pool: Pool, asked: int, waiting: list[Run], write: WriteReport) ->
     return write()
 
 
-def unfinished(asked: list[Run], ablation: Ablation) -> list[Run]:
+def unfinished(asked: list[PlannedRun], ablation: Ablation) -> list[PlannedRun]:
     """The runs that have not finished.
 
     Raises BadInput if one that has would be lost, since it is not as planned.

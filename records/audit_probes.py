@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+
 from audit_candidate import BATCH, Candidate, own_losses
 from shards import BOS_ID
 

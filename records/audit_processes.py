@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
 from audit_text import remove_validation
 from commands import say
 from manifest import ROOT, Data

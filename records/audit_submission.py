@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+
 from checks import Check, Tally
 from commands import described
 from run_logs import LABELS, Log, differing_settings

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+
 from commands import BadInput
 from shards import BOS_ID, read_shard
 

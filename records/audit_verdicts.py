@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from audit_log import check_log
 from audit_processes import Processes, Result, usable_cores
 from audit_text import Text, read_validation

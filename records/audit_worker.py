@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 from arithmetic_coder import Decoder, cumulative, encode
 from audit_candidate import BATCH, Candidate, own_losses
 from audit_guard import Guard

@@ -32,6 +32,7 @@ from commands import BadInput, Parser, command, packages_from
 
 with packages_from("requirements.txt"):
     import torch
+
     from files import write_atomically
 
 ALL = "all optimizations"

@@ -59,7 +59,7 @@ LATE_QAT = ("late QAT", "#352")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """What a training run left: results (the JSON at `path`), log, artifact."""
 
     path: Path
@@ -113,7 +113,7 @@ class Run:
 
 
 # ---- One run
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> FinishedRun:
     """Read a run by its results file.
 
     BadInput unless it is finished, whole, under the cap and in time, and its files agree.
@@ -132,7 +132,7 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def open_run(path: Path, results: dict) -> Run:
+def open_run(path: Path, results: dict) -> FinishedRun:
     """Find a run's files; BadInput if one is missing, or if it has no score."""
     if results.get("under_cap") is False:
         raise BadInput(f"{path}: {results['bytes_total']} bytes are over the cap: no entry")
@@ -146,13 +146,13 @@ def open_run(path: Path, results: dict) -> Run:
             raise BadInput(
                 f"{file} is missing: a run's log and artifact belong beside its {path.name}"
             )
-    run = Run(path, results, Log(log), artifact)
+    run = FinishedRun(path, results, Log(log), artifact)
     if not run.log.parts:
         raise BadInput(f"{log} does not begin with the script's source and a line of 100 '='")
     return run
 
 
-def refuse_overtime(run: Run) -> None:
+def refuse_overtime(run: FinishedRun) -> None:
     """BadInput if training or evaluation took longer than a record's may."""
     for name in ("train_seconds", "eval_seconds"):
         seconds = run.results[name]
@@ -160,7 +160,7 @@ def refuse_overtime(run: Run) -> None:
             raise BadInput(f"{run.path}: {name} {seconds:.1f} is over the {LIMIT} s of a record")
 
 
-def refuse_disagreement(run: Run) -> None:
+def refuse_disagreement(run: FinishedRun) -> None:
     """BadInput unless results, log and artifact say the same."""
     artifact = run.artifact.read_bytes()
     checks = [compare_results(run), check_log("log", run.log, run.source, artifact, None, True)]
@@ -170,7 +170,7 @@ def refuse_disagreement(run: Run) -> None:
 
 
 def logged_figures(log: Log) -> dict:
-    """Run.figures() by the log alone; None for what it does not state."""
+    """FinishedRun.figures() by the log alone; None for what it does not state."""
     plain = log.score(LABELS["roundtrip"])
     sliding = log.score(LABELS["sliding"])
     stated = log.compliance or {}
@@ -189,7 +189,7 @@ def logged_figures(log: Log) -> dict:
     )
 
 
-def compare_results(run: Run) -> Check:
+def compare_results(run: FinishedRun) -> Check:
     """The results against the log. check_log compares the log with itself and with the files."""
     tally = Tally()
     found = run.results
@@ -215,7 +215,7 @@ def compare_results(run: Run) -> Check:
     return tally.check("results")
 
 
-def compare_figures(tally: Tally, run: Run) -> None:
+def compare_figures(tally: Tally, run: FinishedRun) -> None:
     """What the record will state of a run against what its log states."""
     logged = logged_figures(run.log)
     for name, stated in run.figures().items():
@@ -226,7 +226,7 @@ def compare_figures(tally: Tally, run: Run) -> None:
 
 
 # ---- Several runs
-def refuse_mixtures(runs: list[Run]) -> None:
+def refuse_mixtures(runs: list[FinishedRun]) -> None:
     """BadInput unless the runs are seeds of one configuration of one script on one data set."""
     first = runs[0]
     seen = set()
@@ -237,7 +237,7 @@ def refuse_mixtures(runs: list[Run]) -> None:
         refuse_difference(first, run)
 
 
-def refuse_difference(first: Run, run: Run) -> None:
+def refuse_difference(first: FinishedRun, run: FinishedRun) -> None:
     """BadInput if two runs differ in more than their seed."""
     both = f"{first.path} and {run.path}"
     if run.source != first.source:

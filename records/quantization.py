@@ -28,7 +28,6 @@ with packages_from("requirements.txt"):
     from quantization_plot import plot
     from quantization_ways import compare
     from quantized_model import HEADINGS, Comparison, trained
-
     from train_gpt import UserError
 
 

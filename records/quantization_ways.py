@@ -7,9 +7,9 @@ import statistics
 
 import numpy as np
 import torch
-from quantized_model import Comparison, input_factors, with_feedback
 
 import train_gpt
+from quantized_model import Comparison, input_factors, with_feedback
 from train_gpt import Fit, Grid
 
 # Steps in a row's standard deviation, for GPTQ with such steps.

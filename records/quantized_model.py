@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from commands import BadInput
 
 import train_gpt
+from commands import BadInput
 from train_gpt import Fit, Grid
 
 # Of a trained model, in its file. `rows` and `columns` are what an error costs, by training.
@@ -109,7 +109,12 @@ class Comparison:
         self.tokens = validation[:tokens] if tokens else validation
 
         self.model = train_gpt.build_model(self.settings, self.runtime)
-        self.model.load_state_dict(kept["weights"])
+        try:
+            self.model.load_state_dict(kept["weights"])
+        except RuntimeError:
+            raise BadInput(
+                "the model was kept with another train_gpt.py: name another file"
+            ) from None
         # Gets the weights of the artifacts.
         self.read = train_gpt.build_model(self.settings, self.runtime)
         table = train_gpt.ByteTable(train_gpt.load_tokenizer(tokenizer, vocab_size))
@@ -303,6 +308,9 @@ def input_factors(comparison: Comparison) -> dict[str, torch.Tensor]:
     groups = inputs_of_products(comparison)
     factors = {}
     for names, covariance in zip(groups, covariances(comparison, len(groups)), strict=True):
+        for name in names:
+            if comparison.weight(name).size(1) != len(covariance):
+                raise ValueError(f"{name} is not the matrix of its place in the forward pass")
         covariance.diagonal().add_(DAMPING * covariance.diagonal().mean())
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
         factor = torch.linalg.cholesky(inverse, upper=True).float()

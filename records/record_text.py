@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from challenge import CAP, CHALLENGE, NATS, P_VALUE, foreign_to_challenge, machines
 from commands import BadInput, described
-from finished_runs import Run
+from finished_runs import FinishedRun
 from markdown import table
 from record_folder import artifact_name, log_name
 from run_logs import MACHINE, Log
@@ -83,7 +83,7 @@ def claim_text(submission: dict) -> str:
 
 
 # ---- submission.json, requirements.txt
-def submission_of(options: argparse.Namespace, runs: list[Run]) -> dict:
+def submission_of(options: argparse.Namespace, runs: list[FinishedRun]) -> dict:
     """submission.json, in the field's names: what was asked for, and figures of the runs."""
     first = runs[0]
     logs = [run.log for run in runs]
@@ -121,7 +121,7 @@ def submission_of(options: argparse.Namespace, runs: list[Run]) -> dict:
     return submission
 
 
-def summary_of(run: Run) -> str:
+def summary_of(run: FinishedRun) -> str:
     """The size of a run's model, and what is switched on."""
     settings = run.log.settings
     size = f"{settings.get('num_layers')} layers of width {settings.get('model_dim')}"
@@ -160,7 +160,7 @@ def requirements_of(versions: dict) -> str:
 
 
 # ---- Configuration
-def preset_of(run: Run) -> tuple[str, dict]:
+def preset_of(run: FinishedRun) -> tuple[str, dict]:
     """The preset of a run, and its settings by the script that ran."""
     name = run.log.preset
     module = types.ModuleType("script_as_run")
@@ -182,7 +182,7 @@ def variable(name: str, value: object) -> str:
     return f"{name.upper()}={shlex.quote(str(value))}"
 
 
-def run_command(run: Run, preset: str, defaults: dict) -> str:
+def run_command(run: FinishedRun, preset: str, defaults: dict) -> str:
     """The command that repeats a run: settings that are not the preset's, and the launcher."""
     words = [variable("preset", preset), variable("seed", run.seed)]
     for name, value in run.log.settings.items():
@@ -194,7 +194,7 @@ def run_command(run: Run, preset: str, defaults: dict) -> str:
     return " ".join([*words, launcher, "train_gpt.py"])
 
 
-def configuration(submission: dict, runs: list[Run]) -> list[str]:
+def configuration(submission: dict, runs: list[FinishedRun]) -> list[str]:
     """What differs from the preset, and the command of each seed, as lines of README.md."""
     preset, defaults = preset_of(runs[0])
     changed = []
@@ -228,7 +228,7 @@ def results_table(submission: dict) -> list[str]:
     return table(["seed", *(title for _, title, _ in COLUMNS)], rows)
 
 
-def opening(submission: dict, runs: list[Run]) -> list[str]:
+def opening(submission: dict, runs: list[FinishedRun]) -> list[str]:
     """The score, and what keeps it from being one of the challenge's."""
     count = " (one seed)"
     spread = submission["val_bpb_std"]
@@ -255,7 +255,7 @@ def opening(submission: dict, runs: list[Run]) -> list[str]:
     return lines
 
 
-def readme_of(submission: dict, runs: list[Run], data: str) -> str:
+def readme_of(submission: dict, runs: list[FinishedRun], data: str) -> str:
     """README.md of the record; `data` is a sentence on the validation text."""
     first = runs[0]
     versions = ", ".join(f"{name} {version}" for name, version in first.results["versions"].items())

@@ -41,7 +41,7 @@ with packages_from("requirements.txt"):
     from challenge import CHALLENGE, foreign_to_challenge
     from checks import print_table
     from files import digest
-    from finished_runs import Run, read_run, refuse_mixtures
+    from finished_runs import FinishedRun, read_run, refuse_mixtures
     from leaderboard import RECORDS, REFUSED, leaderboard, split_readme, update_leaderboard
     from manifest import ROOT, Data
     from record_check import check_record
@@ -164,7 +164,7 @@ def put_aside(target: Path) -> Path:
     return target.with_name(target.name + REFUSED)
 
 
-def fill(folder: Path, runs: list[Run], submission: dict, readme: str) -> None:
+def fill(folder: Path, runs: list[FinishedRun], submission: dict, readme: str) -> None:
     """Write the files of a record into an empty folder."""
     for run in runs:
         shutil.copyfile(run.log.path, folder / log_name(run.seed))
@@ -179,7 +179,7 @@ def fill(folder: Path, runs: list[Run], submission: dict, readme: str) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def refuse_challenge(runs: list[Run]) -> None:
+def refuse_challenge(runs: list[FinishedRun]) -> None:
     """BadInput if a run's score is none of the challenge's."""
     for run in runs:
         reasons = foreign_to_challenge(run.log)

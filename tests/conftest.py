@@ -9,6 +9,7 @@ import io
 import os
 import pathlib
 import random
+import signal
 import statistics
 import struct
 import sys
@@ -18,6 +19,10 @@ from pathlib import Path
 # Tiny tensors gain nothing from a second thread, and workers of xdist would share the cores. torch
 # reads this when it is imported, also in processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts the tests in the background has Ctrl-C ignored, and so would all processes
+# that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+
 from conftest import BOS, write_shard
 from tokenizer import TRAINING_OPTIONS
 

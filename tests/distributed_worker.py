@@ -17,9 +17,9 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from conftest import VOCAB_SIZE, quiet, tiny_model, tiny_settings
 
 import train_gpt
+from conftest import VOCAB_SIZE, quiet, tiny_model, tiny_settings
 from train_gpt import (
     ByteTable,
     Evaluator,

@@ -19,9 +19,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import audit_worker
 import pytest
 import torch
+
+import audit_worker
 from conftest import ROOT
 from tiny_record import ARTIFACT, Record, environment_with
 

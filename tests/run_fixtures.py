@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import SCRIPT, TINY_RUN, Done, run
 
 import train_gpt
+from runs import SCRIPT, TINY_RUN, Done, run
 
 NO_NETWORK = """
 import socket

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, VOCAB_SIZE
 
 import train_gpt
+from conftest import ROOT, VOCAB_SIZE
 
 SCRIPT = ROOT / "train_gpt.py"
 SIGNALLED_RUN = ROOT / "tests/signalled_run.py"

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import ablate
-import ablation_plan
 import pytest
 
+import ablate
+import ablation_plan
 import train_gpt
 
 HEADER = '''"""Stands in for train_gpt.py."""
@@ -57,7 +57,7 @@ def main():
         os.kill(os.getpid(), 9)
     seconds = float(os.environ.get("STANDIN_SECONDS", 0)) if s.seed > 1 else 0.0
     if seconds:
-        child = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 600"])
+        child = subprocess.Popen(["sh", "-c", "trap '' TERM; exec sleep 3600"])
         Path("child").write_text(str(child.pid))
     print("data:/data tokenizer:/data/tokenizer.model sha256:0123456789abcdef", file=log)
     # It takes its name when it is written: whoever finds the file can read the number.

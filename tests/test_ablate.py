@@ -7,15 +7,16 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+from scipy import stats
+
 import ablation_outcomes
 import ablation_plot
 import ablation_report
 import ablation_runs
-import pytest
 from ablation_outcomes import Outcome, compare
-from ablation_plan import Ablation
+from ablation_plan import ROOT, Ablation
 from run_logs import Log
-from scipy import stats
 from standin import Done, call, write_standin
 from tiny_runs import TINY
 
@@ -445,3 +446,19 @@ def test_an_outcome_without_figures_has_none():
     outcome = Outcome("x", {}, 1, ablation_outcomes.UNFINISHED)
     assert not outcome.finished
     assert outcome.label == "base"
+
+
+def test_an_earlier_ablation_is_drawn_again_without_a_run(tmp_path):
+    folder = ROOT / "records/track_pocket/2026-11-22_Ablation"
+    done = call(tmp_path, "--redraw", folder, "--out", "plot.png")
+    assert done.status == 0, done.err
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "| BACKOUT_ENABLED=0 | +0.00558 | [+0.00424, +0.00691] |" in done.out
+
+
+@pytest.mark.parametrize("options", [("--out", "plot.png"), ()])
+def test_what_cannot_be_drawn_is_said_in_one_line(options, tmp_path):
+    done = call(tmp_path, "--redraw", tmp_path, *options)
+    assert done.status == 2
+    assert re.fullmatch(r"error: .*\n", done.err)
+    assert list(tmp_path.iterdir()) == []

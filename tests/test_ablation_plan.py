@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 import ablate
 import ablation_plan
-import pytest
+import train_gpt
 from ablation_plan import Ablation, Configuration, Reader, label_of, parse_seeds
 from commands import BadInput
 from conftest import ROOT
 from standin import call, write_standin
-
-import train_gpt
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import ablation_runs
 import pytest
+
+import ablation_runs
+import train_gpt
 from ablation_runs import command_of, divide, visible_gpus
 from commands import BadInput
 from conftest import ROOT
 from standin import Done, call, write_standin
+from tiny_runs import PATIENCE
 
-import train_gpt
-
-# Seconds after which a test gives up: a busy machine needs some of them, an idle one does not.
-PATIENCE = 120.0
 CAN_CONFINE = hasattr(os, "sched_getaffinity")
 
 
@@ -157,7 +156,7 @@ def command_at_work(standin: Path, folder: Path) -> Iterator[tuple[subprocess.Po
         cwd=folder,
         text=True,
         stderr=subprocess.PIPE,
-        env={**environment, "STANDIN_SECONDS": "600"},
+        env={**environment, "STANDIN_SECONDS": "3600"},
     )
     second = folder / "logs/ablations/ablation/base-seed2"
     try:

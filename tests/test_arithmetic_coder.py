@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from arithmetic_coder import TOTAL, Decoder, cumulative, encode
 from audit_candidate import own_losses
 

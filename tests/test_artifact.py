@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import stir, tiny_model, tiny_settings
 
 import train_gpt
+from conftest import stir, tiny_model, tiny_settings
 from train_gpt import (
     ARTIFACT_HEADER,
     CODECS,
@@ -944,7 +944,7 @@ def test_a_manifest_longer_than_the_file_is_found():
 class Medium:
     """A model whose gradients have been seen for some steps, and its artifacts."""
 
-    shape = dict(model_dim=96, num_layers=4, vocab_size=256, bigram_vocab_size=512, bigram_dim=16)
+    shape = dict(model_dim=128, num_layers=2, vocab_size=256, bigram_vocab_size=512, bigram_dim=16)
 
     def __init__(self):
         self.model = tiny_model(**self.shape)

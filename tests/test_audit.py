@@ -10,11 +10,12 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 import audit
 import audit_text
 import faulty_scripts
-import numpy as np
-import pytest
 from audit_processes import Processes
 from audit_verdicts import judge_score
 from challenge import CAP

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from audit_log import check_log
 from checks import Check
 from run_logs import SEPARATOR, Log

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from audit_submission import check_submission
 from checks import Check, guarded
 from record_folder import logs_by_seed

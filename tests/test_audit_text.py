@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from audit_probes import unique_pairs
 from audit_text import Text, read_validation, sliding_windows, take_validation
 from conftest import BOS, write_shard

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import bench
-import bench_worker
 import pytest
 import torch
+
+import bench
+import bench_worker
+import train_gpt
 from bench_worker import Worker
 from conftest import ROOT
 from tiny_runs import TINY
-
-import train_gpt
 
 FEW = {name: bench.VARIANTS[name] for name in (bench.ALL, bench.PLAIN)}
 

@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import check
 import numpy as np
 import pytest
+
+import check
 import scan
 from conftest import BOS, VOCAB_SIZE, documents, write_shard
 from corpora import train_tokenizer, write_documents

@@ -7,6 +7,7 @@ import signal
 import sys
 
 import pytest
+
 from commands import (
     BadInput,
     Parser,

@@ -6,14 +6,14 @@ import importlib.util
 import math
 from pathlib import Path
 
-import bench_worker
 import numpy as np
 import pytest
 import torch
-from conftest import quiet, random_tokens, tiny_model, tiny_settings
 from torch import Tensor
 
+import bench_worker
 import train_gpt
+from conftest import quiet, random_tokens, tiny_model, tiny_settings
 from train_gpt import (
     ATTENTION_BACKENDS,
     AttentionInputs,

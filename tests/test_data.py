@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from conftest import BOS, VOCAB_SIZE, write_shard
 
+from conftest import BOS, VOCAB_SIZE, write_shard
 from train_gpt import (
     ByteTable,
     Tokenizer,

@@ -13,11 +13,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 import check
 import dataset
 import demo_corpus
-import numpy as np
-import pytest
 from commands import BadInput
 from conftest import ROOT
 from corpora import read_documents

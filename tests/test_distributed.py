@@ -9,13 +9,13 @@ import sys
 import types
 from pathlib import Path
 
-import distributed_worker
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
+import distributed_worker
 import train_gpt
+from conftest import ROOT
 from train_gpt import Runtime
 
 WORKER = Path(__file__).with_name("distributed_worker.py")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import random
 
-import documents
 import pytest
+
+import documents
 from commands import BadInput
 from documents import Counts, Input, Piece, arrange, normal_form, split_stream
 

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import pytest
+from tqdm import tqdm
+
 import check
 import download
 import hub as hub_module
-import pytest
 from conftest import ROOT, VOCAB_SIZE, write_shard
-from tqdm import tqdm
 
 REPOSITORY = "owner/export"
 COMMIT = "a" * 40

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BOS, VOCAB_SIZE, write_shard
-from runs import MACHINE, SCRIPT, TINY_RUN, is_one_error, run
 
 import train_gpt
+from conftest import BOS, VOCAB_SIZE, write_shard
+from runs import MACHINE, SCRIPT, TINY_RUN, is_one_error, run
 from train_gpt import ARTIFACT_NAME, OVER_CAP_NAME, Settings
 
 pytest_plugins = ["run_fixtures"]

@@ -10,10 +10,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import BOS, VOCAB_SIZE, quiet, tiny_model, tiny_settings
 from torch import Tensor
 
 import train_gpt
+from conftest import BOS, VOCAB_SIZE, quiet, tiny_model, tiny_settings
 from train_gpt import (
     GPT,
     ByteTable,

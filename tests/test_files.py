@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import files
 import pytest
+
+import files
 from commands import BadInput
 from conftest import ROOT
 from files import clear, digest, folder_lock, own_folder, write_atomically

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import golden_runs
 import pytest
+
+import golden_runs
 
 
 @pytest.fixture(scope="module")

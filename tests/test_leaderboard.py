@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 import submit
 from commands import BadInput
 from conftest import ROOT

@@ -6,8 +6,9 @@ import json
 import shlex
 from pathlib import Path
 
-import manifest
 import pytest
+
+import manifest
 from commands import BadInput
 from manifest import (
     DEMO,

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_worker import flops_per_token
-from conftest import BOS, random_tokens, tiny_model, tiny_settings
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench_worker import flops_per_token
+from conftest import BOS, random_tokens, tiny_model, tiny_settings
 from train_gpt import (
     ATTENTION_BACKENDS,
     GPT,

@@ -8,10 +8,10 @@ import math
 
 import pytest
 import torch
-from conftest import random_tokens, tiny_model, tiny_settings
 from torch import Tensor
 
 import train_gpt
+from conftest import random_tokens, tiny_model, tiny_settings
 from train_gpt import (
     ARTIFACT_HEADER,
     GPT,

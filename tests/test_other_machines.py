@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from conftest import ROOT, documents
 from machines import NOT_ON_WINDOWS, NOT_ON_WINDOWS_FUNCTIONS, run_python
 

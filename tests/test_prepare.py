@@ -20,23 +20,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pytest
+import sentencepiece
+import zstandard
+
 import check
 import dataset
 import documents
-import numpy as np
 import prepare
-import pytest
-import sentencepiece
 import shards
 import tokenizer
-import zstandard
+import train_gpt
 from commands import Stopped
 from conftest import ROOT
 from conftest import documents as docstrings
 from corpora import read_documents, train_tokenizer
 from documents import Counts, Documents
-
-import train_gpt
 
 END = "\n<|end|>\n"
 # A character that is nowhere else in the texts.

@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+
 import quantization
 import quantization_plot
 import quantization_ways
-import torch
-from tiny_runs import TINY, call_command
-
 import train_gpt
+from tiny_runs import TINY, call_command
 
 RUN = dict(
     TINY,
@@ -150,6 +150,14 @@ def test_a_file_of_another_program_is_named(here, capsys):
     assert "other.pt: not kept by this program" in err
     assert err.count("\n") == 1
     assert (here / "other.pt").read_bytes() == b"no weights"
+
+
+def test_a_model_of_another_script_is_named(compared, here, capsys):
+    kept = torch.load(compared[0] / "tiny.pt", weights_only=True)
+    kept["weights"]["a.renamed.one"] = kept["weights"].popitem()[1]
+    torch.save(kept, here / "other.pt")
+    assert quantization.main(["other.pt"]) == 2
+    assert "kept with another train_gpt.py" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

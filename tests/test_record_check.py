@@ -8,14 +8,15 @@ import math
 import statistics
 from pathlib import Path
 
-import challenge
 import pytest
+from scipy import stats
+
+import challenge
 import record_text
 import run_logs
 from checks import Check, guarded
 from record_check import check_fields, check_files, check_seeds, check_statistics
 from record_folder import log_paths
-from scipy import stats
 from tiny_record import COMMITTED
 
 LOGS = [run_logs.Log(path) for path in log_paths(COMMITTED)]

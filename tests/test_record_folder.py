@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 import record_folder
 from commands import BadInput
 from run_logs import Log

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 import run_logs
 from run_logs import LABELS, Log
 

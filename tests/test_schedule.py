@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_settings
 from torch import Tensor
 
+from conftest import tiny_settings
 from train_gpt import PRESETS, Schedule, Settings, StepPlan, WeightAverage
 
 # ---- Progress and scale

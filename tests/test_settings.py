@@ -10,11 +10,11 @@ import subprocess
 import sys
 
 import pytest
-import settings_table
 import torch
-from conftest import ROOT
 
+import settings_table
 import train_gpt
+from conftest import ROOT
 from train_gpt import (
     GPT,
     PRESETS,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import significance
 from scipy import stats
+
+import significance
 from significance import Estimate
 
 

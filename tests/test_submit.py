@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import audit
 import challenge
 import faulty_scripts
-import pytest
 import submit
 from audit_processes import Processes
 from conftest import ROOT

@@ -19,6 +19,8 @@ from signal import SIGINT, SIGTERM
 
 import pytest
 import torch
+
+import train_gpt
 from conftest import VOCAB_SIZE
 from runs import (
     MACHINE,
@@ -31,10 +33,8 @@ from runs import (
     send_together,
     signals_at,
 )
-from trainers import ManualClock, build_trainer
-
-import train_gpt
 from train_gpt import ARTIFACT_NAME, Evaluator, Runtime, StepPlan, StopSignals, Trainer, UserError
+from trainers import ManualClock, build_trainer
 
 pytest_plugins = ["run_fixtures"]
 

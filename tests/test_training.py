@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB_SIZE, quiet, stir, tiny_model, tiny_settings, write_shard
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import train_gpt
+from conftest import VOCAB_SIZE, quiet, stir, tiny_model, tiny_settings, write_shard
 from train_gpt import (
     IGNORED,
     BatchPlan,

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+
 from commands import BadInput
 from workers import Workers, cores
 

@@ -15,11 +15,10 @@ import sys
 from pathlib import Path
 
 import audit
+import train_gpt
 from conftest import ROOT, VOCAB_SIZE
 from run_logs import LABELS, Log
 from tiny_runs import PATIENCE
-
-import train_gpt
 
 COMMITTED = ROOT / "records/track_pocket/2026-11-22_DefaultConfiguration"
 ARTIFACT = "final_model.int6.ptz"

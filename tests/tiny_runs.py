@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, VOCAB_SIZE
-
 import train_gpt
+from conftest import ROOT, VOCAB_SIZE
 
 # Seconds after which a call has failed: a busy machine needs many of them.
 PATIENCE = 900.0

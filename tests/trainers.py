@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import VOCAB_SIZE, quiet, tiny_settings
 
 import train_gpt
+from conftest import VOCAB_SIZE, quiet, tiny_settings
 from train_gpt import Runtime, Trainer, TrainingRows
 
 
