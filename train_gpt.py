@@ -260,11 +260,13 @@ class Settings:
 
     # ---- The artifact.
     quant: str = of_artifact(
-        "fit", "fit: steps that spend the cap; rows: int6 rows", choices=("fit", "rows")
+        "fit",
+        "fit: quantization steps that fill the cap; rows: one step a row",
+        choices=("fit", "rows"),
     )
     int5_mlp: str = of_artifact(
         "auto",
-        "1: QUANT=rows with int5 in the MLP; 0: with int6 everywhere; auto: as QUANT says",
+        "QUANT=rows: 1: int5 in the MLP, int6 elsewhere; 0 or auto: int6",
         choices=("auto", "0", "1"),
     )
     codec: str = of_artifact("rans", "what codes are compressed with", choices=("rans", "zstd"))
@@ -319,8 +321,8 @@ class Settings:
         return self.train_batch_tokens // self.train_seq_len
 
 
-# What a preset sets, by name of the setting; for the rest it has the defaults. The two entries name
-# what their run commands named, so that they stay as published when a default changes.
+# What a preset sets, by name of the setting; for the rest it has the defaults. The two entries set
+# what their run commands named, also where that is the default today.
 PRESETS: dict[str, dict] = {
     "record": {},
     # For two CPU cores, which take hundreds of steps, not 7,000: momentum must forget within 20
@@ -665,9 +667,10 @@ def attend_sdpa(inputs: AttentionInputs) -> Tensor:
 def attend_blocked(inputs: AttentionInputs) -> Tensor:
     """Plain products for CPUs, block of queries by block, each with just the keys up to its end.
 
-    2.6 times as fast as SDPA on two cores: nearly half of the products are never made, and a
-    compiler fuses the rest. Queries that share a key head become rows of one product; weights are
-    normalized after their product with the values, which is smaller.
+    Compiled, it is 2.6 times as fast as SDPA on two cores with 256 positions: a quarter of the
+    products are never made (44% from 1,024 positions on), and the compiler fuses the rest. Queries
+    that share a key head become rows of one product; weights are normalized after their product
+    with the values, which is smaller.
     """
     batch, length, heads, head_dim = inputs.queries.shape
     kv_heads = inputs.keys.size(2)
@@ -715,7 +718,7 @@ ATTENTION_BACKENDS: dict[str, Callable[[AttentionInputs], Tensor]] = {
 class Context(NamedTuple):
     """What all blocks of one forward pass share."""
 
-    # The normed embeddings, memory tokens first: (batch, positions, model_dim).
+    # The embeddings, normed and blended, memory tokens first: (batch, positions, model_dim).
     embedding: Tensor
     # The tokens of the text, without memory tokens: int64 (batch, tokens).
     tokens: Tensor
@@ -726,7 +729,7 @@ class Context(NamedTuple):
 def norm(x: Tensor) -> Tensor:
     """RMSNorm without weights over the last dimension, in x's type.
 
-    The type is said, since under CUDA autocast torch 2.12 and newer return float32.
+    The type is said, since under a caller's CUDA autocast torch 2.12 and newer return float32.
     """
     return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
 
@@ -940,9 +943,8 @@ class SmearGate(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x (batch, tokens, dim) and its tokens (batch, tokens) -> x, blended."""
         before = torch.cat((x[:, :1], x[:, :-1]), dim=1)
-        gate = torch.sigmoid(self.gate).to(x.dtype)
-        is_open = (tokens != BOS)[..., None]
-        return x + gate * is_open * (before - x)
+        blended = x + torch.sigmoid(self.gate).to(x.dtype) * (before - x)
+        return torch.where((tokens == BOS)[..., None], x, blended)
 
 
 class BigramHash(nn.Module):
@@ -1016,7 +1018,7 @@ class SkipConnections(nn.Module):
 class Backout(nn.Module):
     """At the end, subtract lambda times the middle state: x <- x - lambda * middle (#339).
 
-    What the encoder half had to write into the stream for later blocks need not reach the output.
+    What earlier blocks wrote into the stream for later blocks need not reach the output.
     """
 
     parameter_roles = {"amount": "vector"}
@@ -1238,7 +1240,7 @@ ROLES: dict[str, Role] = {
     "tied_embedding":    Role("adamw",   "tied_embed_lr",  "adam_wd",    "float16",  "fitted"),
     "embedding":         Role("adamw",   "embed_lr",       "adam_wd",    "float16",  "fitted"),
     "head":              Role("adamw",   "head_lr",        "adam_wd",    "float16",  "fitted"),
-    # Few gradients reach memory tokens; decay would shrink them to nothing (#351).
+    # No decay on memory tokens (#351): they are normed where they are used.
     "memory":            Role("adamw",   "tied_embed_lr",  None,         "float16",  "fitted"),
     "vector":            Role("adamw",   "scalar_lr",      "adam_wd",    "float16",  "float16"),
     "mtp_head":          Role("adamw",   "head_lr",        "adam_wd",    None,       None),
@@ -1293,7 +1295,7 @@ class MuonBatch(NamedTuple):
     parameters: list[nn.Parameter]
     # This rank's share of them, and their momentum: float32 (share, rows, columns).
     mine: list[nn.Parameter]
-    velocity: Tensor
+    momentum_buffer: Tensor
     # Factor of the learning rate for each matrix, by its shape: (parameters, 1, 1).
     shape_factors: Tensor
     learning_rate: float
@@ -1319,22 +1321,22 @@ class Muon:
         for (shape, learning_rate, weight_decay), parameters in alike.items():
             share = -(-len(parameters) // runtime.world_size)
             mine = parameters[runtime.rank * share : (runtime.rank + 1) * share]
-            velocity = torch.zeros(share, *shape, device=runtime.device)
+            momentum_buffer = torch.zeros(share, *shape, device=runtime.device)
             # Jordan's factor: the columns of an orthogonal tall matrix have norm 1, its rows less.
             factors = [max(1.0, p.size(0) / p.size(1)) ** 0.5 for p in parameters]
             factors = torch.tensor(factors, device=runtime.device)[:, None, None]
             self.batches.append(
-                MuonBatch(parameters, mine, velocity, factors, learning_rate, weight_decay)
+                MuonBatch(parameters, mine, momentum_buffer, factors, learning_rate, weight_decay)
             )
 
     def updates_of_share(self, batch: MuonBatch, momentum: float) -> Tensor:
         """Advance the momentum of this rank's share; its orthogonal updates."""
-        updates = torch.zeros_like(batch.velocity, dtype=self.runtime.dtype)
+        updates = torch.zeros_like(batch.momentum_buffer, dtype=self.runtime.dtype)
         count = len(batch.mine)
         if count:
             gradients = torch.stack([as_wide(parameter.grad) for parameter in batch.mine])
-            batch.velocity[:count].lerp_(gradients, 1 - momentum)
-            gradients.lerp_(batch.velocity[:count], momentum)
+            batch.momentum_buffer[:count].lerp_(gradients, 1 - momentum)
+            gradients.lerp_(batch.momentum_buffer[:count], momentum)
             updates[:count] = newton_schulz(gradients, self.iterations, self.runtime.dtype)
         return updates
 
@@ -1354,21 +1356,21 @@ class Muon:
             changes = updates[: len(batch.parameters)] * (learning_rate * batch.shape_factors)
             torch._foreach_sub_([as_wide(p) for p in batch.parameters], list(changes))
 
-    def momenta(self) -> list[Tensor]:
+    def momentum_buffers(self) -> list[Tensor]:
         """The momentum of each batch on every rank, (parameters, rows, columns) each."""
-        under_way = [self.runtime.gather(batch.velocity) for batch in self.batches]
-        momenta = []
+        under_way = [self.runtime.gather(batch.momentum_buffer) for batch in self.batches]
+        momentum_buffers = []
         for batch, (whole, wait) in zip(self.batches, under_way, strict=True):
             wait()
-            momenta.append(whole[: len(batch.parameters)].clone())
-        return momenta
+            momentum_buffers.append(whole[: len(batch.parameters)].clone())
+        return momentum_buffers
 
-    def load(self, momenta: list[Tensor]) -> None:
-        """Take this rank's share of what momenta() gave, on any number of ranks."""
-        for batch, whole in zip(self.batches, momenta, strict=True):
-            first = self.runtime.rank * len(batch.velocity)
+    def load(self, momentum_buffers: list[Tensor]) -> None:
+        """Take this rank's share of what momentum_buffers() gave, on any number of ranks."""
+        for batch, whole in zip(self.batches, momentum_buffers, strict=True):
+            first = self.runtime.rank * len(batch.momentum_buffer)
             count = len(batch.mine)
-            batch.velocity[:count] = whole[first : first + count]
+            batch.momentum_buffer[:count] = whole[first : first + count]
 
 
 def flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
@@ -1499,8 +1501,8 @@ class Schedule:
     def plan(self, step: int, progress: float) -> StepPlan:
         """What holds during `step`, counted from 0. Every phase of a run is a line here.
 
-        Late QAT begins at the first step whose scale is under its threshold. Costs and weights are
-        sampled in all steps whose scale is under theirs.
+        Late QAT begins at the first step whose scale is under its threshold. Under theirs, costs
+        are sampled in every step, and weights every `average_every` steps.
         """
         s = self.settings
         scale = self.scale(step, progress)
@@ -1825,7 +1827,8 @@ class ByteTable:
 
     def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Bytes of each target after the token before it, int64, in the arguments' shape."""
-        return self.bytes[targets] - (self.stripped[targets] & self.begins_document[previous])
+        loses_space = self.stripped[targets] & self.begins_document[previous]
+        return np.where(loses_space, self.bytes[targets] - 1, self.bytes[targets])
 
     def count_at(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Bytes of the tokens at these positions of a text, int64, in the positions' shape.
@@ -1848,17 +1851,8 @@ INT13 = 4095
 Grid = dict[str, tuple[Tensor, Tensor]]
 
 
-def stored_parameters(model: GPT, quant: str) -> dict[str, nn.Parameter]:
-    """The parameters that an artifact holds, in its order."""
-    parameters = {}
-    for name, role in model.roles().items():
-        if ROLES[role].stored(quant) is not None:
-            parameters[name] = model.get_parameter(name)
-    return parameters
-
-
 def storage_of(model: GPT, quant: str) -> dict[str, HalfStorage | CodeStorage]:
-    """How each parameter of an artifact is stored, in its order."""
+    """How each parameter that an artifact holds is stored, in its order."""
     storage = {}
     for name, role in model.roles().items():
         kind = ROLES[role].stored(quant)
@@ -1867,14 +1861,18 @@ def storage_of(model: GPT, quant: str) -> dict[str, HalfStorage | CodeStorage]:
     return storage
 
 
+def stored_parameters(model: GPT, quant: str) -> dict[str, nn.Parameter]:
+    """The parameters that an artifact holds, in its order."""
+    return {name: model.get_parameter(name) for name in storage_of(model, quant)}
+
+
 def coded_parameters(model: GPT, quant: str) -> dict[str, nn.Parameter]:
-    """The matrices that are stored as codes."""
-    storage = storage_of(model, quant)
-    return {
-        name: parameter
-        for name, parameter in stored_parameters(model, quant).items()
-        if storage[name].coded
-    }
+    """The matrices of these that are stored as codes."""
+    parameters = {}
+    for name, storage in storage_of(model, quant).items():
+        if storage.coded:
+            parameters[name] = model.get_parameter(name)
+    return parameters
 
 
 def quantize(weight: Tensor, row_steps: Tensor, column_steps: Tensor) -> Tensor:
@@ -1983,7 +1981,7 @@ class Fit:
 
             row_steps = half_octaves(row_costs.rsqrt())
             column_steps = half_octaves(factor.diagonal())
-            # 0.7: rounding to half octaves takes up to a quarter; feedback moves weights further.
+            # 0.7: rounding may lower a step by a quarter octave (16%); the rest is for feedback.
             finest = half_octaves((weight.abs() / column_steps).amax(1) / (0.7 * INT13))
             finest = finest.clamp(min=2.0**-20)
             self.steps[name] = FittedSteps(row_steps, column_steps, finest)
@@ -2137,12 +2135,15 @@ MOST_BYTES = 1 << 28
 
 Compress = Callable[[bytes], bytes]
 
-# rANS: states that take turns, bits of a frequency, tables, and symbols (codes + INT13).
+# Of rANS: states that take turns.
 LANES = 256
+# The frequencies of a context sum to 2 ** FREQUENCY_BITS.
 FREQUENCY_BITS = 15
+# Contexts, each with frequencies of its own.
 CONTEXTS = 48
+# Symbols are codes + INT13; one more, so that their number is even.
 ALPHABET = 2 * INT13 + 2
-# The same and more as the coder computes with them.
+# numpy's 64-bit numbers, as states are.
 FREQUENCY_MASK = np.uint64((1 << FREQUENCY_BITS) - 1)
 FREQUENCY_SHIFT = np.uint64(FREQUENCY_BITS)
 WORD_BITS = np.uint64(32)
@@ -2172,7 +2173,7 @@ def join_planes(planes: memoryview, dtype: str) -> np.ndarray:
 def levels_of(codes: np.ndarray) -> np.ndarray:
     """The mean size of a matrix's rows and columns, in half octaves, int8 (rows + columns,).
 
-    Of rows over the mean of the matrix, of columns as it is.
+    Levels of rows are relative to the matrix's mean, those of columns are absolute.
     """
     size = np.abs(codes).astype(np.float32) + 1e-3
     means = np.append(size.mean(1) / size.mean(), size.mean(0))
@@ -2202,7 +2203,7 @@ def frequencies_of(contexts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     left = whole - rare.sum(1, keepdims=True)
     frequencies = np.maximum(counts * left // total, counts > 0)
     # What rounding leaves goes to the commonest symbol of each context that is used.
-    rest = counts.any(1) * whole - frequencies.sum(1)
+    rest = np.where(counts.any(1), whole, 0) - frequencies.sum(1)
     frequencies[np.arange(CONTEXTS), frequencies.argmax(1)] += rest
     return frequencies
 
@@ -2228,7 +2229,7 @@ def encode_rans(matrices: list[np.ndarray], compress: Compress) -> bytes:
         frequency = frequencies[pick].astype(np.uint64)
         end = ends[pick].astype(np.uint64)
         state = states[: len(frequency)]
-        # A state that the symbol would push over 64 bits gives a word first.
+        # A state that the symbol would bring to 2 ** 63 or more gives a word first.
         full = state >> (np.uint64(63) - FREQUENCY_SHIFT) >= frequency
         words.append(state[full].astype("<u4"))
         state[full] >>= WORD_BITS
@@ -2326,7 +2327,7 @@ def pack(
         numbers = storage[name].halves(parameter, grid, name).half().cpu().numpy()
         require(
             np.isfinite(numbers).all(),
-            f"{name} is beyond float16: it has diverged; none was written",
+            f"{name} is beyond float16: it has diverged; no artifact was written",
         )
         halves.append(numbers)
     text = json.dumps({**manifest, "quant": settings.quant}, sort_keys=True).encode()
@@ -2378,26 +2379,27 @@ class CapSearch:
         # How far the multiplier moves if a file shall shrink from the budget to 45% of it.
         self.stride = fit.log2_multiplier(0.45 * budget) - fit.log2_multiplier(budget)
 
-    def excess(self) -> float:
-        """Bytes of the last file over the aim."""
-        return len(self.tried[self.log2_multiplier]) - self.AIM * self.budget
+    def add(self, data: bytes) -> None:
+        """Take the file that the multiplier gave, and choose the multiplier to try next."""
+        self.tried[self.log2_multiplier] = data
+        excess = len(data) - self.AIM * self.budget
+        is_near = abs(excess) <= self.NEAR * self.budget
+        if not is_near and len(self.tried) < self.MOST_TRIES:
+            self.log2_multiplier = self.next_multiplier(excess)
 
-    def goes_on(self) -> bool:
-        """Whether there is another multiplier to try, which is then in `log2_multiplier`."""
-        if len(self.tried) >= self.MOST_TRIES or abs(self.excess()) <= self.NEAR * self.budget:
-            return False
-        self.log2_multiplier = self.next_multiplier()
-        return self.log2_multiplier not in self.tried
+    def is_done(self) -> bool:
+        """Whether there is no other multiplier to try."""
+        return self.log2_multiplier in self.tried
 
-    def next_multiplier(self) -> float:
-        """The multiplier to try next."""
+    def next_multiplier(self, excess: float) -> float:
+        """The multiplier to try after a file that is so many bytes over the aim."""
         over = [tried for tried, data in self.tried.items() if len(data) > self.budget]
         under = [tried for tried, data in self.tried.items() if len(data) <= self.budget]
         if over and under:
             nearest = [max(over), min(under)]
             sizes = [-len(self.tried[tried]) for tried in nearest]
             return float(np.interp(-self.AIM * self.budget, sizes, nearest))
-        step = 2 ** len(self.tried) * self.stride * self.excess() / self.budget
+        step = 2 ** len(self.tried) * self.stride * excess / self.budget
         # No finer than is of use; with steps 2^30 times as coarse all codes are 0.
         return min(max(self.log2_multiplier + step, self.finest), self.finest + 30)
 
@@ -2418,12 +2420,10 @@ def pack_under_cap(
     if fit is None:
         return pack_rows(model, settings, manifest)
     search = CapSearch(fit, max(budget, 1))
-    while True:
+    while not search.is_done():
         grid = fit.grid(search.log2_multiplier)
-        data = pack(model, fit.codes(grid), grid, manifest, settings)
-        search.tried[search.log2_multiplier] = data
-        if not search.goes_on():
-            return search.result()
+        search.add(pack(model, fit.codes(grid), grid, manifest, settings))
+    return search.result()
 
 
 def write_atomically(path: Path, *parts: bytes) -> None:
@@ -2663,7 +2663,7 @@ class Evaluator:
 
     def score_batch(self, model: GPT, batch: WindowBatch, totals: Tensor) -> None:
         """Add a batch's nats, bytes and targets to the totals, float64 (3,) on the device."""
-        totals[1] += int((batch.bytes * batch.is_scored).sum())
+        totals[1] += int(batch.bytes[batch.is_scored].sum())
         totals[2] += int(batch.is_scored.sum())
         device = self.runtime.device
         inputs = torch.from_numpy(batch.inputs).to(device)
@@ -2671,7 +2671,7 @@ class Evaluator:
         positions = torch.from_numpy(batch.positions).to(device)
         is_scored = torch.from_numpy(batch.is_scored).to(device)
         losses = self.token_losses(model, inputs, targets, positions)
-        totals[0] += (losses.double() * is_scored).sum()
+        totals[0] += torch.where(is_scored, losses.double(), 0.0).sum()
 
     def report(self, totals: Tensor, before: float, done: float, seconds: float) -> None:
         """A line at each tenth of the windows, with the score so far and the seconds left."""
@@ -2760,6 +2760,10 @@ def bfloat16_features_of_cpu() -> list[str]:
     return [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
 
 
+def no_wait() -> None:
+    """Wait for nothing: what a lone process gathers is there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Runtime:
     """Where this process runs and with what; `reasons` says how each choice was made."""
@@ -2797,7 +2801,7 @@ class Runtime:
     def gather(self, share: Tensor) -> tuple[Tensor, Callable[[], object]]:
         """The shares of all ranks one after the other, and a function that waits for them."""
         if self.world_size == 1:
-            return share, lambda: None
+            return share, no_wait
         whole = share.new_empty(self.world_size * len(share), *share.shape[1:])
         return whole, start_all_gather(whole, share).wait
 
@@ -3016,7 +3020,7 @@ class Logger:
 class StopSignals:
     """SIGTERM and Ctrl-C end a run at once or, while they are held, when they are released.
 
-    A training step holds them, so that a checkpoint can be written before the run ends.
+    With CHECKPOINT_EVERY training holds them, so that a checkpoint is written before the run ends.
     """
 
     # Launchers send a signal twice within moments. One that comes later than this many seconds is
@@ -3087,7 +3091,7 @@ def training_loss(
     tokens: Tensor,
     targets: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """GPT.forward; with a grid for the coded weights, on about what will be read back (late QAT).
+    """GPT.forward; with a grid, on fake-quantized coded weights (late QAT).
 
     The switch is an argument, for which torch.compile makes a graph of its own. An attribute of a
     class was folded into the first graph, and late QAT never began (#1032).
@@ -3219,7 +3223,7 @@ class Trainer:
             fit=self.fit.state() if self.fit is not None else None,
             weights=[p.detach().clone() for p in self.model.parameters()],
             random=torch.get_rng_state(),
-            muon=self.optimizer.muon.momenta(),
+            muon=self.optimizer.muon.momentum_buffers(),
             adamw=self.optimizer.adamw.state_dict(),
         )
 
@@ -3270,7 +3274,8 @@ class Trainer:
     def begin_late_qat(self, scale: float) -> None:
         """From now on train on the weights about as they will be read back.
 
-        QUANT=fit has its costs of the steps so far; without any, all steps are equal.
+        With QUANT=fit the grid follows from the costs sampled so far. Without samples all
+        quantization steps are equal.
         """
         s = self.settings
         if self.fit is None:
@@ -3428,7 +3433,7 @@ def find_checkpoint(run_id: str) -> tuple[str, bytes]:
 
 
 def read_checkpoint(data: bytes, device: torch.device) -> dict:
-    """The state in a checkpoint, empty of b"": plain values and tensors, no code."""
+    """A checkpoint's state, {} for b"": plain values and tensors, no code."""
     if not data:
         return {}
     return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
@@ -3448,6 +3453,10 @@ def build_model(settings: Settings, runtime: Runtime) -> GPT:
 def digest_of(path: Path) -> str:
     """The SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# The passes over the artifact that was read back, by their labels in log and results.
+FINAL_PASSES = {"final_int6_roundtrip": "plain", "final_int6_sliding_window": "sliding"}
 
 
 class Run:
@@ -3703,21 +3712,16 @@ class Run:
 
     def score_artifact(self, model: GPT) -> None:
         """Score a model that was read from an artifact. Both scores are final, or neither is."""
-        for label, kind in (
-            ("final_int6_roundtrip", "plain"),
-            ("final_int6_sliding_window", "sliding"),
-        ):
+        for label, kind in FINAL_PASSES.items():
             self.results[label] = self.stage(label, self.score, model, kind)._asdict()
         self.finish()
 
     # ---- The end
     def final_scores(self) -> dict[str, Score]:
         """The scores of the artifact by their labels."""
-        scores = {}
-        for name, result in self.results.items():
-            if name.startswith("final_"):
-                scores[name] = Score(**result)
-        return scores
+        return {
+            label: Score(**self.results[label]) for label in FINAL_PASSES if label in self.results
+        }
 
     def compliance(self, scores: dict[str, Score]) -> dict:
         """What makes the score valid, as far as the run itself knows."""
@@ -3742,17 +3746,12 @@ class Run:
     def finish(self) -> None:
         """What was checked, the scores, and all results for programs.
 
-        Evaluation's clock has all passes over the validation text after training. Packing, which
-        reads no data, is on neither clock.
+        Evaluation's clock counts reading the artifact back and all passes over the validation text
+        after training. Packing, which reads no data, is on neither clock.
         """
         results = self.results
         scores = self.final_scores()
-        eval_stages = (
-            "pre_quantization",
-            "reading",
-            "final_int6_roundtrip",
-            "final_int6_sliding_window",
-        )
+        eval_stages = ("pre_quantization", "reading", *FINAL_PASSES)
         results["eval_seconds"] = sum(self.stages.get(name, 0.0) for name in eval_stages)
         results["peak_memory_bytes"] = self.runtime.peak_memory_bytes()
         results["compliance"] = self.compliance(scores)
@@ -3841,7 +3840,7 @@ def start(environment: Mapping[str, str]) -> None:
     elif resumes:
         run_id, checkpoint = find_checkpoint(environment.get("RUN_ID", ""))
         state = read_checkpoint(checkpoint, torch.device("cpu"))
-        # Of another script, which is refused later, settings may be unknown here.
+        # The checkpoint of another script, which Run.resume refuses later, may have other settings.
         for name, value in state.get("settings", {}).items():
             if hasattr(Settings, name):
                 stored[name] = value

@@ -343,11 +343,11 @@ def plain_muon(
     weight: Tensor, gradients: list[Tensor], rates: list[float], momenta: list[float], decay: float
 ) -> Tensor:
     """Muon of one matrix as published: momentum, Nesterov, five iterations, scaled step."""
-    velocity = torch.zeros_like(weight)
+    momentum_buffer = torch.zeros_like(weight)
     tall = math.sqrt(max(1, weight.size(0) / weight.size(1)))
     for gradient, rate, momentum in zip(gradients, rates, momenta, strict=True):
-        velocity = momentum * velocity + (1 - momentum) * gradient
-        x = (1 - momentum) * gradient + momentum * velocity
+        momentum_buffer = momentum * momentum_buffer + (1 - momentum) * gradient
+        x = (1 - momentum) * gradient + momentum * momentum_buffer
         x = x / x.norm()
         for _ in range(5):
             gram = x @ x.T
