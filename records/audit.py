@@ -46,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        # One of the auditor's own processes. Its folder holds no more modules than these need.
+        # One of the auditor's own processes. Its folder holds no more modules than these need, and
+        # they shall look for packages nowhere beside it.
+        sys.path.pop()
         from audit_worker import run_worker
 
         sys.exit(run_worker(sys.argv[2]))
