@@ -20,7 +20,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from commands import BadInput, Parser, command, packages_from
 
@@ -34,6 +33,7 @@ with packages_from("data/requirements.txt"):
     from scan import Counts, Pieces, Scan, hashes, whole_documents
     from shards import BOS_ID, count_tokens
     from tokenizer import lacks
+    from verdicts import Check
 
 SPLITS = ("train", "val")
 BATCH_DOCUMENTS = 1000
@@ -54,14 +54,6 @@ FINEWEB_TARGETS = 62_021_632
 FINEWEB_DOCUMENTS = 50_000
 FINEWEB_BYTES = 151_080_000
 FINEWEB_TOLERANCE = 0.0005
-
-
-class Check(NamedTuple):
-    """One line of the table; `passed` is None for what is only said, or not checked."""
-
-    name: str
-    passed: bool | None
-    figure: str
 
 
 # ---- What to check

@@ -31,7 +31,7 @@ repository, stand in the `with` block; those of the standard library stand above
 records/ puts data/ on the path first:
 
     # The commands share modules of data/.
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
+    sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "data"))
 
 A function that finds something wrong that people can mend raises BadInput. Modules that are
 imported, and are no commands themselves, import what they need plainly.
@@ -100,14 +100,14 @@ def packages_from(requirements: str) -> Iterator[None]:
 
 
 def command(
-    stopped: str = "interrupted",
+    stopped: str = "interrupted", stopped_status: int | None = None
 ) -> Callable[[Callable[[list[str] | None], int | None]], Callable[[list[str] | None], int]]:
     """Decorate a command's main(arguments), so that it ends with one line instead of a traceback.
 
     - It returns a status, or None for 0: the exit status is that.
     - BadInput, or an OSError such as a full disk: `error: ...`, and the exit status is 2.
-    - SIGINT (Ctrl-C) or SIGTERM: the line `stopped`, and the exit status is 128 and the signal's
-      number (130, 143).
+    - SIGINT (Ctrl-C) or SIGTERM: the line `stopped`, and the exit status is `stopped_status`, or
+      without it 128 and the signal's number (130, 143).
 
     Within main() both signals raise Stopped, which is a KeyboardInterrupt; uninterrupted() puts
     them off.
@@ -130,6 +130,8 @@ def command(
                 return 2
             except KeyboardInterrupt as error:
                 say(stopped)
+                if stopped_status is not None:
+                    return stopped_status
                 number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
                 return 128 + number
             finally:

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from tqdm import tqdm
 
 from commands import STOPPING, BadInput
+from cores import usable_cores
 
 # Windows waits for 64 things at a time, of which Python needs some itself.
 MOST_ON_WINDOWS = 61
@@ -23,10 +24,7 @@ MOST_ON_WINDOWS = 61
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    # Only Linux tells which cores a process is bound to.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(usable_cores())
 
 
 def prepare_worker() -> None:

@@ -48,7 +48,7 @@ import sys
 from pathlib import Path
 
 # The commands share modules of data/.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "data"))
 
 from commands import BadInput, Parser, command, packages_from, say
 

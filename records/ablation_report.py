@@ -14,7 +14,7 @@ from ablation_plan import Ablation, PlannedRun
 from commands import BadInput, described
 from files import write_atomically
 from leaderboard import RECORDS, split_readme, update_leaderboard
-from markdown import table
+from markdown_table import table
 from record_folder import workspace
 
 # Below this p an effect counts as sure in the report's summary; so does an interval without 0.
@@ -89,7 +89,10 @@ def results_table(rows: list[Row]) -> list[str]:
 def circumstances(ablation: Ablation, outcomes: list[Outcome]) -> dict:
     """What the figures were made with, by the runs' own logs where these know it."""
     done = [outcome for outcome in outcomes if outcome.finished]
-    data, validation, device, versions = set(), set(), set(), set()
+    data = set()
+    validation = set()
+    device = set()
+    versions = set()
     for outcome in done:
         data.add(outcome.data)
         validation.add(f"{outcome.val_targets:,} targets, {outcome.val_bytes:,} bytes of text")

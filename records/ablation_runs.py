@@ -21,6 +21,7 @@ from filelock import FileLock
 from ablation_outcomes import Outcome, read_outcome, read_results
 from ablation_plan import Ablation, PlannedRun
 from commands import BadInput, described, say
+from cores import usable_cores
 from run_logs import progress
 
 # Seconds from asking a run to end until it is killed. torchrun gives its workers 30.
@@ -65,13 +66,6 @@ def visible_gpus() -> list[str]:
         return []
     count = len(re.findall(r"^GPU \d+:", listed, re.M))
     return [str(number) for number in range(count)]
-
-
-def usable_cores() -> list[int]:
-    """The cores that this process may use, all of them where the system does not say."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def is_torchrun(launcher: list[str]) -> bool:

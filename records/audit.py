@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 
 # The commands share modules of data/.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "data"))
 from commands import command, packages_from
 
 
@@ -48,8 +48,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         # One of the auditor's own processes. Its folder holds no more modules than these need, and
         # they shall look for packages nowhere beside it.
-        sys.path.pop()
-        from audit_worker import run_worker
+        del sys.path[1]
+        with packages_from("requirements.txt"):
+            from audit_worker import run_worker
 
         sys.exit(run_worker(sys.argv[2]))
     sys.exit(main())

@@ -13,6 +13,7 @@ from audit_submission import check_submission
 from audit_verdicts import ArtifactAudit, Wishes
 from checks import CHECKS, Check, guarded, print_table
 from commands import BadInput, Parser, say
+from files import write_atomically
 from manifest import Data
 from record_folder import Entry, data_of, find_entries, logs_by_seed
 from run_logs import Log
@@ -171,6 +172,6 @@ def run(arguments: list[str] | None, description: str) -> int:
     print_table(checks)
     if options.json:
         rows = [check._asdict() for check in checks]
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_atomically(options.json, f"{json.dumps(rows, indent=1)}\n".encode())
     failed = any(check.passed is False for check in checks)
     return int(failed)

@@ -16,6 +16,7 @@ import numpy as np
 
 from audit_text import remove_validation
 from commands import say
+from cores import usable_cores
 from manifest import ROOT, Data
 from record_folder import Entry
 from shards import header
@@ -34,14 +35,8 @@ MODULES = (
 )
 ARTIFACT = "final_model.int6.ptz"
 # Of the environment a process gets these and no more: variables are settings of the script.
-KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH")
-
-
-def usable_cores() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+# The last two are those without which nothing starts on Windows.
+KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "USERPROFILE")
 
 
 def shard_of(tokens: np.ndarray) -> bytes:
@@ -84,9 +79,10 @@ class Processes:
         self.seed = seed
         self.folder = folder
         # Two processes run side by side.
-        self.threads = max(1, usable_cores() // 2)
+        self.threads = max(1, len(usable_cores()) // 2)
         self.stopped: list[str] = []
         self.running: list[subprocess.Popen] = []
+        self.ends = False
 
     def forbidden(self) -> list[str]:
         """Folders that the script must not read: repository, data, record, and other processes'."""
@@ -166,6 +162,9 @@ class Processes:
                 stderr=subprocess.STDOUT,
             )
             self.running.append(process)
+            if self.ends:
+                # stop() came between its start and now.
+                process.kill()
             try:
                 process.wait(timeout=300 + 4 * self.seconds)
             except subprocess.TimeoutExpired:
@@ -173,7 +172,8 @@ class Processes:
                 process.wait()
 
     def stop(self) -> None:
-        """End all processes that still run."""
+        """End all processes that still run, and those that another thread is about to start."""
+        self.ends = True
         for process in self.running:
             process.kill()
 

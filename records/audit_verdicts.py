@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from audit_log import check_log
-from audit_processes import Processes, Result, usable_cores
+from audit_processes import Processes, Result
 from audit_text import Text, read_validation
 from challenge import CAP
 from checks import CHECKS, Check, guarded
 from commands import BadInput
+from cores import usable_cores
 from manifest import Data, read_manifest
 from record_folder import Entry
 from run_logs import LABELS, Log, Score
@@ -71,7 +72,7 @@ class ArtifactAudit:
         self.text = Text(data.tokenizer)
         self.tokens = read_text(data, self.text)
         self.began = time.perf_counter()
-        self.seconds = 60 * wishes.minutes * min(1, usable_cores() / 2)
+        self.seconds = 60 * wishes.minutes * min(1, len(usable_cores()) / 2)
         self.generator = np.random.default_rng(wishes.seed)
         variables = dict(
             COMPILE="0",
@@ -93,12 +94,12 @@ class ArtifactAudit:
                 scoring = beside.submit(self.processes.run, "score", self.tokens, seconds=seconds)
             try:
                 made = self.checked()
+                if scoring is not None:
+                    made["score"] = guarded("score", self.check_score, scoring.result())
             except BaseException:
                 # Nobody waits for the score any more.
                 self.processes.stop()
                 raise
-            if scoring is not None:
-                made["score"] = guarded("score", self.check_score, scoring.result())
         stopped = self.processes.stopped
         if stopped:
             figure = f"was stopped {len(stopped)} times: {stopped[0]}"

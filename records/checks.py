@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from commands import described
+from verdicts import Check
 
 # The auditor's checks, in the order of its table, by the names that --only takes.
 CHECKS = (
@@ -20,17 +20,6 @@ CHECKS = (
     "log",
     "submission",
 )
-
-
-class Check(NamedTuple):
-    """The verdict of a check: its name, whether it passed, and what was found on how much.
-
-    `passed` is None where nothing could be checked.
-    """
-
-    name: str
-    passed: bool | None
-    figure: str
 
 
 class Tally:

@@ -10,7 +10,7 @@ from challenge import CHALLENGE
 from commands import BadInput, described
 from files import write_atomically
 from manifest import ROOT
-from markdown import table
+from markdown_table import table
 
 RECORDS = ROOT / "records"
 # The tables stand between these lines of README.md.

@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 # The commands share modules of data/. The script whose parts are compared is imported, too.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "data"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from commands import BadInput, Parser, command, packages_from
 

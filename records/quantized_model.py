@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import time
@@ -14,6 +15,7 @@ import torch
 
 import train_gpt
 from commands import BadInput
+from files import write_atomically
 from train_gpt import Fit, Grid
 
 # Of a trained model, in its file. `rows` and `columns` are what an error costs, by training.
@@ -37,9 +39,9 @@ def trained(path: Path) -> dict:
     if path.exists():
         return read_kept(path)
     kept = train()
-    partial = path.with_suffix(".partial")
-    torch.save(kept, partial)
-    os.replace(partial, path)
+    file = io.BytesIO()
+    torch.save(kept, file)
+    write_atomically(path, file.getvalue())
     return kept
 
 
@@ -149,13 +151,19 @@ class Comparison:
     def pack(self, grid: Grid, codes: Codes | None = None) -> Maker:
         """A maker of artifacts from steps and codes, by default the nearest."""
         codes = codes or self.nearest(grid)
-        return lambda settings: train_gpt.pack(self.model, codes, grid, self.manifest, settings)
+
+        def make(settings: train_gpt.Settings) -> bytes:
+            return train_gpt.pack(self.model, codes, grid, self.manifest, settings)
+
+        return make
 
     def pack_fit(self, budget: float, fit: Fit) -> Maker:
         """A maker of artifacts of QUANT=fit, of at most so many bytes."""
-        return lambda settings: train_gpt.pack_under_cap(
-            self.model, settings, self.manifest, int(budget), fit
-        )
+
+        def make(settings: train_gpt.Settings) -> bytes:
+            return train_gpt.pack_under_cap(self.model, settings, self.manifest, int(budget), fit)
+
+        return make
 
     def nearest(self, grid: Grid) -> Codes:
         """Each weight's nearest code."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from challenge import CAP, CHALLENGE, NATS, P_VALUE, foreign_to_challenge, machines
 from commands import BadInput, described
 from finished_runs import FinishedRun
-from markdown import table
+from markdown_table import table
 from record_folder import artifact_name, log_name
 from run_logs import MACHINE, Log
 from significance import deviation, p_below

@@ -379,5 +379,6 @@ def configuration(log: Log) -> dict:
 
 def differing_settings(first: Log, second: Log) -> list[str]:
     """The names of the settings in which two runs are not of one configuration."""
-    ours, theirs = configuration(first), configuration(second)
+    ours = configuration(first)
+    theirs = configuration(second)
     return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))

@@ -31,7 +31,7 @@ import tempfile
 from pathlib import Path
 
 # The commands share modules of data/.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "data"))
 
 from commands import BadInput, Parser, command, packages_from, say
 
@@ -304,7 +304,7 @@ def git_name() -> str:
     return ""
 
 
-@command(stopped="error: stopped; an unfinished folder is removed")
+@command(stopped="error: stopped; an unfinished folder is removed", stopped_status=130)
 def main(arguments: list[str] | None = None) -> int:
     """Do what the arguments ask for; the exit status."""
     options = parse(arguments)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ import audit
 import audit_text
 import faulty_scripts
 from audit_processes import Processes
-from audit_verdicts import judge_score
+from audit_verdicts import ArtifactAudit, judge_score
 from challenge import CAP
 from conftest import ROOT
 from faulty_scripts import doctor, faulty_script
@@ -362,6 +364,24 @@ def test_a_stop_does_not_wait_for_the_score(record, monkeypatch):
     assert found.status == 130 and found.verdicts == {}
     assert scoring[0].wait(PATIENCE) != 0
     assert found.err.count("\n") == 2, "the seed of the samples, and the stop"
+
+
+def test_a_stop_ends_the_score_when_all_else_is_done(record, monkeypatch):
+    """Ctrl-C comes while nothing but the score is waited for."""
+    scoring = []
+
+    def wait_for(processes: Processes, name: str, folder: Path) -> None:
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+        processes.running.append(process)
+        scoring.append(process)
+        os.kill(os.getpid(), signal.SIGINT)
+        process.wait()
+
+    monkeypatch.setattr(Processes, "wait_for", wait_for)
+    monkeypatch.setattr(ArtifactAudit, "checked", lambda audit: {})
+    found = record.audit("--only", "score")
+    assert found.status == 130 and found.verdicts == {}
+    assert scoring[0].wait(PATIENCE) != 0
 
 
 # ---- What cannot be audited
