@@ -208,7 +208,7 @@ def test_a_better_score_in_log_and_submission_is_caught(record, without_processe
         assert times == 1
     record.write_log(lines)
     record.write()
-    assert record.failed("score", "log", "submission") == {"score"}
+    assert record.failed("score", "log", "submission", whole=True) == {"score"}
 
 
 @pytest.mark.parametrize(

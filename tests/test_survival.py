@@ -310,7 +310,7 @@ def test_without_checkpoints_nothing_is_written_or_gathered(data_folder, monkeyp
     trainer = build_trainer(data_folder, iterations=3)
     monkeypatch.setattr(trainer, "state", lambda: pytest.fail("a state was taken"))
     monkeypatch.setattr(
-        trainer.optimizer.muon, "momenta", lambda: pytest.fail("momenta were gathered")
+        trainer.optimizer.muon, "momentum_buffers", lambda: pytest.fail("they were gathered")
     )
     trainer.run(None)
     assert trainer.steps == 3
