@@ -24,7 +24,8 @@ import torch
 
 import audit_worker
 from conftest import ROOT
-from tiny_record import ARTIFACT, Record, environment_with
+from runs import environment_with
+from tiny_record import ARTIFACT, Record
 
 TEMPLATE = '''"""The real script with another function in the place of one of its own."""
 

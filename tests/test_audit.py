@@ -24,7 +24,8 @@ from challenge import CAP
 from conftest import ROOT
 from faulty_scripts import doctor, faulty_script
 from run_logs import LABELS, Log
-from tiny_record import ARTIFACT, LOG, QUICK, Record, environment_with, honest_record
+from runs import environment_with
+from tiny_record import ARTIFACT, LOG, QUICK, Record, honest_record
 from tiny_runs import PATIENCE
 
 TOOL = ROOT / "records" / "audit.py"

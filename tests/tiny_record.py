@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,8 +14,8 @@ import sys
 from pathlib import Path
 
 import audit
-import train_gpt
-from conftest import ROOT, VOCAB_SIZE
+import runs
+from conftest import ROOT
 from run_logs import LABELS, Log
 from tiny_runs import PATIENCE
 
@@ -26,43 +25,8 @@ LOG = "train_seed1337.log"
 # The smallest samples, the same each time. Without --margin a busy machine would leave the
 # score known too little.
 QUICK = ("--minutes", "0.01", "--seed", "1", "--margin", "100")
-TINY_RUN = dict(
-    PRESET="pocket",
-    COMPILE="0",
-    DTYPE="float32",
-    DEVICE="cpu",
-    VOCAB_SIZE=str(VOCAB_SIZE),
-    NUM_LAYERS="3",
-    MODEL_DIM="32",
-    NUM_HEADS="4",
-    NUM_KV_HEADS="2",
-    ROPE_DIMS="4",
-    BIGRAM_VOCAB_SIZE="64",
-    BIGRAM_DIM="8",
-    MEMORY_TOKENS="4",
-    TRAIN_SEQ_LEN="64",
-    EVAL_SEQ_LEN="64",
-    EVAL_STRIDE="32",
-    TRAIN_BATCH_TOKENS="256",
-    MICRO_BATCH_TOKENS="128",
-    ITERATIONS="30",
-    MAX_WALLCLOCK_SECONDS="0",
-    WARMDOWN_ITERS="15",
-    WARMUP_STEPS="1",
-    SWA_EVERY="2",
-    SWA_START_SCALE="0.5",
-    LATE_QAT_THRESHOLD="0.3",
-    TRAIN_LOG_EVERY="10",
-    # Not the preset's, so that README.md has something to say.
-    MUON_WD="0.05",
-)
-
-
-def environment_with(**changes: str) -> dict[str, str]:
-    """The environment without settings, but for these."""
-    names = {field.name.upper() for field in dataclasses.fields(train_gpt.Settings)}
-    kept = {name: value for name, value in os.environ.items() if name not in names}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **changes}
+# A weight decay that is not the preset's, so that README.md has something to say.
+TINY_RUN = dict(runs.TINY_RUN, MUON_WD="0.05")
 
 
 @functools.cache
@@ -77,7 +41,7 @@ def finished_run(data: Path) -> Path:
         [sys.executable, str(ROOT / "train_gpt.py")],
         cwd=folder,
         timeout=PATIENCE,
-        env=environment_with(**TINY_RUN, DATA_PATH=str(data), RUN_ID="first"),
+        env=runs.environment_with(**TINY_RUN, DATA_PATH=str(data), RUN_ID="first"),
         capture_output=True,
         text=True,
     )
