@@ -44,6 +44,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import struct
@@ -135,8 +136,12 @@ class Settings:
     sample_temperature: float = of_run(
         0.8, "randomness of SAMPLE; 0: always the likeliest token", low=0.0
     )
-    data_path: str = of_run("", "folder of shards; empty: FineWeb's, else the demo corpus")
-    tokenizer_path: str = of_run("", "SentencePiece model; empty: DATA_PATH's, else FineWeb's")
+    data_path: str = of_run(
+        "", "folder of shards; empty: FineWeb's with VOCAB_SIZE pieces, else the demo corpus"
+    )
+    tokenizer_path: str = of_run(
+        "", "SentencePiece model, or byte260 for shards of bytes; empty: the one of DATA_PATH"
+    )
     device: str = of_run(
         "auto", "where to compute; auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu")
     )
@@ -164,7 +169,9 @@ class Settings:
     # ---- The model: shape.
     num_layers: int = of_model(11, "transformer blocks", low=1, high=256)
     model_dim: int = of_model(512, "width of the residual stream", low=2, high=16384)
-    vocab_size: int = of_model(1024, "pieces of the tokenizer", low=4, high=65536)
+    vocab_size: int = of_model(
+        0, "pieces of the tokenizer; 0: as many as the data's has", low=0, high=65536
+    )
     train_seq_len: int = of_model(
         2048, "positions of a training row, memory tokens included", low=2, high=1 << 20
     )
@@ -356,6 +363,7 @@ PRESETS: dict[str, dict] = {
     # Entry A of March 2026: "11L Backout + Int6 + SWA", 1.1364 bpb, as published in #339: no memory
     # tokens yet, rotary positions on whole heads, six SWA samples 200 steps apart.
     "entry_339": dict(
+        vocab_size=1024,
         num_layers=11,
         bigram_vocab_size=4096,
         memory_tokens=0,
@@ -384,6 +392,7 @@ PRESETS: dict[str, dict] = {
     ),
     # Entry B of March 2026: "Memory Tokens + Mixed Quantization", 1.1659 bpb, as published in #352.
     "entry_352": dict(
+        vocab_size=1024,
         num_layers=10,
         bigram_vocab_size=10240,
         memory_tokens=64,
@@ -1567,12 +1576,11 @@ class WeightAverage:
 SHARD_MAGIC = 20240520
 SHARD_VERSION = 1
 SHARD_HEADER_INTS = 256
-FINEWEB = Path("data", "datasets/fineweb10B_sp1024")
-FINEWEB_TOKENIZER = Path("data", "tokenizers/fineweb_1024_bpe.model")
+SHARD_NAME = re.compile(r"(.+)_(train|val)_(\d+)\.bin")
 
 
-def open_shard(path: Path) -> np.ndarray:
-    """A shard's tokens, memory-mapped, uint16 (tokens,). UserError if it is damaged."""
+def count_tokens(path: Path) -> int:
+    """The tokens of a shard as its header says. UserError if it is damaged."""
     start = 4 * SHARD_HEADER_INTS
     size = path.stat().st_size
     header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_INTS)
@@ -1586,9 +1594,14 @@ def open_shard(path: Path) -> np.ndarray:
         size == start + 2 * num_tokens,
         f"{path}: damaged: {size} bytes, but {num_tokens} tokens",
     )
-    if num_tokens == 0:
+    return num_tokens
+
+
+def open_shard(path: Path) -> np.ndarray:
+    """A shard's tokens, memory-mapped, uint16 (tokens,). UserError if it is damaged."""
+    if count_tokens(path) == 0:
         return np.empty(0, dtype="<u2")
-    return np.memmap(path, dtype="<u2", mode="r", offset=start)
+    return np.memmap(path, dtype="<u2", mode="r", offset=4 * SHARD_HEADER_INTS)
 
 
 def check_tokens(tokens: np.ndarray, vocab_size: int, path: Path) -> None:
@@ -1598,10 +1611,36 @@ def check_tokens(tokens: np.ndarray, vocab_size: int, path: Path) -> None:
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:
-    """The files of a split in order of name, not opened. UserError where there are none."""
-    files = sorted(folder.glob(f"*_{split}_*.bin"))
+    """The files of a split in order of name, not opened.
+
+    Byte files (NAME_val_bytes_000000.bin) are no shards. UserError where there are none, where they
+    are of several data sets, and where one of the validation split is missing.
+    """
+    files = {}
+    for path in sorted(folder.glob(f"*_{split}_*.bin")):
+        match = SHARD_NAME.fullmatch(path.name)
+        if match and match[2] == split:
+            files.setdefault(match[1], []).append(path)
     require(files, f"{folder}: no {split} shards (*_{split}_*.bin)")
-    return files
+    require(
+        len(files) == 1,
+        f"{folder}: {split} shards of several data sets ({', '.join(files)}): give each a folder "
+        "of its own",
+    )
+    (paths,) = files.values()
+    missing = missing_shards(paths)
+    require(
+        split == "train" or not missing,
+        f"{folder}: {split} shards {missing} are missing: a score would leave out their text; get "
+        "or make them again",
+    )
+    return paths
+
+
+def missing_shards(files: list[Path]) -> list[int]:
+    """The numbers that are left out between 0 and the last shard's."""
+    numbers = [int(SHARD_NAME.fullmatch(path.name)[3]) for path in files]
+    return sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
 
 
 class TrainingRows:
@@ -1689,31 +1728,87 @@ class BatchPlan:
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
-def load_validation(files: list[Path], vocab_size: int) -> np.ndarray:
-    """The whole validation split, uint16 (tokens,)."""
-    shards = []
-    for path in files:
-        tokens = open_shard(path)
-        check_tokens(tokens, vocab_size, path)
-        shards.append(tokens)
-    whole = np.concatenate(shards)
-    require(len(whole) > 1, f"{files[0].parent}: the validation split is empty")
-    return whole
+# ---- Where data and tokenizer are
+DATASETS = Path("data", "datasets")
+# The exports of the challenge's text, which are folders fineweb10B_VARIANT; of several that are
+# here the first is used. Operators for letter case took 0.0064 bpb off (#1755), and a vocabulary of
+# 8,192 pieces about 0.03.
+CASE_OPERATOR_EXPORT = "sp8192_lossless_caps_caseops_v1_reserved"
+FINEWEB_VARIANTS = (CASE_OPERATOR_EXPORT, "sp8192", "sp4096", "sp1024", "byte260")
+# The validation split of these, 50,000 documents, has about so many tokens.
+FINEWEB_VALIDATION = {
+    CASE_OPERATOR_EXPORT: 47_850_000,
+    "sp8192": 40_540_000,
+    "sp1024": 62_022_000,
+    "byte260": 151_130_000,
+}
+# Stands for the tokenizer of shards of bytes, which has no file.
+BYTE_TOKENIZER = Path("byte260")
 
 
-def build_demo_corpus(runtime: Runtime, log: Logger) -> Path:
+def read_data_manifest(folder: Path) -> dict:
+    """What is noted beside the shards, by data/prepare.py for example; empty if nothing is."""
+    for name in ("manifest.json", "meta.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            manifest = None
+        require(isinstance(manifest, dict), f"{path}: no JSON object: make it again, or remove it")
+        return manifest
+    return {}
+
+
+def table_of(manifest: dict, name: str) -> dict:
+    """The table under a name of a manifest; empty if there is none."""
+    found = manifest.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def vocabulary_of(variant: str) -> int:
+    """The pieces that a variant's name tells."""
+    return int(re.match(r"(?:sp|byte)(\d+)", variant)[1])
+
+
+def find_fineweb(vocab_size: int) -> tuple[Path, str] | None:
+    """The folder of the challenge's text to use, and why; None if none is here.
+
+    UserError if there is none with this many pieces.
+    """
+    here = [v for v in FINEWEB_VARIANTS if (DATASETS / f"fineweb10B_{v}").is_dir()]
+    if not here:
+        return None
+    fitting = [v for v in here if vocab_size in (0, vocabulary_of(v))]
+    require(
+        fitting,
+        f"no data with VOCAB_SIZE={vocab_size}: {DATASETS} has {', '.join(here)}; download it with "
+        "data/download.py, set DATA_PATH, or leave VOCAB_SIZE out",
+    )
+    reason = f"of {', '.join(here)}, by VOCAB_SIZE and preference"
+    return DATASETS / f"fineweb10B_{fitting[0]}", reason
+
+
+def build_demo_corpus(vocab_size: int, runtime: Runtime, log: Logger) -> Path:
     """The folder of the demo corpus, which data/demo_corpus.py builds if it is not there yet."""
     for root in (Path(), Path(__file__).resolve().parent):
         builder = root / "data/demo_corpus.py"
         if builder.is_file():
             break
     else:
-        raise UserError(f"no data: set DATA_PATH; neither {FINEWEB} nor data/demo_corpus.py exists")
+        raise UserError(
+            f"no data: set DATA_PATH; neither {DATASETS} nor data/demo_corpus.py exists"
+        )
     folder = builder.parent / "demo"
-    log(f"data: DATA_PATH is not set and {FINEWEB} is absent: using the demo corpus, {folder}")
+    command = [sys.executable, str(builder)]
+    if vocab_size and read_data_manifest(folder).get("vocabulary_size") != vocab_size:
+        folder = builder.parent / f"demo_sp{vocab_size}"
+        command += ["--vocab-size", str(vocab_size)]
+    log(f"data: DATA_PATH is not set and FineWeb is absent: using the demo corpus, {folder}")
     # One process of each host builds it; the others wait.
     if runtime.local_rank == 0:
-        done = subprocess.run([sys.executable, str(builder), "--output", str(folder)])
+        done = subprocess.run([*command, "--output", str(folder)])
         require(done.returncode == 0, f"{builder} failed, see above")
     runtime.meet()
     return folder
@@ -1724,34 +1819,121 @@ def find_data(settings: Settings, runtime: Runtime, log: Logger) -> tuple[Path, 
     if settings.data_path:
         folder = Path(settings.data_path)
         require(folder.is_dir(), f"DATA_PATH={folder} is not a folder")
-    elif FINEWEB.is_dir():
-        folder = FINEWEB
+    elif fineweb := find_fineweb(settings.vocab_size):
+        folder, reason = fineweb
+        log(f"data: DATA_PATH is not set: {folder}, {reason}")
     else:
-        folder = build_demo_corpus(runtime, log)
-    if settings.tokenizer_path:
-        tokenizer = Path(settings.tokenizer_path)
-    elif (folder / "tokenizer.model").is_file():
-        tokenizer = folder / "tokenizer.model"
-    else:
-        tokenizer = FINEWEB_TOKENIZER
-    require(tokenizer.is_file(), f"TOKENIZER_PATH={tokenizer} is not a file")
-    return folder, tokenizer
+        folder = build_demo_corpus(settings.vocab_size, runtime, log)
+    return folder, find_tokenizer(folder, settings.tokenizer_path)
 
 
+def find_tokenizer(folder: Path, given: str = "") -> Path:
+    """The tokenizer that made the shards in a folder: data/manifest.py has the same rule.
+
+    It is the given one, else the one that the manifest names, else tokenizer.model in the folder,
+    else, where the folder is named as the challenge's exports are, theirs. UserError if it is not
+    there, or if the manifest says another SHA-256.
+    """
+    folder = folder.absolute()
+    manifest = table_of(read_data_manifest(folder), "tokenizer")
+    of_export = re.fullmatch(r"(.+?)(?:10B)?_sp(\d+)(_\w+)?", folder.name)
+    if given:
+        path = Path(given)
+    elif manifest.get("kind") == "bytes" or folder.name.endswith("_byte260"):
+        path = BYTE_TOKENIZER
+    elif isinstance(manifest.get("file"), str):
+        path = Path(os.path.normpath(folder / manifest["file"]))
+    elif (folder / "tokenizer.model").is_file() or not of_export:
+        path = folder / "tokenizer.model"
+    else:
+        name, pieces, more = of_export.groups(default="")
+        path = folder.parent.parent / "tokenizers" / f"{name}_{pieces}_bpe{more}.model"
+    require(
+        path == BYTE_TOKENIZER or path.is_file(),
+        f"{folder}: no tokenizer at {path}: TOKENIZER_PATH must name the one of these shards",
+    )
+    stated = manifest.get("sha256")
+    require(
+        stated in (None, digest_of(path)),
+        f"TOKENIZER_PATH={path} is not the tokenizer of {folder}: its manifest has another SHA-256",
+    )
+    return path
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, or of what stands for the tokenizer of bytes."""
+    data = str(path).encode() if path == BYTE_TOKENIZER else path.read_bytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---- Letter case as operators: lossless_caps_v2 of #1729, the rule of data/case_operators.py
+TITLE = "\ue001"
+ALL_CAPS = "\ue002"
+CAP_NEXT = "\ue003"
+ESCAPE = "\ue004"
+OPERATORS = (TITLE, ALL_CAPS, CAP_NEXT, ESCAPE)
+# A run of letters with a capital in it, or an operator.
+TO_REWRITE = re.compile(r"(?<![A-Za-z])[a-z]*+[A-Z][A-Za-z]*|[\ue001-\ue004]")
+# An escaped operator, a run in capitals, one capital, or an operator with nothing to act on.
+TO_UNDO = re.compile(
+    r"\ue004([\ue001-\ue004])|\ue002([a-z]+)|[\ue001\ue003]([a-z])|[\ue001-\ue004]"
+)
+
+
+def rewritten(match: re.Match) -> str:
+    """What stands for a run of letters with a capital in it, or for an operator in the text."""
+    run = match[0]
+    if run in OPERATORS:
+        return ESCAPE + run
+    first = run[0]
+    rest = run[1:]
+    if first.isupper() and (not rest or rest.islower()):
+        return TITLE + run.lower()
+    if run.isupper():
+        return ALL_CAPS + run.lower()
+    if first.isupper():
+        first = TITLE + first.lower()
+    return first + re.sub("[A-Z]", marked, rest)
+
+
+def marked(match: re.Match) -> str:
+    """What stands for a capital within a run of letters."""
+    return CAP_NEXT + match[0].lower()
+
+
+def undone(match: re.Match) -> str:
+    """What an operator and what it acts on stand for."""
+    literal, run, letter = match.groups(default="")
+    if literal:
+        return literal
+    return (run + letter).upper()
+
+
+# ---- Tokenizers
 class Tokenizer:
-    """All that this script asks of a tokenizer, answered by a SentencePiece model."""
+    """All that this script asks of a tokenizer, answered by a SentencePiece model.
+
+    One that has the four operators as pieces of its own writes capitals with them.
+    """
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor):
         self.processor = processor
         self.vocab_size = processor.vocab_size()
+        # The tokens of the four operators, or none.
+        self.operators = [processor.piece_to_id(operator) for operator in OPERATORS]
+        if processor.unk_id() in self.operators:
+            self.operators = []
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without BOS."""
+        if self.operators:
+            text = TO_REWRITE.sub(rewritten, text)
         return self.processor.encode(text)
 
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens."""
-        return self.processor.decode(tokens)
+        text = self.processor.decode(tokens)
+        return TO_UNDO.sub(undone, text) if self.operators else text
 
     def piece_text(self, token: int) -> str:
         """The text that a token stands for, with spaces as ▁."""
@@ -1781,61 +1963,293 @@ class Tokenizer:
         return self.processor.decode([self.processor.piece_to_id("▁")]) == ""
 
 
-def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+class ByteTokenizer:
+    """The challenge's byte260: byte b is token b + 4, behind padding, BOS, EOS and unknown."""
+
+    FIRST = 4
+    vocab_size = FIRST + 256
+    operators = ()
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without BOS."""
+        return [self.FIRST + byte for byte in text.encode()]
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens."""
+        data = bytes(token - self.FIRST for token in tokens if token >= self.FIRST)
+        return data.decode(errors="replace")
+
+    def piece_text(self, token: int) -> str:
+        """How a token is called."""
+        return f"<{token - self.FIRST}>"
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token marks a place."""
+        return token < self.FIRST
+
+    def is_byte(self, token: int) -> bool:
+        """Whether a token stands for one byte."""
+        return token >= self.FIRST
+
+    is_silent = is_control
+
+    def strips_first_space(self) -> bool:
+        """Whether decoding drops a space at the beginning of a document."""
+        return False
+
+
+def load_tokenizer(path: Path, vocab_size: int = 0) -> Tokenizer | ByteTokenizer:
     """Read a tokenizer. UserError if it is none, has another size, or cannot be counted exactly."""
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a SentencePiece model ({reason})") from None
-    tokenizer = Tokenizer(processor)
+    if path == BYTE_TOKENIZER:
+        tokenizer = ByteTokenizer()
+    else:
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: not a SentencePiece model ({reason})") from None
+        tokenizer = Tokenizer(processor)
+        require(
+            tokenizer.has_space_piece(),
+            f"{path}: no piece ▁ of its own: a space would count as three bytes (#897)",
+        )
     require(
-        tokenizer.vocab_size == vocab_size,
-        f"{path}: {tokenizer.vocab_size} pieces, but VOCAB_SIZE={vocab_size}",
-    )
-    require(
-        tokenizer.has_space_piece(),
-        f"{path}: no piece ▁ of its own: a space would count as three bytes (#897)",
+        vocab_size in (0, tokenizer.vocab_size),
+        f"{path}: {tokenizer.vocab_size} pieces, but VOCAB_SIZE={vocab_size}: leave VOCAB_SIZE out",
     )
     return tokenizer
 
 
 class ByteTable:
-    """Bytes of text behind each target, exactly as many as decoding gives.
+    """Bytes of text behind each token, exactly as many as decoding gives.
 
-    A piece counts its UTF-8 bytes with ▁ as one space, a byte piece one, a control token none.
-    Where decoding drops a space before a document, a ▁ that begins the document counts none.
+    A piece counts its UTF-8 bytes with ▁ as one space, a byte piece one, a control token none, and
+    an operator for letter case none, but for one that is escaped, which stands for itself. Where
+    decoding drops a space before a document, a ▁ that begins the document counts none.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer | ByteTokenizer):
         tokens = range(tokenizer.vocab_size)
         sizes = []
         for token in tokens:
-            if tokenizer.is_silent(token):
+            if tokenizer.is_silent(token) or token in tokenizer.operators:
                 sizes.append(0)
             elif tokenizer.is_byte(token):
                 sizes.append(1)
             else:
                 sizes.append(len(tokenizer.piece_text(token).replace("▁", " ").encode()))
-        self.bytes = np.array(sizes, dtype=np.int64)
+        self.bytes = np.array(sizes, dtype=np.uint16)
         self.begins_document = np.array([tokenizer.is_control(token) for token in tokens])
         # Pieces that lose their space at the beginning of a document.
         strips = tokenizer.strips_first_space()
         self.stripped = np.array(
             [strips and tokenizer.piece_text(token).startswith("▁") for token in tokens]
         )
+        self.is_operator = np.array([token in tokenizer.operators for token in tokens])
+        self.escape = tokenizer.operators[-1] if tokenizer.operators else None
 
-    def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Bytes of each target after the token before it, int64, in the arguments' shape."""
-        loses_space = self.stripped[targets] & self.begins_document[previous]
-        return np.where(loses_space, self.bytes[targets] - 1, self.bytes[targets])
+    def sizes(self, tokens: np.ndarray) -> np.ndarray:
+        """Bytes behind each token of a text that begins with BOS: uint16 (tokens,)."""
+        sizes = self.bytes[tokens]
+        sizes[1:] -= self.stripped[tokens[1:]] & self.begins_document[tokens[:-1]]
+        if self.escape is not None:
+            literal = behind_escapes(tokens == self.escape) & self.is_operator[tokens]
+            sizes[literal] = len(ESCAPE.encode())
+        return sizes
 
-    def count_at(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Bytes of the tokens at these positions of a text, int64, in the positions' shape.
 
-        Evaluation asks by position, since a text may come with the bytes of each of its tokens.
-        """
-        return self.count(tokens[positions - 1], tokens[positions])
+def behind_escapes(is_escape: np.ndarray) -> np.ndarray:
+    """Which tokens stand behind an ESCAPE that is not itself escaped: bool (tokens,).
+
+    In a run of ESCAPEs that is every second one, and the token behind a run of an odd length.
+    """
+    places = np.flatnonzero(is_escape)
+    begins_run = np.diff(places, prepend=-2) > 1
+    run_begins = np.maximum.accumulate(np.where(begins_run, places, 0))
+    behind = places[(places - run_begins) % 2 == 0] + 1
+    found = np.zeros_like(is_escape)
+    found[behind[behind < len(found)]] = True
+    return found
+
+
+# ---- What is refused: text and tokenizer that do not belong together
+# Documents of each shard that are encoded again, if they end within so many tokens.
+SAMPLE_DOCUMENTS = 3
+SAMPLE_TOKENS = 1 << 15
+# Public tokenizers normalize text, which need not come back the same way in every document.
+MOST_CHANGED = 0.25
+
+
+def check_documents(
+    files: list[Path], tokenizer: Tokenizer | ByteTokenizer, tokenizer_path: Path
+) -> None:
+    """UserError unless documents at the beginning of each shard, decoded, have the same tokens.
+
+    Shards of another tokenizer with as many pieces look right in every other way.
+    """
+    documents = 0
+    changed = []
+    for path in files:
+        tokens = open_shard(path)[:SAMPLE_TOKENS].astype(np.int64)
+        check_tokens(tokens, tokenizer.vocab_size, path)
+        begins = np.flatnonzero(tokens == BOS)[: SAMPLE_DOCUMENTS + 1].tolist()
+        changed_here = []
+        for begin, end in zip(begins[:-1], begins[1:], strict=True):
+            difference = first_difference(tokens[begin + 1 : end].tolist(), tokenizer)
+            if difference is not None:
+                changed_here.append(f"{path}, token {begin + 1 + difference[0]}: {difference[1]}")
+        documents += len(begins[1:])
+        changed += changed_here
+        all_changed = len(changed_here) == len(begins[1:]) > 1
+        require(
+            not all_changed and len(changed) <= max(1, MOST_CHANGED * documents),
+            f"TOKENIZER_PATH={tokenizer_path} did not make these shards: {changed[:1]}",
+        )
+
+
+def first_difference(
+    tokens: list[int], tokenizer: Tokenizer | ByteTokenizer
+) -> tuple[int, str] | None:
+    """Where a document's tokens, decoded and encoded again, differ, and how; None if they don't."""
+    again = tokenizer.encode(tokenizer.decode(tokens))
+    if again == tokens:
+        return None
+    shorter = min(len(tokens), len(again))
+    different = np.flatnonzero(np.array(tokens[:shorter]) != np.array(again[:shorter]))
+    place = int(different[0]) if len(different) else shorter
+    names = []
+    for side in (tokens, again):
+        names.append(repr(tokenizer.piece_text(side[place])) if place < len(side) else "the end")
+    return place, f"{names[0]} there, {names[1]} by this tokenizer"
+
+
+def check_beginning(files: list[Path]) -> None:
+    """UserError unless the first shard of a split begins with BOS, behind which documents stand."""
+    first = open_shard(files[0])[:1].tolist()
+    require(
+        first == [BOS],
+        f"{files[0]}: begins with token {first}, not with BOS ({BOS}): its documents have no "
+        "beginnings, or an earlier shard is not here",
+    )
+
+
+def check_manifest(manifest: dict, folder: Path, tokenizer: Tokenizer | ByteTokenizer) -> None:
+    """UserError if what is noted beside the shards is not so."""
+    stated = table_of(manifest, "tokenizer").get("case_operators")
+    require(
+        stated in (None, bool(tokenizer.operators)),
+        f"{folder}: the manifest says case_operators: {json.dumps(stated)}, but the tokenizer "
+        f"{'has' if tokenizer.operators else 'lacks'} the operators",
+    )
+    files = table_of(manifest, "files")
+    for name in sorted(files):
+        size = table_of(files, name).get("bytes")
+        path = folder / name
+        needed = "_val_" in name
+        require(
+            size is None or (path.stat().st_size == size if path.is_file() else not needed),
+            f"{path}: not the {size} bytes that the manifest says: get or make it again",
+        )
+
+
+# ---- The validation text
+class Text(NamedTuple):
+    """A text to score: its tokens, and the bytes behind each of them, both uint16 (tokens,)."""
+
+    tokens: np.ndarray
+    sizes: np.ndarray
+
+
+# How many tokens may have other bytes in a byte file than by their pieces, and how much the sums
+# may differ: a tokenizer that normalizes changes some text, which byte files count as it was.
+MOST_OTHER_SIZES = 0.02
+MOST_OTHER_BYTES = 0.005
+# What counts as the whole of a split whose number of tokens is known to four digits.
+WHOLE = 0.999
+
+
+# The export of case operators that its script wrote at first, with 40,000 of the 50,000 validation
+# documents in the training split, had so many training shards (issue #2127).
+LEAKED_SHARDS = 1499
+
+
+class ValidationExtent(NamedTuple):
+    """The tokens of the validation split that is here, and those of the whole, 0 if not known."""
+
+    tokens: int
+    known: int
+
+    @property
+    def is_part(self) -> bool:
+        """Whether text of the whole split is not here."""
+        return self.tokens < WHOLE * self.known
+
+    def __str__(self) -> str:
+        if not self.known:
+            return "not known"
+        if self.is_part:
+            return f"part: {self.tokens} of {self.known} tokens"
+        return "whole"
+
+
+def validation_extent(folder: Path, manifest: dict, files: list[Path]) -> ValidationExtent:
+    """How much of the validation split is here, by the headers of its shards alone.
+
+    The whole is known from the manifest and, for the challenge's exports, from what is public.
+    """
+    known = table_of(manifest, "val").get("tokens", 0)
+    for name in (folder.absolute().name, str(manifest.get("name"))):
+        known = max(known, FINEWEB_VALIDATION.get(name.removeprefix("fineweb10B_"), 0))
+    return ValidationExtent(sum(count_tokens(path) for path in files), known)
+
+
+def find_byte_files(files: list[Path]) -> list[Path]:
+    """The byte files beside the shards of a validation split, or none. UserError if some lack."""
+    found = []
+    for path in files:
+        name, split, number = SHARD_NAME.fullmatch(path.name).groups()
+        found.append(path.with_name(f"{name}_{split}_bytes_{number}.bin"))
+    there = [path for path in found if path.is_file()]
+    require(
+        len(there) in (0, len(found)),
+        f"{files[0].parent}: byte files for {len(there)} of {len(found)} validation shards: get "
+        "the others",
+    )
+    return there
+
+
+def sizes_from_files(files: list[Path], by_pieces: np.ndarray) -> np.ndarray:
+    """Bytes of the original text behind each token, uint16 (tokens,), from byte files.
+
+    UserError unless they agree with `by_pieces`, but for what a tokenizer has normalized.
+    """
+    sizes = np.concatenate([open_shard(path) for path in files])
+    require(
+        len(sizes) == len(by_pieces),
+        f"{files[0]}: {len(sizes)} sizes for {len(by_pieces)} tokens: not of these shards",
+    )
+    other = np.flatnonzero(sizes != by_pieces)
+    total = int(sizes.sum(dtype=np.int64))
+    by_pieces_total = int(by_pieces.sum(dtype=np.int64))
+    require(
+        len(other) <= MOST_OTHER_SIZES * len(sizes)
+        and abs(total - by_pieces_total) <= MOST_OTHER_BYTES * by_pieces_total,
+        f"{files[0]}: {total} bytes, but {by_pieces_total} by the pieces, first different at token "
+        f"{other[:1]}: not of these shards",
+    )
+    return sizes
+
+
+def load_validation(files: list[Path], vocab_size: int) -> np.ndarray:
+    """The whole validation split, uint16 (tokens,)."""
+    shards = []
+    for path in files:
+        tokens = open_shard(path)
+        check_tokens(tokens, vocab_size, path)
+        shards.append(tokens)
+    whole = np.concatenate(shards)
+    require(len(whole) > 1, f"{files[0].parent}: the validation split is empty")
+    return whole
 
 
 # ==================================================================================================
@@ -2638,9 +3052,12 @@ class Evaluator:
             self.token_losses(model, inputs, targets, positions)
 
     def make_batch(
-        self, tokens: np.ndarray, plan: np.ndarray, first: int, kind: Pass
+        self, tokens: np.ndarray, sizes: np.ndarray, plan: np.ndarray, first: int, kind: Pass
     ) -> WindowBatch:
-        """The windows from row `first` of a plan on, of tokens with a window of padding behind."""
+        """The windows from row `first` of a plan on.
+
+        Tokens and the bytes behind each of them have a window of padding at their end.
+        """
         # The last batch is filled up by repeats, which do not count.
         rows = plan[np.arange(first, first + self.batch).clip(max=len(plan) - 1)]
         # Columns (batch, 1), to go with rows of positions.
@@ -2657,13 +3074,13 @@ class Evaluator:
             inputs=inputs,
             positions=positions,
             targets=tokens[target_positions].astype(np.int64),
-            bytes=self.table.count_at(tokens, target_positions),
+            bytes=sizes[target_positions],
             is_scored=np.arange(kind.stride) < num_scored,
         )
 
     def score_batch(self, model: GPT, batch: WindowBatch, totals: Tensor) -> None:
         """Add a batch's nats, bytes and targets to the totals, float64 (3,) on the device."""
-        totals[1] += int(batch.bytes[batch.is_scored].sum())
+        totals[1] += int(batch.bytes[batch.is_scored].sum(dtype=np.int64))
         totals[2] += int(batch.is_scored.sum())
         device = self.runtime.device
         inputs = torch.from_numpy(batch.inputs).to(device)
@@ -2682,10 +3099,16 @@ class Evaluator:
 
     @torch.no_grad()
     def score(
-        self, model: GPT, tokens: np.ndarray, name: str, adapt: Adaptation | None = None
+        self,
+        model: GPT,
+        tokens: np.ndarray,
+        name: str,
+        adapt: Adaptation | None = None,
+        sizes: np.ndarray | None = None,
     ) -> Score:
         """Score all targets of uint16 (tokens,). Ranks share the windows; all get the result.
 
+        `sizes` are the bytes behind each token, if they are known better than from its piece.
         `adapt`, if there is one, may change the model after each batch: it gets what was scored,
         and nothing else of the text. The model must not be scored again after that.
         """
@@ -2694,10 +3117,13 @@ class Evaluator:
         kind = self.passes[name]
         plan = plan_windows(targets, kind.window, kind.stride)
         share = np.array_split(plan, self.runtime.world_size)[self.runtime.rank]
+        if sizes is None:
+            sizes = self.table.sizes(tokens)
         padded = np.pad(tokens, (0, kind.window))
+        padded_sizes = np.pad(sizes, (0, kind.window))
         totals = torch.zeros(3, dtype=torch.float64, device=self.runtime.device)
         for first in range(0, len(share), self.batch):
-            batch = self.make_batch(padded, share, first, kind)
+            batch = self.make_batch(padded, padded_sizes, share, first, kind)
             self.score_batch(model, batch, totals)
             # The batch's scores are final now, so the model may learn from it.
             if adapt is not None:
@@ -3450,11 +3876,6 @@ def build_model(settings: Settings, runtime: Runtime) -> GPT:
     return GPT(settings, runtime).to(runtime.device)
 
 
-def digest_of(path: Path) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 # The passes over the artifact that was read back, by their labels in log and results.
 FINAL_PASSES = {"final_int6_roundtrip": "plain", "final_int6_sliding_window": "sliding"}
 
@@ -3463,19 +3884,37 @@ class Run:
     """One run of the script: its data, its log, the time of each stage, and the results so far."""
 
     def __init__(self, settings: Settings, runtime: Runtime, log: Logger):
-        s = settings
-        self.settings = s
         self.runtime = runtime
         self.log = log
         script = Path(__file__)
         self.code_bytes = script.stat().st_size
+        self.stages: dict[str, float] = {}
+
+        self.folder, self.tokenizer_path = self.stage("data", find_data, settings, runtime, log)
+        self.tokenizer = load_tokenizer(self.tokenizer_path, settings.vocab_size)
+        self.tokenizer_digest = digest_of(self.tokenizer_path)
+        # From here on the vocabulary is that of the data.
+        s = dataclasses.replace(settings, vocab_size=self.tokenizer.vocab_size)
+        self.settings = s
+        log(
+            f"data:{self.folder} tokenizer:{self.tokenizer_path} "
+            f"sha256:{self.tokenizer_digest[:16]} pieces:{s.vocab_size} "
+            f"case_operators:{int(bool(self.tokenizer.operators))}"
+        )
+        log(f"settings:{json.dumps(dataclasses.asdict(s))}", console=False)
+
+        self.manifest = read_data_manifest(self.folder)
+        check_manifest(self.manifest, self.folder, self.tokenizer)
+        self.train_files = [] if s.artifact else find_shards(self.folder, "train")
+        self.val_files = [] if s.sample else find_shards(self.folder, "val")
         # The validation split, once it is opened, and when that was.
-        self.validation: np.ndarray | None = None
+        self.validation: Text | None = None
         self.validation_opened = "never"
+        self.extent = validation_extent(self.folder, self.manifest, self.val_files)
+        self.data_warnings = self.check_splits()
 
         versions = {m.__name__: m.__version__ for m in (torch, np, sentencepiece, zstandard)}
         versions["python"] = sys.version.split()[0]
-        self.stages: dict[str, float] = {}
         self.results: dict = dict(
             run_id=log.run_id,
             seed=s.seed,
@@ -3488,11 +3927,6 @@ class Run:
             bytes_code=self.code_bytes,
         )
 
-        folder, tokenizer_path = self.stage("data", find_data, s, runtime, log)
-        self.tokenizer = load_tokenizer(tokenizer_path, s.vocab_size)
-        self.tokenizer_digest = digest_of(tokenizer_path)
-        self.train_files = [] if s.artifact else find_shards(folder, "train")
-        self.val_files = [] if s.sample else find_shards(folder, "val")
         self.evaluator = Evaluator(s, runtime, ByteTable(self.tokenizer), log)
         # What a checkpoint shares with a run that goes on from it.
         self.identity = dict(
@@ -3501,7 +3935,6 @@ class Run:
             tokenizer=self.tokenizer_digest,
             data=[[path.name, path.stat().st_size] for path in self.train_files],
         )
-        log(f"data:{folder} tokenizer:{tokenizer_path} sha256:{self.tokenizer_digest[:16]}")
 
     def stage(self, name: str, function: Callable, *arguments):
         """Call a function once all hosts are here, and note how long it took."""
@@ -3513,23 +3946,59 @@ class Run:
         self.log(f"stage:{name} {self.stages[name]:.1f}s")
         return value
 
+    def check_splits(self) -> list[str]:
+        """What can be wrong with the splits, in the log too, seen before training.
+
+        Of the validation split this reads sizes, headers and the first token. UserError where
+        nothing can be scored.
+        """
+        warnings = []
+        for files in (self.train_files, self.val_files):
+            if files:
+                check_beginning(files)
+        if self.extent.is_part:
+            warnings.append(f"the validation split is a {self.extent}: no score of the challenge")
+        if self.tokenizer.operators and len(self.train_files) == LEAKED_SHARDS:
+            warnings.append(
+                f"{LEAKED_SHARDS} training shards with case operators: the public export of which "
+                "40,000 validation documents are in the training split"
+            )
+        missing = missing_shards(self.train_files)
+        if missing:
+            warnings.append(f"training shards are missing: {missing}")
+        for warning in warnings:
+            self.log(f"warning: data: {warning}")
+        return warnings
+
     # ---- Scores
     def open_validation(self) -> None:
         """Read the validation split: after packing, or for VAL_LOSS_EVERY during training."""
         s = self.settings
-        self.validation = load_validation(self.val_files, s.vocab_size)
+        check_documents(self.val_files, self.tokenizer, self.tokenizer_path)
+        tokens = load_validation(self.val_files, s.vocab_size)
+        sizes = self.evaluator.table.sizes(tokens)
+        byte_files = find_byte_files(self.val_files)
+        if byte_files:
+            sizes = sizes_from_files(byte_files, sizes)
+        self.validation = Text(tokens, sizes)
         # A resumed run may have opened it before it was stopped. Without a number of steps in the
         # results, this is during training.
         steps = self.results.get("steps", math.inf)
         early = not s.artifact and 0 < s.val_loss_every <= steps
         self.validation_opened = "during training" if early else "after packing"
-        self.log(f"val_loader:shards:{len(self.val_files)} tokens:{len(self.validation)}")
+        self.results["validation_documents"] = int(np.count_nonzero(tokens == BOS))
+        self.log(
+            f"val_loader:shards:{len(self.val_files)} tokens:{len(tokens)} "
+            f"documents:{self.results['validation_documents']} "
+            f"bytes_by:{'byte files' if byte_files else 'pieces'} split:{self.extent}"
+        )
 
     def score(self, model: GPT, name: str) -> Score:
         """Score a model on the validation split in one of the evaluator's passes."""
         if self.validation is None:
             self.open_validation()
-        return self.evaluator.score(model, self.validation, name)
+        text = self.validation
+        return self.evaluator.score(model, text.tokens, name, sizes=text.sizes)
 
     def validate(self, model: GPT, steps: int, seconds: float) -> Score:
         """A plain pass during training or after it, with a line in the shape of other entries."""
@@ -3579,9 +4048,7 @@ class Run:
         s = self.settings
         runtime = self.runtime
         log = self.log
-        data = self.stage(
-            "opening", TrainingRows, self.train_files, s.train_seq_len, s.seed, s.vocab_size
-        )
+        data = self.stage("opening", self.open_training)
         model = build_model(s, runtime)
         trainer = Trainer(model, s, runtime, log, data, self.code_bytes)
         num_parameters = sum(p.numel() for p in model.parameters())
@@ -3608,6 +4075,12 @@ class Run:
         exported = self.load_average(trainer)
         self.note_training(trainer, num_parameters, exported)
         return model, trainer.fit
+
+    def open_training(self) -> TrainingRows:
+        """The training rows, if they are of this tokenizer: that reads some documents."""
+        s = self.settings
+        check_documents(self.train_files, self.tokenizer, self.tokenizer_path)
+        return TrainingRows(self.train_files, s.train_seq_len, s.seed, s.vocab_size)
 
     def load_average(self, trainer: Trainer) -> str:
         """Put the average into the model, if one was taken; says what is exported."""
@@ -3656,7 +4129,10 @@ class Run:
         """What rank 0 does of that."""
         s = self.settings
         manifest = dict(
-            settings=stored_settings(s, "model", "evaluation"), tokenizer=self.tokenizer_digest
+            settings=stored_settings(s, "model", "evaluation"),
+            tokenizer=self.tokenizer_digest,
+            case_operators=bool(self.tokenizer.operators),
+            data=self.manifest.get("name", self.folder.absolute().name),
         )
         packed = pack_under_cap(model, s, manifest, s.artifact_max_bytes - self.code_bytes, fit)
         fits = len(packed) + self.code_bytes <= s.artifact_max_bytes
@@ -3732,6 +4208,9 @@ class Run:
             # No adaptation is handed to the evaluator: the model is a fixed predictor.
             track="A",
             validation_opened=self.validation_opened,
+            validation_split=str(self.extent),
+            validation_documents=results.get("validation_documents"),
+            data_warnings=self.data_warnings,
             artifact_sha256=results["artifact_sha256"],
             targets=[score.targets for score in scores.values()],
             bytes=[score.bytes for score in scores.values()],
@@ -3854,7 +4333,6 @@ def start(environment: Mapping[str, str]) -> None:
     run_id = runtime.from_main(settings.run_id or default_id)
     log = Logger(run_id, runtime, settings.resume)
     log("\n".join((preset_line, *runtime.reasons)))
-    log(f"settings:{json.dumps(dataclasses.asdict(settings))}", console=False)
 
     run = Run(settings, runtime, log)
     if not artifact:

@@ -25,14 +25,13 @@ from commands import BadInput, Parser, command, packages_from
 
 with packages_from("data/requirements.txt"):
     import numpy as np
-    import sentencepiece
     from tqdm import tqdm
 
     from files import digest, write_atomically
     from manifest import FINEWEB_PREFIX, Manifest, find_tokenizer, read_manifest, table_of
     from scan import Counts, Pieces, Scan, hashes, whole_documents
-    from shards import BOS_ID, count_tokens
-    from tokenizer import lacks
+    from shards import BOS_ID, count_tokens, shards_of
+    from tokenizer import ByteTokenizer, Tokenizer
     from verdicts import Check
 
 SPLITS = ("train", "val")
@@ -68,7 +67,7 @@ def find_shards(folder: Path) -> dict[str, list[Path]]:
         raise BadInput(
             f"{folder} is not a folder: name a folder of shards, as for train_gpt.py's DATA_PATH"
         )
-    shards = {split: sorted(folder.glob(f"*_{split}_*.bin")) for split in SPLITS}
+    shards = {split: shards_of(folder, split) for split in SPLITS}
     if not any(shards.values()):
         raise BadInput(
             f"{folder} holds no token shards (*_train_*.bin, *_val_*.bin): name another folder"
@@ -163,7 +162,7 @@ def check_tokenizer(pieces: Pieces, folder: Path, manifest: Manifest) -> Check:
 
     That it normalizes is only said.
     """
-    problems = [f"it needs {need}" for need in lacks(pieces.tokenizer)]
+    problems = [f"it needs {need}" for need in pieces.tokenizer.lacks()]
     notes = []
     stated = manifest.content.get("vocabulary_size")
     number = re.search(r"_sp(\d+)$", folder.name)
@@ -171,7 +170,7 @@ def check_tokenizer(pieces: Pieces, folder: Path, manifest: Manifest) -> Check:
         stated = int(number[1])
     if stated and stated != pieces.size:
         problems.append(f"{pieces.size} pieces, but the data set is of {stated}")
-    if pieces.tokenizer.decode(pieces.tokenizer.encode(PROBE)) != PROBE:
+    if pieces.tokenizer.decode(pieces.tokenizer.encode([PROBE])) != [PROBE]:
         notes.append("it normalizes: not every text comes back as it was")
     right = f"{pieces.path.name}: {pieces.size:,} pieces, BOS {BOS_ID}, ▁, 256 bytes"
     return Check("tokenizer", not problems, "; ".join([*(problems or [right]), *notes]))
@@ -180,7 +179,6 @@ def check_tokenizer(pieces: Pieces, folder: Path, manifest: Manifest) -> Check:
 def check_ids(scans: dict[str, Scan], pieces: Pieces) -> Check:
     """Check that ids are pieces, none padding or unknown, and that each split begins with BOS."""
     problems = []
-    wrong = {"padding": pieces.tokenizer.pad_id(), "unknown": pieces.tokenizer.unk_id()}
     for split, scan in scans.items():
         largest = int(np.flatnonzero(scan.histogram)[-1])
         if largest >= pieces.size:
@@ -189,7 +187,7 @@ def check_ids(scans: dict[str, Scan], pieces: Pieces) -> Check:
             )
         if scan.first != BOS_ID:
             problems.append(f"{split} begins with id {scan.first}, not with BOS ({BOS_ID})")
-        for name, piece in wrong.items():
+        for name, piece in pieces.tokenizer.special.items():
             # A tokenizer without such a piece has -1.
             if piece >= 0 and scan.histogram[piece]:
                 times = scan.histogram[piece]
@@ -209,7 +207,7 @@ class Sample:
 
     def add(
         self,
-        tokenizer: sentencepiece.SentencePieceProcessor,
+        tokenizer: Tokenizer | ByteTokenizer,
         texts: list[str],
         ids: list[list[int]],
     ) -> None:

@@ -28,7 +28,7 @@ from documents import Counts, Documents, arrange, normal_form
 from files import clear, digest, own_folder, write_atomically
 from manifest import read_object, table_of
 from shards import ShardWriter
-from tokenizer import VOCABULARY_SIZES, encode, train_tokenizer
+from tokenizer import VOCABULARY_SIZES, encode, open_tokenizer, train_tokenizer
 from workers import Workers
 
 # Bytes of documents that a process encodes at a time.
@@ -54,6 +54,8 @@ class Plan:
     # Where the tokenizer goes, absolute: into that folder or elsewhere.
     tokenizer: Path
     vocabulary_size: int
+    # Whether a new tokenizer writes capitals with operators.
+    case_operators: bool
     # Stands for input and options: what is there of the same is not built again. None: it is
     # not known what the input is.
     inputs: str | None
@@ -162,6 +164,8 @@ def write_dataset(plan: Plan, documents: Iterator[bytes], workspace: Path) -> di
         "tokenizer": {
             "file": Path(os.path.relpath(plan.tokenizer, plan.folder)).as_posix(),
             "sha256": digest(model),
+            "kind": "sentencepiece",
+            "case_operators": open_tokenizer(model).case_operators,
         },
         "versions": versions((*plan.packages, "sentencepiece")),
         **dataclasses.asdict(plan.counts),
@@ -181,7 +185,9 @@ def write_tokenizer(plan: Plan, path: Path, training: Documents, workers: Worker
         shutil.copyfile(plan.given_tokenizer, path)
         return
     description = f"{plan.name}: training the tokenizer"
-    train = functools.partial(train_tokenizer, plan.vocabulary_size, description)
+    train = functools.partial(
+        train_tokenizer, plan.vocabulary_size, plan.case_operators, description
+    )
     for model in workers.map(train, [training]):
         path.write_bytes(model)
 

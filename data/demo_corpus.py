@@ -1,6 +1,6 @@
 """Build the demo corpus: a small training and validation set for machines without FineWeb shards.
 
-    python data/demo_corpus.py [--output FOLDER] [--vocab-size N] [--force]
+    python data/demo_corpus.py [--output FOLDER] [--vocab-size N] [--case-operators] [--force]
 
 The text is the documentation inside the installed dependencies: the docstrings of Python's standard
 library, torch, numpy, sympy and networkx, found by parsing their sources (nothing is imported,
@@ -34,6 +34,7 @@ with packages_from("data/requirements.txt"):
 
 DEFAULT_OUTPUT = Path(__file__).parent / "demo"
 DEFAULT_VOCABULARY_SIZE = 1024
+DEFAULT_CASE_OPERATORS = False
 PACKAGES = ("torch", "numpy", "sympy", "networkx")
 EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 # Characters; shorter docstrings are mostly one-line summaries.
@@ -160,8 +161,11 @@ def collector_resting() -> Iterator[None]:
 
 
 # ---- The data set
-def plan_of(output: Path, vocabulary_size: int, jobs: int, by_source: Counter) -> dataset.Plan:
+def plan_of(
+    output: Path, vocabulary_size: int, case_operators: bool, jobs: int, by_source: Counter
+) -> dataset.Plan:
     """Return what to build: everything in one folder, from whatever versions are installed."""
+    capitals = "capitals as operators" if case_operators else "capitals as they are"
     # Of a symbolic link, the folder it points to is replaced.
     folder = output.resolve()
     return dataset.Plan(
@@ -169,8 +173,9 @@ def plan_of(output: Path, vocabulary_size: int, jobs: int, by_source: Counter) -
         folder=folder,
         tokenizer=folder / "tokenizer.model",
         vocabulary_size=vocabulary_size,
+        case_operators=case_operators,
         manifest="meta.json",
-        inputs=f"docstrings of installed packages, {vocabulary_size} pieces",
+        inputs=f"docstrings of installed packages, {vocabulary_size} pieces, {capitals}",
         jobs=jobs,
         packages=PACKAGES,
         more={"documents_by_source": by_source},
@@ -180,6 +185,7 @@ def plan_of(output: Path, vocabulary_size: int, jobs: int, by_source: Counter) -
 def build(
     output: Path,
     vocabulary_size: int = DEFAULT_VOCABULARY_SIZE,
+    case_operators: bool = DEFAULT_CASE_OPERATORS,
     force: bool = False,
     jobs: int = 1,
 ) -> Path:
@@ -188,7 +194,7 @@ def build(
     One of another size or a damaged one is replaced. Raises BadInput or OSError.
     """
     by_source = Counter()
-    plan = plan_of(output, vocabulary_size, jobs, by_source)
+    plan = plan_of(output, vocabulary_size, case_operators, jobs, by_source)
     dataset.build(plan, documents(by_source), force, replace=True)
     return output
 
@@ -212,6 +218,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="pieces of the tokenizer [%(default)s]",
     )
     parser.add_argument(
+        "--case-operators",
+        action=argparse.BooleanOptionalAction,
+        default=DEFAULT_CASE_OPERATORS,
+        help="rewrite capitals as operators, as data/prepare.py can",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="build even if the corpus is already there"
     )
     return parser.parse_args(arguments)
@@ -221,7 +233,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Build what the options ask for."""
     options = parse(arguments)
-    build(options.output, options.vocab_size, options.force, cores())
+    build(options.output, options.vocab_size, options.case_operators, options.force, cores())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from commands import BadInput
+from shards import shards_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = ROOT / "train_gpt.py"
@@ -105,7 +106,7 @@ def find_data(
             f"no data: neither {FINEWEB} nor {DEMO} is here; name a folder of shards with "
             f"--data, or run train_gpt.py once, which builds {DEMO}"
         )
-    if not list(found.glob("*_val_*.bin")):
+    if not shards_of(found, "val"):
         raise BadInput(
             f"{found} is not a folder with validation shards (*_val_*.bin): check --data"
         )
@@ -170,13 +171,14 @@ def find_tokenizer(
 
 
 # ---- What to do with them
-def command_to_train(folder: Path, tokenizer: Path, pieces: int, launcher: str = "python") -> str:
-    """Return the command that trains on shards, as it works in the current folder."""
+def command_to_train(folder: Path, launcher: str = "python") -> str:
+    """Return the command that trains on shards, as it works in the current folder.
+
+    The manifest beside the shards says the rest.
+    """
     shards = shlex.quote(path_from_here(folder))
-    model = shlex.quote(path_from_here(tokenizer))
     script = shlex.quote(path_from_here(TRAINER))
-    variables = f"DATA_PATH={shards} TOKENIZER_PATH={model} VOCAB_SIZE={pieces}"
-    return f"{variables} {launcher} {script}"
+    return f"DATA_PATH={shards} {launcher} {script}"
 
 
 def path_from_here(path: Path) -> str:

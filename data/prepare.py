@@ -1,6 +1,6 @@
 """Anyone's text becomes a tokenizer and token shards for train_gpt.py.
 
-    python data/prepare.py --name mytext --vocab-size 4096 PATH...
+    python data/prepare.py --name mytext --vocab-size 4096 [--case-operators] PATH...
 
 PATH is a .txt, .md or .jsonl file, one of these with .gz or .zst, a folder (all such files in it
 and below, links followed, but not in hidden folders), or `-` for standard input. It writes, under
@@ -18,6 +18,8 @@ prints is the command that trains on them. What happens to the text:
   bytes are held out.
 - The tokenizer is byte-pair encoding that gives every text back unchanged, trained on the training
   side only, on its first 100 MB. Every document is encoded, decoded and compared.
+- With `--case-operators` capitals are rewritten before the tokenizer sees them (case_operators.py),
+  and written back by whatever decodes; the names end in _caseops then.
 
 Memory does not grow with the input: documents are sorted on disk (which takes about the text's size
 there, beside the output, and the shards come on top), encoded in chunks and written as they come.
@@ -40,7 +42,7 @@ with packages_from("data/requirements.txt"):
     from documents import Input
     from files import digest
     from manifest import command_to_train
-    from tokenizer import lacks, open_tokenizer
+    from tokenizer import open_tokenizer
     from workers import cores
 
 DEFAULT_VOCABULARY_SIZE = 1024
@@ -60,6 +62,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         metavar="N",
         help=f"pieces of the tokenizer [{DEFAULT_VOCABULARY_SIZE}]",
+    )
+    parser.add_argument(
+        "--case-operators",
+        action="store_true",
+        help="rewrite capitals as operators, so that a word has the same pieces in any case",
     )
     parser.add_argument(
         "--out",
@@ -139,12 +146,12 @@ def check_options(options: argparse.Namespace) -> None:
 def check_tokenizer(path: Path, vocabulary_size: int | None) -> int:
     """Return the pieces of a tokenizer that is given; BadInput if it cannot be used."""
     tokenizer = open_tokenizer(path)
-    missing = lacks(tokenizer)
+    missing = tokenizer.lacks()
     if missing:
         raise BadInput(
             f"{path}: it needs {' and '.join(missing)}: leave --tokenizer out to train one"
         )
-    size = tokenizer.vocab_size()
+    size = tokenizer.size
     if vocabulary_size not in (None, size):
         raise BadInput(f"{path} has {size} pieces, not {vocabulary_size}: leave --vocab-size out")
     return size
@@ -160,13 +167,28 @@ def plan_of(options: argparse.Namespace, source: Input) -> Plan:
         given_digest = digest(options.tokenizer)
     elif size is None:
         size = DEFAULT_VOCABULARY_SIZE
+    case_operators = options.case_operators
+    if options.tokenizer is not None:
+        case_operators = open_tokenizer(options.tokenizer).case_operators
+        if options.case_operators and not case_operators:
+            raise BadInput(
+                f"{options.tokenizer} has no pieces for --case-operators: leave one of them out"
+            )
+    # What was built before there were operators has this identity, without them.
+    told = [options.name, size, given_digest, options.held_out]
+    ending = ""
+    if case_operators:
+        told.append("case operators")
+        ending = "_caseops"
     root = options.out.resolve()
+    model = f"{options.name}_{size}_bpe{ending}.model"
     return Plan(
         name=options.name,
-        folder=(root / "datasets" / f"{options.name}_sp{size}").resolve(),
-        tokenizer=(root / "tokenizers").resolve() / f"{options.name}_{size}_bpe.model",
+        folder=(root / "datasets" / f"{options.name}_sp{size}{ending}").resolve(),
+        tokenizer=(root / "tokenizers").resolve() / model,
         vocabulary_size=size,
-        inputs=source.identity(options.name, size, given_digest, options.held_out),
+        case_operators=case_operators,
+        inputs=source.identity(*told),
         held_out=options.held_out,
         jobs=options.jobs,
         given_tokenizer=options.tokenizer,
@@ -181,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     plan = plan_of(options, source)
     texts = source.texts(plan.counts, f"{plan.name}: reading")
     build(plan, texts, options.force, replace=options.force)
-    training = command_to_train(plan.folder, plan.tokenizer, plan.vocabulary_size)
+    training = command_to_train(plan.folder)
     print(f"to train on it: {training}")
 
 

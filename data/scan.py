@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards import BOS_ID, MOST_PIECES, read_shard
+from case_operators import ESCAPE
 from tokenizer import open_tokenizer
 
 # Tokens of a split that are in memory at once.
@@ -38,38 +39,67 @@ class Pieces:
 
     All arrays are (MOST_PIECES,): `bytes` int64; `begins`, whether a document begins with it;
     `silent`, whether it stands for no text; `stripped`, whether its first space is not part of the
-    text where a document begins with it.
+    text where a document begins with it; `operators`, whether it is one for letter case.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.tokenizer = open_tokenizer(path)
-        self.size = self.tokenizer.vocab_size()
+        self.size = self.tokenizer.size
         self.bytes = np.zeros(MOST_PIECES, np.int64)
         self.begins = np.zeros(MOST_PIECES, bool)
         self.silent = np.zeros(MOST_PIECES, bool)
         self.stripped = np.zeros(MOST_PIECES, bool)
-        space = self.tokenizer.piece_to_id("▁")
-        strips = self.tokenizer.decode([space]) == ""
+        self.operators = np.zeros(MOST_PIECES, bool)
+        strips = self.tokenizer.strips_first_space()
         for piece in range(min(self.size, MOST_PIECES)):
             self.add(piece, strips)
 
     def add(self, piece: int, strips: bool) -> None:
         """Note what is known of a piece; `strips`: decoding drops a document's first space."""
-        text = self.tokenizer.id_to_piece(piece)
+        text = self.tokenizer.piece(piece)
         self.begins[piece] = self.tokenizer.is_control(piece)
-        self.silent[piece] = (
-            self.begins[piece]
-            or self.tokenizer.is_unknown(piece)
-            or self.tokenizer.is_unused(piece)
-        )
+        self.silent[piece] = self.tokenizer.is_silent(piece)
         self.stripped[piece] = strips and text.startswith("▁")
-        if self.silent[piece]:
+        self.operators[piece] = self.tokenizer.is_operator(piece)
+        if self.silent[piece] or self.operators[piece]:
+            # An operator that is escaped stands for itself: see Escapes.
             return
         if self.tokenizer.is_byte(piece):
             self.bytes[piece] = 1
         else:
             self.bytes[piece] = len(text.replace("▁", " ").encode())
+
+
+class Escapes:
+    """Counts the bytes of operators that stand in the text itself, each behind an ESCAPE.
+
+    The stream is read part by part, which may begin anywhere.
+    """
+
+    def __init__(self, pieces: Pieces):
+        self.escape = pieces.tokenizer.escape
+        self.operators = pieces.operators
+        self.bytes = 0
+        # Whether the last part ended with an ESCAPE that acts on what follows.
+        self.open = False
+
+    def read(self, part: np.ndarray) -> None:
+        """Count in a part of the stream, uint16 (tokens,)."""
+        if self.escape is None:
+            return
+        for token in part[self.matters(part)]:
+            if self.open:
+                self.bytes += len(ESCAPE.encode()) * int(self.operators[token])
+                self.open = False
+            else:
+                self.open = token == self.escape
+
+    def matters(self, part: np.ndarray) -> np.ndarray:
+        """Return which tokens are an ESCAPE or stand behind a token that may be: bool (tokens,)."""
+        is_escape = part == self.escape
+        behind = np.concatenate([[self.open], is_escape[:-1]])
+        return is_escape | behind
 
 
 class Scan:
@@ -84,6 +114,7 @@ class Scan:
         self.histogram = np.zeros(MOST_PIECES, np.int64)
         self.first: int | None = None
         stripped = 0
+        escapes = Escapes(pieces)
         before = np.empty(0, np.uint16)
         for part in stream(paths, bar):
             if self.first is None:
@@ -95,7 +126,8 @@ class Scan:
                 dropped = pieces.begins[joined[:-1]] & pieces.stripped[joined[1:]]
                 stripped += np.count_nonzero(dropped)
                 before = part[-1:].copy()
-        self.bytes = int(self.histogram @ pieces.bytes) - stripped
+            escapes.read(part)
+        self.bytes = int(self.histogram @ pieces.bytes) - stripped + escapes.bytes
 
     def counts(self) -> Counts:
         """Return what the split holds."""

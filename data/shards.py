@@ -6,6 +6,7 @@ tokens as uint16. Every document begins with BOS.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,23 @@ BOS_ID = 1
 # A uint16 can number so many pieces of a tokenizer.
 MOST_PIECES = 65_536
 TOKENS_PER_SHARD = 100_000_000
+# A byte file, NAME_val_bytes_000000.bin, is no shard.
+NAME = re.compile(r"(.+)_(train|val)_(\d+)\.bin")
+
+
+def shards_of(folder: Path, split: str) -> list[Path]:
+    """Return the shards of a split in the order of their names."""
+    found = []
+    for path in sorted(folder.glob(f"*_{split}_*.bin")):
+        match = NAME.fullmatch(path.name)
+        if match and match[2] == split:
+            found.append(path)
+    return found
+
+
+def byte_files_of(folder: Path) -> list[Path]:
+    """Return the byte files of the validation split in the order of their names."""
+    return sorted(folder.glob("*_val_bytes_*.bin"))
 
 
 def header(tokens: int) -> bytes:

@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers: opened, checked, trained, and used to encode documents."""
+"""Tokenizers: opened, checked, trained, and used to encode documents."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import sentencepiece
 from tqdm import tqdm
 
+from case_operators import ESCAPE, OPERATORS, with_operators, without_operators
 from commands import BadInput
 from shards import BOS_ID, MOST_PIECES
 
@@ -26,12 +27,11 @@ TRAINING_OPTIONS = {
     "bos_id": BOS_ID,
     "eos_id": 2,
     "unk_id": 3,
-    # These five neither change nor add to any text.
+    # These four neither change nor add to any text.
     "byte_fallback": True,
     "normalization_rule_name": "identity",
     "add_dummy_prefix": False,
     "remove_extra_whitespaces": False,
-    "user_defined_symbols": ["\n"],
     # Pieces of several spaces: 6% fewer tokens on indented text.
     "allow_whitespace_only_pieces": True,
     # Of the text's characters; the rest go through their bytes.
@@ -43,57 +43,172 @@ TRAINING_OPTIONS = {
 LEAST_LINE_LIMIT = 10
 
 
-def open_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
+# Stands for the tokenizer of shards of bytes, which has no file.
+BYTE_TOKENIZER = Path("byte260")
+
+
+class Tokenizer:
+    """A SentencePiece model. One that has the four operators as pieces writes capitals with them.
+
+    Attributes: `size`, the number of pieces; `case_operators`; `escape`, the id of the operator
+    behind which another one is text, or None; `special`, ids for padding and unknown text by name,
+    -1 if there is none.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor):
+        self.processor = processor
+        self.size = processor.vocab_size()
+        unknown = processor.unk_id()
+        self.operators = [processor.piece_to_id(operator) for operator in OPERATORS]
+        self.case_operators = unknown not in self.operators
+        self.escape = processor.piece_to_id(ESCAPE) if self.case_operators else None
+        self.special = {"padding": processor.pad_id(), "unknown": unknown}
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text, without BOS."""
+        if self.case_operators:
+            texts = [with_operators(text) for text in texts]
+        return self.processor.encode(texts, num_threads=1)
+
+    def decode(self, documents: list[list[int]]) -> list[str]:
+        """Return the text of each list of ids."""
+        texts = self.processor.decode(documents, num_threads=1)
+        if self.case_operators:
+            texts = [without_operators(text) for text in texts]
+        return texts
+
+    def piece(self, number: int) -> str:
+        """Return the text of a piece, with spaces as ▁."""
+        return self.processor.id_to_piece(number)
+
+    def is_operator(self, number: int) -> bool:
+        """Tell whether a piece is one of the operators for letter case."""
+        return self.case_operators and number in self.operators
+
+    def is_control(self, number: int) -> bool:
+        """Tell whether a piece marks a place, as BOS does."""
+        return self.processor.is_control(number)
+
+    def is_silent(self, number: int) -> bool:
+        """Tell whether a piece stands for no text."""
+        others = (self.processor.is_unknown(number), self.processor.is_unused(number))
+        return self.is_control(number) or any(others)
+
+    def is_byte(self, number: int) -> bool:
+        """Tell whether a piece stands for one byte."""
+        return self.processor.is_byte(number)
+
+    def strips_first_space(self) -> bool:
+        """Tell whether decoding drops a space at the beginning of a document."""
+        return self.processor.decode([self.processor.piece_to_id("▁")]) == ""
+
+    def lacks(self) -> list[str]:
+        """List what shards of any text need, and train_gpt.py, which counts bytes by the pieces."""
+        missing = []
+        if self.processor.bos_id() != BOS_ID:
+            missing.append(f"BOS with id {BOS_ID}")
+        if self.processor.piece_to_id("▁") == self.processor.unk_id():
+            missing.append("a piece ▁ of its own (a space would count as three bytes, #897)")
+        if sum(self.is_byte(number) for number in range(self.size)) != 256:
+            missing.append("a piece for each byte")
+        if self.size > MOST_PIECES:
+            missing.append(f"{MOST_PIECES:,} pieces or less")
+        return missing
+
+
+class ByteTokenizer:
+    """The challenge's byte260: byte b is id b + 4, behind padding, BOS, EOS and unknown."""
+
+    kind = "bytes"
+    first = 4
+    size = first + 256
+    case_operators = False
+    escape = None
+    special = {"padding": 0, "unknown": 3}
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text, without BOS."""
+        return [[self.first + byte for byte in text.encode()] for text in texts]
+
+    def decode(self, documents: list[list[int]]) -> list[str]:
+        """Return the text of each list of ids."""
+        texts = []
+        for numbers in documents:
+            data = bytes(number - self.first for number in numbers)
+            texts.append(data.decode(errors="replace"))
+        return texts
+
+    def piece(self, number: int) -> str:
+        """Return how a piece is called."""
+        return f"<{number - self.first}>"
+
+    def is_operator(self, number: int) -> bool:
+        """Tell whether a piece is one of the operators for letter case."""
+        return False
+
+    def is_control(self, number: int) -> bool:
+        """Tell whether a piece marks a place, as BOS does."""
+        return number < self.first
+
+    is_silent = is_control
+
+    def is_byte(self, number: int) -> bool:
+        """Tell whether a piece stands for one byte."""
+        return number >= self.first
+
+    def strips_first_space(self) -> bool:
+        """Tell whether decoding drops a space at the beginning of a document."""
+        return False
+
+    def lacks(self) -> list[str]:
+        """List what shards of any text need."""
+        return []
+
+
+def open_tokenizer(path: Path) -> Tokenizer | ByteTokenizer:
     """Read a tokenizer from a file; BadInput if it is not a SentencePiece model."""
+    if path == BYTE_TOKENIZER:
+        return ByteTokenizer()
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError, UnicodeError) as error:
         reason = " ".join(str(error).split())
         raise BadInput(f"{path}: not a SentencePiece model ({reason})") from error
-
-
-def lacks(tokenizer: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """List what a tokenizer lacks.
-
-    Shards of any text need it, and so does train_gpt.py, which counts bytes by the pieces.
-    """
-    size = tokenizer.vocab_size()
-    byte_pieces = sum(tokenizer.is_byte(piece) for piece in range(size))
-    missing = []
-    if tokenizer.bos_id() != BOS_ID:
-        missing.append(f"BOS with id {BOS_ID}")
-    if tokenizer.piece_to_id("▁") == tokenizer.unk_id():
-        missing.append("a piece ▁ of its own (a space would count as three bytes, #897)")
-    if byte_pieces != 256:
-        missing.append("a piece for each byte")
-    if size > MOST_PIECES:
-        missing.append(f"{MOST_PIECES:,} pieces or less")
-    return missing
+    return Tokenizer(processor)
 
 
 # ---- Training
-def train_tokenizer(vocabulary_size: int, description: str, documents: Iterable[bytes]) -> bytes:
+def train_tokenizer(
+    vocabulary_size: int, case_operators: bool, description: str, documents: Iterable[bytes]
+) -> bytes:
     """Train a byte-pair tokenizer and return SentencePiece's serialized model.
 
-    The documents are read twice. The progress bar shows `description`. BadInput, with what is
+    With `case_operators` it is trained on text without capitals, and has pieces for them. The
+    documents are read twice. The progress bar shows `description`. BadInput, with what is
     possible, if the text does not allow for so many pieces.
     """
     lines = 0
     longest = LEAST_LINE_LIMIT
-    for line in sample_lines(documents):
+    # Behind the control pieces, so that they have the same ids in all tokenizers, 4 to 7.
+    symbols = list(OPERATORS) if case_operators else []
+    for line in sample_lines(documents, case_operators):
         lines += 1
         longest = max(longest, len(line))
     model = io.BytesIO()
     raised: list[BaseException] = []
-    bar = tqdm(sample_lines(documents), desc=description, total=lines, unit=" lines")
+    sample = sample_lines(documents, case_operators)
+    bar = tqdm(sample, desc=description, total=lines, unit=" lines")
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=noting(bar, raised),
             model_writer=model,
             vocab_size=vocabulary_size,
             max_sentence_length=longest,
+            user_defined_symbols=[*symbols, "\n"],
             **TRAINING_OPTIONS,
         )
     except (RuntimeError, OSError) as error:
@@ -105,13 +220,15 @@ def train_tokenizer(vocabulary_size: int, description: str, documents: Iterable[
     return model.getvalue()
 
 
-def sample_lines(documents: Iterable[bytes]) -> Iterator[bytes]:
+def sample_lines(documents: Iterable[bytes], case_operators: bool) -> Iterator[bytes]:
     """Yield the lines that a tokenizer is trained on, without line ends, which are a piece each."""
     left = SAMPLE_BYTES
     for text in documents:
         left -= len(text)
         if left < 0:
             return
+        if case_operators:
+            text = with_operators(text.decode()).encode()
         for line in text.split(b"\n"):
             if line:
                 yield line
@@ -144,7 +261,7 @@ def explained(reason: str) -> str:
 
 # ---- Encoding
 @functools.lru_cache(maxsize=1)
-def loaded(path: Path) -> sentencepiece.SentencePieceProcessor:
+def loaded(path: Path) -> Tokenizer | ByteTokenizer:
     """Read a tokenizer once in each process."""
     return open_tokenizer(path)
 
@@ -155,12 +272,12 @@ def encode(model: Path, texts: list[bytes]) -> np.ndarray:
     BadInput, with the document's beginning, if one does not decode to itself.
     """
     tokenizer = loaded(model)
-    encoded = tokenizer.encode(texts, num_threads=1)
-    decoded = tokenizer.decode(encoded, num_threads=1)
-    for text, back in zip(texts, decoded, strict=True):
-        if back.encode() != text:
+    originals = [text.decode() for text in texts]
+    encoded = tokenizer.encode(originals)
+    for text, back in zip(originals, tokenizer.decode(encoded), strict=True):
+        if back != text:
             raise BadInput(
-                f"the tokenizer changes the document that begins {text.decode()[:60]!r}: leave "
+                f"the tokenizer changes the document that begins {text[:60]!r}: leave "
                 "--tokenizer out to train one that changes none"
             )
     return np.concatenate([np.array([BOS_ID, *tokens], dtype="<u2") for tokens in encoded])

@@ -46,7 +46,7 @@ class Candidate:
         torch.set_grad_enabled(False)
         self.model = script.build_model(self.settings, runtime)
         self.model.load_state_dict(weights, strict=False)
-        tokenizer = script.load_tokenizer(Path("data/tokenizer.model"), self.settings.vocab_size)
+        tokenizer = script.load_tokenizer(Path(job["tokenizer"]), self.settings.vocab_size)
         self.table = script.ByteTable(tokenizer)
         self.evaluator = script.Evaluator(self.settings, runtime, self.table, silent)
         # Tokens of text in a window of the evaluation: memory tokens take the other places.

@@ -232,6 +232,9 @@ def probe_bytes(
     candidate: Candidate, tokens: np.ndarray, rows: int, generator: np.random.Generator
 ) -> dict:
     """Sum the script's byte table over the whole text."""
+    if hasattr(candidate.table, "sizes"):
+        return dict(bytes=int(np.sum(candidate.table.sizes(tokens)[1:], dtype=np.int64)))
+    # Scripts of records from before there were operators for letter case count by pairs.
     total = 0
     for at in range(0, len(tokens) - 1, TABLE_TOKENS):
         chunk = tokens[at : at + TABLE_TOKENS + 1].astype(np.int64)

@@ -20,6 +20,7 @@ from cores import usable_cores
 from manifest import ROOT, Data
 from record_folder import Entry
 from shards import header
+from tokenizer import BYTE_TOKENIZER
 
 # What a process needs of this repository; its folder holds copies.
 MODULES = (
@@ -30,8 +31,10 @@ MODULES = (
     "records/audit_probes.py",
     "records/audit_text.py",
     "records/arithmetic_coder.py",
+    "data/case_operators.py",
     "data/commands.py",
     "data/shards.py",
+    "data/tokenizer.py",
 )
 ARTIFACT = "final_model.int6.ptz"
 # Of the environment a process gets these and no more: variables are settings of the script.
@@ -110,13 +113,17 @@ class Processes:
             shutil.copyfile(ROOT / path, folder / Path(path).name)
         shutil.copyfile(self.entry.script, folder / "train_gpt.py")
         shutil.copyfile(self.entry.artifact, folder / ARTIFACT)
-        shutil.copyfile(self.data.tokenizer, folder / "data/tokenizer.model")
+        tokenizer = self.data.tokenizer
+        if tokenizer != BYTE_TOKENIZER:
+            tokenizer = Path("data/tokenizer.model")
+            shutil.copyfile(self.data.tokenizer, folder / tokenizer)
         for path in extra:
             shutil.copyfile(path, folder / path.name)
         if validation is not None:
             (folder / "data/text_val_000000.bin").write_bytes(shard_of(validation))
         whole_job = dict(
             artifact=ARTIFACT,
+            tokenizer=str(tokenizer),
             environment=self.variables,
             threads=self.threads,
             forbidden=list(forbidden),

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
+from case_operators import ESCAPE
 from commands import BadInput
-from shards import BOS_ID, read_shard
+from shards import BOS_ID, byte_files_of, read_shard, shards_of
+from tokenizer import open_tokenizer
 
-VALIDATION = "*_val_*.bin"
 # Documents that are decoded in one call.
 DOCUMENTS = 1000
 # What decoding makes of bytes that are no UTF-8.
@@ -23,7 +23,15 @@ REPLACEMENT = "\ufffd"
 
 def read_validation(folder: Path) -> np.ndarray:
     """Read the whole validation split in the order of the files' names: uint16 (tokens,)."""
-    return np.concatenate([read_shard(path) for path in sorted(folder.glob(VALIDATION))])
+    return np.concatenate([read_shard(path) for path in shards_of(folder, "val")])
+
+
+def read_byte_files(folder: Path) -> np.ndarray | None:
+    """Read the bytes behind each token from the byte files: uint16 (tokens,); None if none are."""
+    files = byte_files_of(folder)
+    if not files:
+        return None
+    return np.concatenate([read_shard(path) for path in files])
 
 
 def take_validation(folder: Path) -> np.ndarray:
@@ -35,35 +43,35 @@ def take_validation(folder: Path) -> np.ndarray:
 
 def remove_validation(folder: Path) -> None:
     """Remove the files of the validation split, if there are any."""
-    for path in folder.glob(VALIDATION):
+    for path in shards_of(folder, "val"):
         path.unlink()
 
 
 class Text:
-    """The text behind tokens, as SentencePiece decodes it document by document, and its bytes."""
+    """The text behind tokens, as it is decoded document by document, and its bytes.
+
+    Operators for letter case are undone.
+    """
 
     def __init__(self, path: Path):
         try:
-            self.tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
+            self.tokenizer = open_tokenizer(path)
+        except BadInput as error:
             raise BadInput(f"{path} is no SentencePiece model: check --tokenizer") from error
-        self.size = self.tokenizer.vocab_size()
+        self.size = self.tokenizer.size
+        pieces = range(self.size)
         # Pieces that stand for no text, bool (size,): BOS, padding and the like.
-        self.silent = np.array([self.is_silent(piece) for piece in range(self.size)])
+        self.silent = np.array([self.tokenizer.is_silent(piece) for piece in pieces])
+        self.operators = np.array([self.tokenizer.is_operator(piece) for piece in pieces])
         # Bytes of each piece, int64 (size,), at the beginning of a document and behind another
         # piece: decoding may drop a space that begins a document.
         self.bytes_first = self.bytes_behind([])
         self.bytes_inside = self.bytes_behind([self.letter()])
 
-    def is_silent(self, piece: int) -> bool:
-        """Whether a piece stands for no text."""
-        kinds = (self.tokenizer.is_control, self.tokenizer.is_unknown, self.tokenizer.is_unused)
-        return any(kind(piece) for kind in kinds)
-
     def letter(self) -> int:
         """Return a piece that decodes to one letter or digit."""
         for piece in range(self.size):
-            text = self.tokenizer.decode([piece])
+            (text,) = self.tokenizer.decode([[] if self.silent[piece] else [piece]])
             if len(text) == 1 and text.isalnum():
                 return piece
         raise BadInput("the tokenizer has no piece of one letter or digit: check --tokenizer")
@@ -72,21 +80,31 @@ class Text:
         """Return the bytes of each piece behind these pieces of one byte each: int64 (size,)."""
         found = np.zeros(self.size, dtype=np.int64)
         for piece in range(self.size):
-            if self.silent[piece]:
+            if self.silent[piece] or self.operators[piece]:
                 continue
             if self.tokenizer.is_byte(piece):
                 found[piece] = 1
                 continue
-            text = self.tokenizer.decode([*before, piece])
+            (text,) = self.tokenizer.decode([[*before, piece]])
             found[piece] = len(text.encode()) - len(before)
         return found
 
     def bytes_of_targets(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the bytes of text of each of tokens[1:], int64, as decoding each piece says."""
+        """Return the bytes of text of each of tokens[1:], int64, as decoding each piece says.
+
+        An operator is none, unless the one before it says that it stands for itself.
+        """
         before = tokens[:-1]
         targets = tokens[1:]
         first = self.silent[before]
-        return np.where(first, self.bytes_first[targets], self.bytes_inside[targets])
+        sizes = np.where(first, self.bytes_first[targets], self.bytes_inside[targets])
+        # Where an operator was last found to stand for itself.
+        literal = -1
+        for place in np.flatnonzero(before == self.tokenizer.escape):
+            if literal != place and self.operators[targets[place]]:
+                sizes[place] = len(ESCAPE.encode())
+                literal = place + 1
+        return sizes
 
     def documents(self, tokens: np.ndarray) -> Iterator[list[list[int]]]:
         """Yield the pieces of each document that stand for text, many documents at once."""

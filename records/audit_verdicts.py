@@ -13,7 +13,7 @@ import numpy as np
 
 from audit_log import check_log
 from audit_processes import Processes, Result
-from audit_text import Text, read_validation
+from audit_text import Text, read_byte_files, read_validation
 from challenge import CAP
 from checks import CHECKS, Check, guarded
 from commands import BadInput
@@ -34,6 +34,8 @@ SUM_TOLERANCE = 1e-4
 CODING_TOLERANCE = 0.005
 # Standard errors in the interval of a score that is known from drawn windows.
 STANDARD_ERRORS = 4
+# Byte files count the original text, which a tokenizer that normalizes changes by less than this.
+BYTE_FILES_MAY = 0.005
 # Checks that a probe of the same name in audit_probes.py makes.
 PROBED = ("bytes", "targets", "causality", "normalization")
 # Until it is measured: seconds of a forward pass over a window.
@@ -71,6 +73,9 @@ class ArtifactAudit:
         self.artifact = entry.artifact.read_bytes()
         self.text = Text(data.tokenizer)
         self.tokens = read_text(data, self.text)
+        # Bytes of each target as its piece says, and as byte files say, where there are such.
+        self.sizes_by_pieces = self.text.bytes_of_targets(self.tokens)
+        self.sizes = read_sizes(data, self.sizes_by_pieces)
         self.began = time.perf_counter()
         self.seconds = 60 * wishes.minutes * min(1, len(usable_cores()) / 2)
         self.generator = np.random.default_rng(wishes.seed)
@@ -157,7 +162,8 @@ class ArtifactAudit:
         firsts = rows[:, 1].astype(int)
         ends = rows[:, 2].astype(int)
         bits = rows[:, 3] / math.log(2)
-        bytes_before = np.append(0, self.text.bytes_of_targets(tokens).cumsum())
+        sizes = self.sizes if tokens is self.tokens else self.text.bytes_of_targets(tokens)
+        bytes_before = np.append(0, sizes.cumsum())
         return bits, bytes_before[ends] - bytes_before[firsts]
 
     def logged_score(self) -> Score | None:
@@ -226,21 +232,25 @@ class ArtifactAudit:
         The manifest's bytes are those of the text with the tokenizer that belongs to it.
         """
         own = self.text.count(self.tokens)
-        counts = {own, int(self.text.bytes_of_targets(self.tokens).sum())}
+        counts = {own, int(self.sizes_by_pieces.sum())}
+        counted = int(self.sizes.sum())
         stated = ""
+        claims = set()
         score = self.logged_score()
         if score is not None:
-            counts.add(score.bytes)
+            claims.add(score.bytes)
             stated += f", log {score.bytes:,}"
         noted = read_manifest(self.data.folder).table("val").get("bytes")
         if noted:
-            counts.add(noted)
+            claims.add(noted)
             stated += f", manifest {noted:,}"
+        if counted != own:
+            stated += f", byte files {counted:,}"
 
         def judge(found: dict) -> tuple[bool, str]:
             counts.add(found["bytes"])
             figure = f"script {found['bytes']:,}{stated}, decoded text {own:,} bytes"
-            return len(counts) == 1, figure
+            return len(counts) == 1 and claims <= {counted}, figure
 
         return self.probed("byte count", "bytes", judge)
 
@@ -348,6 +358,23 @@ def read_text(data: Data, text: Text) -> np.ndarray:
             f"tokens beyond {text.size} of {data.tokenizer}: check --data and --tokenizer"
         )
     return tokens
+
+
+def read_sizes(data: Data, by_pieces: np.ndarray) -> np.ndarray:
+    """The bytes of each target: those of the byte files, where there are some, else by_pieces.
+
+    BadInput unless both agree, but for what a tokenizer that normalizes has changed.
+    """
+    stated = read_byte_files(data.folder)
+    if stated is None:
+        return by_pieces
+    same_length = len(stated) == len(by_pieces) + 1
+    if not same_length or abs(stated.sum(dtype=np.int64) / by_pieces.sum() - 1) > BYTE_FILES_MAY:
+        raise BadInput(
+            f"{data.folder}: the byte files are not of these shards: {len(stated):,} tokens, "
+            f"{stated.sum(dtype=np.int64):,} bytes, but {by_pieces.sum():,} by the pieces"
+        )
+    return stated[1:].astype(np.int64)
 
 
 def judge_score(

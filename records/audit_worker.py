@@ -121,7 +121,7 @@ def decode_stretch(job: dict) -> dict:
             logits = candidate.logits(tokens[None, start : start + candidate.window])[0]
             tokens[target + 1] = decoder.symbol(cumulative(logits[target - start]))
     tokens = tokens[: targets + 1]
-    DECODED.write_bytes(Text(DATA / "tokenizer.model").decode(tokens))
+    DECODED.write_bytes(Text(Path(job["tokenizer"])).decode(tokens))
     return dict(tokens=tokens.tolist())
 
 
@@ -129,6 +129,7 @@ def run_program(job: dict) -> dict:
     """Run the script as a program; if it ends well, score the same text as the auditor does."""
     os.environ.update(job["environment"])
     os.environ.update(ARTIFACT=job["artifact"], DATA_PATH=str(DATA), RUN_ID="audit")
+    os.environ.update(TOKENIZER_PATH=job["tokenizer"])
     sys.argv = ["train_gpt.py"]
     status = 0
     try:
