@@ -4,10 +4,10 @@ The rule is the field's, lossless_caps_v2 (openai/parameter-golf #1729), so that
 its export work here. A capital costs a tokenizer a second piece for the same word; an operator in
 front of the word says it once for all words:
 
-    TITLE     the next letter is a capital, and begins a run of letters       The    -> TITLE the
-    ALL_CAPS  all letters of the run that follows are capitals                NASA   -> ALL_CAPS nasa
-    CAP_NEXT  the next letter is a capital, within a run                      iPhone -> i CAP_NEXT phone
-    ESCAPE    the next character is one of these four, as it is in the text
+    TITLE     the next letter is a capital that begins a run     The    -> TITLE the
+    ALL_CAPS  all letters of the run that follows are capitals   NASA   -> ALL_CAPS nasa
+    CAP_NEXT  the next letter is a capital within a run          iPhone -> i CAP_NEXT phone
+    ESCAPE    the next character is one of these four, as it stands in the text
 
 A run is as many letters A to Z and a to z as there are. Nothing else changes, so there is a way
 back for every text. train_gpt.py, which stands alone, has the same rule.

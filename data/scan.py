@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from shards import BOS_ID, MOST_PIECES, read_shard
 from case_operators import ESCAPE
+from shards import BOS_ID, MOST_PIECES, read_shard
 from tokenizer import open_tokenizer
 
 # Tokens of a split that are in memory at once.
