@@ -1742,6 +1742,8 @@ FINEWEB_VALIDATION = {
     "sp1024": 62_022_000,
     "byte260": 151_130_000,
 }
+# Name, pieces and ending of a folder; the tokenizer's file has the same.
+EXPORT_NAME = re.compile(r"(.+?)(?:10B)?_sp(\d+)(_\w+)?")
 # Stands for the tokenizer of shards of bytes, which has no file.
 BYTE_TOKENIZER = Path("byte260")
 
@@ -1836,7 +1838,7 @@ def find_tokenizer(folder: Path, given: str = "") -> Path:
     """
     folder = folder.absolute()
     manifest = table_of(read_data_manifest(folder), "tokenizer")
-    of_export = re.fullmatch(r"(.+?)(?:10B)?_sp(\d+)(_\w+)?", folder.name)
+    of_export = EXPORT_NAME.fullmatch(folder.name)
     if given:
         path = Path(given)
     elif manifest.get("kind") == "bytes" or folder.name.endswith("_byte260"):

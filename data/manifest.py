@@ -7,6 +7,7 @@ tokenizer; nothing is built.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,17 +18,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from commands import BadInput
+from files import digest
 from shards import shards_of
+from tokenizer import BYTE_TOKENIZER
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = ROOT / "train_gpt.py"
 MANIFESTS = ("manifest.json", "meta.json")
-# Paths as train_gpt.py has them, below its working folder or the repository.
-FINEWEB = "data/datasets/fineweb10B_sp1024"
-FINEWEB_TOKENIZER = "data/tokenizers/fineweb_1024_bpe.model"
+# Paths as train_gpt.py has them, below its working folder or the repository; of the exports of the
+# challenge's text the first that is there is used.
+DATASETS = "data/datasets"
 DEMO = "data/demo"
-# How the challenge's export names its data sets: fineweb10B_sp1024 has a tokenizer of 1,024 pieces.
+# How the challenge's exports are named: fineweb10B_sp1024 has a tokenizer of 1,024 pieces.
 FINEWEB_PREFIX = "fineweb10B_"
+CASE_OPERATOR_EXPORT = "sp8192_lossless_caps_caseops_v1_reserved"
+FINEWEB_VARIANTS = (CASE_OPERATOR_EXPORT, "sp8192", "sp4096", "sp1024", "byte260")
+FINEWEB = tuple(f"{DATASETS}/{FINEWEB_PREFIX}{variant}" for variant in FINEWEB_VARIANTS)
+# Name, pieces and ending of a folder; the tokenizer's file has the same.
+EXPORT = re.compile(r"(.+?)(?:10B)?_sp(\d+)(_\w+)?")
 
 
 # ---- The manifest
@@ -97,25 +105,40 @@ def find_data(
     """Find shards with a validation split, and their tokenizer: see find_folder and find_tokenizer.
 
     `folder` and `tokenizer` are what people ask for, `stated` are the paths that a run's log has.
-    BadInput if there is none, or if the folder holds no validation shards.
+    BadInput if there is none, if the folder holds no validation shards, or if its manifest says
+    that the tokenizer is another.
     """
     places = tuple(bases or default_bases())
-    found = find_folder(folder, (stated[0], FINEWEB, DEMO), places)
+    found = find_folder(folder, (stated[0], *FINEWEB, DEMO), places)
     if found is None:
         raise BadInput(
-            f"no data: neither {FINEWEB} nor {DEMO} is here; name a folder of shards with "
-            f"--data, or run train_gpt.py once, which builds {DEMO}"
+            f"no data: neither {DATASETS}/{FINEWEB_PREFIX}* nor {DEMO} is here; name a folder of "
+            f"shards with --data, or run train_gpt.py once, which builds {DEMO}"
         )
     if not shards_of(found, "val"):
         raise BadInput(
             f"{found} is not a folder with validation shards (*_val_*.bin): check --data"
         )
-    return Data(found, find_tokenizer(found, tokenizer, stated[1], places))
+    own = find_tokenizer(found, tokenizer, stated[1], places)
+    sha256 = read_manifest(found).table("tokenizer").get("sha256")
+    if sha256 not in (None, digest_of_tokenizer(own)):
+        raise BadInput(
+            f"{own} is not the tokenizer of {found}: its manifest has another SHA-256: check "
+            "--data and --tokenizer"
+        )
+    return Data(found, own)
+
+
+def digest_of_tokenizer(path: Path) -> str:
+    """Return the SHA-256 of a tokenizer's file, or of what stands for that of bytes."""
+    if path == BYTE_TOKENIZER:
+        return hashlib.sha256(str(path).encode()).hexdigest()
+    return digest(path)
 
 
 def find_folder(
     given: Path | None,
-    names: Iterable[str] = (FINEWEB, DEMO),
+    names: Iterable[str] = (*FINEWEB, DEMO),
     bases: Iterable[Path] | None = None,
 ) -> Path | None:
     """Return the given folder, else the first of these paths that is one; None if none is.
@@ -138,36 +161,44 @@ def find_tokenizer(
     stated: str = "",
     bases: Iterable[Path] | None = None,
 ) -> Path:
-    """Return the tokenizer of the shards in a folder, the given one if there is such.
+    """Return the tokenizer of the shards in a folder, as train_gpt.py finds it.
 
-    Else it is the first of these that is there:
-    - the path that a log states, below the bases;
-    - tokenizer.model in the folder;
-    - what the folder's manifest names;
-    - of a folder of the FineWeb export, its tokenizer in ../../tokenizers;
-    - FineWeb's with 1,024 pieces, below the bases.
-
-    BadInput, with where it was looked for, if there is none.
+    It is the given one, else the one that a log states, if it is there below the bases, else what
+    the folder's manifest names, else tokenizer.model in the folder, else, where the folder is named
+    as the challenge's exports are, theirs. No other is taken in their place: with another tokenizer
+    every figure would be false. BadInput, with where it was looked for, if it is not there.
     """
     if given is not None:
-        candidates = [given]
+        path = given
     else:
-        places = tuple(bases or default_bases())
-        candidates = [base / stated for base in places if stated]
-        candidates.append(folder / "tokenizer.model")
-        noted = read_manifest(folder).tokenizer
-        if noted is not None:
-            candidates.append(Path(os.path.abspath(folder / noted)))
-        pieces = re.fullmatch(FINEWEB_PREFIX + r"sp(\d+)", folder.name)
-        if pieces is not None:
-            name = f"fineweb_{pieces[1]}_bpe.model"
-            candidates.append(folder.parent.parent / "tokenizers" / name)
-        candidates.extend(base / FINEWEB_TOKENIZER for base in places)
-    for path in candidates:
-        if path.is_file():
-            return path
-    places_said = " or ".join(str(path) for path in dict.fromkeys(candidates))
-    raise BadInput(f"no tokenizer at {places_said}: name it with --tokenizer")
+        path = stated_tokenizer(stated, bases) or tokenizer_of(Path(os.path.abspath(folder)))
+    if path != BYTE_TOKENIZER and not path.is_file():
+        raise BadInput(f"{folder}: no tokenizer at {path}: name its own with --tokenizer")
+    return path
+
+
+def stated_tokenizer(stated: str, bases: Iterable[Path] | None) -> Path | None:
+    """Return the tokenizer that a log states, if it is there below one of the bases."""
+    if Path(stated) == BYTE_TOKENIZER:
+        return BYTE_TOKENIZER
+    for base in tuple(bases or default_bases()):
+        if stated and (base / stated).is_file():
+            return base / stated
+    return None
+
+
+def tokenizer_of(folder: Path) -> Path:
+    """Return where the tokenizer of the shards in a folder is, by manifest and name."""
+    manifest = read_manifest(folder)
+    of_export = EXPORT.fullmatch(folder.name)
+    if manifest.table("tokenizer").get("kind") == "bytes" or folder.name.endswith("_byte260"):
+        return BYTE_TOKENIZER
+    if manifest.tokenizer is not None:
+        return Path(os.path.normpath(folder / manifest.tokenizer))
+    if (folder / "tokenizer.model").is_file() or of_export is None:
+        return folder / "tokenizer.model"
+    name, pieces, more = of_export.groups(default="")
+    return folder.parent.parent / "tokenizers" / f"{name}_{pieces}_bpe{more}.model"
 
 
 # ---- What to do with them

@@ -32,8 +32,7 @@ NEEDED = (
     "as_typed",
     "mistyped_settings",
     "UserError",
-    "FINEWEB",
-    "FINEWEB_TOKENIZER",
+    "find_fineweb",
 )
 PATHS = ("DATA_PATH", "TOKENIZER_PATH")
 CLOCK = "MAX_WALLCLOCK_SECONDS"
@@ -207,22 +206,29 @@ class Reader:
         Without either the script takes the demo corpus, wherever it is called. Raises BadInput for
         data that is named and not there.
         """
+        found = dict(variables)
         data = variables.get("DATA_PATH")
         tokenizer = variables.get("TOKENIZER_PATH")
-        folder = Path(data or self.script.FINEWEB)
-        file = Path(tokenizer or self.script.FINEWEB_TOKENIZER)
-        if data and not folder.is_dir():
+        if data and not Path(data).is_dir():
             raise BadInput(f"DATA_PATH={data} is not a folder")
-        if tokenizer and not file.is_file():
+        if tokenizer and not Path(tokenizer).is_file():
             raise BadInput(f"TOKENIZER_PATH={tokenizer} is not a file")
-        if not folder.is_dir():
-            return variables
-
-        found = {**variables, "DATA_PATH": str(folder.absolute())}
-        has_its_own = (folder / "tokenizer.model").is_file()
-        if tokenizer or (file.is_file() and not has_its_own):
-            found["TOKENIZER_PATH"] = str(file.absolute())
+        if tokenizer:
+            found["TOKENIZER_PATH"] = str(Path(tokenizer).absolute())
+        if not data:
+            data = self.fineweb(variables)
+        if data:
+            found["DATA_PATH"] = str(Path(data).absolute())
         return found
+
+    def fineweb(self, variables: dict[str, str]) -> Path | None:
+        """The challenge's text with the vocabulary of a run; None if it is not here at all."""
+        try:
+            settings, _ = self.script.settings_from(variables)
+            found = self.script.find_fineweb(settings.vocab_size)
+        except self.script.UserError as error:
+            raise BadInput(str(error)) from error
+        return None if found is None else found[0]
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -7,6 +7,7 @@ a line of JSON on stdout. Checkouts whose benches have the same requests can be 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import os
 import statistics
@@ -129,11 +130,13 @@ class Worker:
         self.without = without
         if "batches" in without:
             train_gpt.newton_schulz = by_matrix(train_gpt.newton_schulz)
-        self.settings, _ = train_gpt.settings_from(os.environ)
-        self.runtime = train_gpt.start_runtime(self.settings)
+        settings, _ = train_gpt.settings_from(os.environ)
+        self.runtime = train_gpt.start_runtime(settings)
         self.graphs = 0
-        settings = self.settings
-        folder, tokenizer = train_gpt.find_data(settings, self.runtime, print)
+        folder, path = train_gpt.find_data(settings, self.runtime, print)
+        tokenizer = train_gpt.load_tokenizer(path, settings.vocab_size)
+        settings = dataclasses.replace(settings, vocab_size=tokenizer.vocab_size)
+        self.settings = settings
         rows = train_gpt.TrainingRows(
             train_gpt.find_shards(folder, "train"),
             settings.train_seq_len,
@@ -142,7 +145,7 @@ class Worker:
         )
         self.model = train_gpt.build_model(settings, self.runtime)
         self.trainer = train_gpt.Trainer(self.model, settings, self.runtime, quiet, rows, 0)
-        table = train_gpt.ByteTable(train_gpt.load_tokenizer(tokenizer, settings.vocab_size))
+        table = train_gpt.ByteTable(tokenizer)
         self.evaluator = train_gpt.Evaluator(settings, self.runtime, table, quiet)
         self.logits = self.runtime.compile(train_gpt.GPT.logits, "graph")
         self.validation = train_gpt.load_validation(

@@ -78,7 +78,7 @@ OTHER_SUM = '''
 honest_score = Evaluator.score
 
 
-def score(self, model, tokens, name):
+def score(self, model, tokens, name, **more):
     """Count other losses than those that token_losses returns."""
     honest_losses = self.token_losses
 
@@ -88,7 +88,7 @@ def score(self, model, tokens, name):
 
     self.token_losses = token_losses
     try:
-        return honest_score(self, model, tokens, name)
+        return honest_score(self, model, tokens, name, **more)
     finally:
         self.token_losses = honest_losses
 
@@ -96,25 +96,25 @@ def score(self, model, tokens, name):
 Evaluator.score = score
 '''
 MORE_BYTES = '''
-honest_count = ByteTable.count
+honest_sizes = ByteTable.sizes
 
 
-def count(self, before, targets):
+def sizes(self, tokens):
     """Count a byte too many for every second piece, as if there were two spaces."""
-    return honest_count(self, before, targets) + targets % 2
+    return honest_sizes(self, tokens) + tokens % 2
 
 
-ByteTable.count = count
+ByteTable.sizes = sizes
 '''
 NO_TAIL = '''
 honest_score = Evaluator.score
 
 
-def score(self, model, tokens, name):
+def score(self, model, tokens, name, **more):
     """In sliding windows, leave out what does not fill a whole stride."""
     if name == "sliding":
         tokens = tokens[: (len(tokens) - 1) // 32 * 32 + 1]
-    return honest_score(self, model, tokens, name)
+    return honest_score(self, model, tokens, name, **more)
 
 
 Evaluator.score = score
@@ -123,9 +123,9 @@ TWICE = '''
 honest_score = Evaluator.score
 
 
-def score(self, model, tokens, name):
+def score(self, model, tokens, name, **more):
     """Count the last targets twice."""
-    once = honest_score(self, model, tokens, name)
+    once = honest_score(self, model, tokens, name, **more)
     again = honest_score(self, model, tokens[-21:], name)
     share = 1 + again.val_loss * again.targets / (once.val_loss * once.targets)
     return once._replace(val_loss=once.val_loss * share, val_bpb=once.val_bpb * share)

@@ -78,8 +78,8 @@ class PairTable(ByteTable):
     def __init__(self):
         pass
 
-    def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        return PAIRS[previous, targets]
+    def sizes(self, tokens: np.ndarray) -> np.ndarray:
+        return np.append(0, PAIRS[tokens[:-1], tokens[1:]])
 
 
 def text(length: int, seed: int = 0) -> np.ndarray:
@@ -346,8 +346,8 @@ def test_a_model_that_knows_nothing_needs_six_bits_for_one_of_64():
     class TwoBytes(PairTable):
         """Every target is two bytes."""
 
-        def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
-            return np.full(targets.shape, 2)
+        def sizes(self, tokens: np.ndarray) -> np.ndarray:
+            return np.full(tokens.shape, 2)
 
     evaluator = Evaluator(tiny_settings(), Runtime(), TwoBytes(), quiet)
     score = evaluator.score(model, text(90), "sliding")
@@ -355,17 +355,12 @@ def test_a_model_that_knows_nothing_needs_six_bits_for_one_of_64():
     assert (score.val_loss, score.val_bpb) == pytest.approx((math.log(64), 3.0))
 
 
-def test_bytes_may_depend_on_the_position():
-    class ByPosition(PairTable):
-        """As many bytes as the position's last digit."""
-
-        def count_at(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-            return positions % 10
-
+def test_bytes_that_are_given_count_instead_of_those_of_the_table():
     settings = tiny_settings(eval_stride=3)
-    evaluator = Evaluator(settings, Runtime(), ByPosition(), quiet)
-    score = evaluator.score(tiny_model(), text(61), "sliding")
-    assert score.bytes == sum(position % 10 for position in range(1, 61))
+    evaluator = Evaluator(settings, Runtime(), PairTable(), quiet)
+    sizes = np.arange(61, dtype=np.uint16) % 10
+    score = evaluator.score(tiny_model(), text(61), "sliding", sizes=sizes)
+    assert score.bytes == sizes[1:].sum()
 
 
 def test_scored_bytes_are_those_of_the_text(data_folder):

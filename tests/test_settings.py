@@ -35,7 +35,7 @@ TREE = ast.parse(SOURCE)
 NAMES = [field.name.upper() for field in fields_of()]
 
 RECORD_DEFAULTS = """
-    NUM_LAYERS=11 MODEL_DIM=512 VOCAB_SIZE=1024 NUM_HEADS=8 NUM_KV_HEADS=4 QK_GAIN_INIT=1.5
+    NUM_LAYERS=11 MODEL_DIM=512 VOCAB_SIZE=0 NUM_HEADS=8 NUM_KV_HEADS=4 QK_GAIN_INIT=1.5
     ROPE_DIMS=16 ROPE_BASE=10000 MLP_MULT=3 SMEAR_ENABLED=1 BIGRAM_VOCAB_SIZE=4096 BIGRAM_DIM=128
     MEMORY_TOKENS=64 BACKOUT_ENABLED=1 BACKOUT_LAMBDA_INIT=0.2 BACKOUT_LAYER=-1 TIE_EMBEDDINGS=1
     LOGIT_SOFTCAP=30 LN_SCALE=1 MTP_NUM_HEADS=0 MTP_LOSS_WEIGHT=0.2 TIED_EMBED_INIT_STD=0.005
@@ -170,7 +170,7 @@ def test_a_variable_wins_over_the_preset(preset):
     "preset, pairs", [("entry_339", ENTRY_339), ("entry_352", ENTRY_352)], ids=["339", "352"]
 )
 def test_the_preset_of_an_entry_is_its_variables(preset, pairs):
-    as_variables = settings(pairs, PRESET="record")
+    as_variables = settings(f"VOCAB_SIZE=1024 {pairs}", PRESET="record")
     as_preset = settings(PRESET=preset)
     assert dataclasses.replace(as_preset, preset="record") == as_variables
     assert settings_from({"PRESET": preset})[1] == f"preset:{preset} (asked for)"
