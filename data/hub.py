@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 # httpx2 is huggingface_hub's own client.
 import httpx2
-from huggingface_hub import HfApi, errors, get_session
+from huggingface_hub import DatasetInfo, HfApi, errors, get_session
 from huggingface_hub import logging as hub_logging
 from huggingface_hub.utils import parse_ratelimit_headers
 from tqdm import tqdm
@@ -52,6 +53,13 @@ class Target:
     count: int | None = None
     bytes: int = 0
     sha256: str | None = None
+
+
+def named(text: str) -> str:
+    """Say what stands where JSON should: a page of a web site, or something else."""
+    if text.lstrip().startswith("<"):
+        return "a web page"
+    return "something else"
 
 
 # ---- The rate's limits
@@ -122,12 +130,14 @@ class Hub:
         self.revision = revision
         # Seconds since the last file.
         self.waited = 0
-        self.commit = self.ask(self.find_commit)
+        info = self.ask(self.find_revision)
+        self.commit = info.sha
+        # The paths of all files.
+        self.files = {entry.rfilename for entry in info.siblings or ()}
 
-    def find_commit(self) -> str:
-        """Return the commit of the revision."""
-        info = self.api.dataset_info(self.repository, revision=self.revision, timeout=TIMEOUT)
-        return info.sha
+    def find_revision(self) -> DatasetInfo:
+        """Return the commit of the revision, and what is in it."""
+        return self.api.dataset_info(self.repository, revision=self.revision, timeout=TIMEOUT)
 
     def ask(self, request: Callable[[], Any]) -> Any:
         """Return the request's result.
@@ -170,6 +180,11 @@ class Hub:
             # It says "cannot find the file in the cache", and behind that is the reason.
             error = error.__cause__
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, json.JSONDecodeError):
+            return BadInput(
+                f"{self.api.endpoint} answers with {named(error.doc)} where the hub has JSON: a "
+                "login or a proxy stands in between, or HF_ENDPOINT names another server"
+            )
         if isinstance(error, errors.OfflineModeIsEnabled):
             return BadInput("HF_HUB_OFFLINE is set: unset it to download")
         if isinstance(error, errors.RevisionNotFoundError):
@@ -215,7 +230,7 @@ class Hub:
         missing = [path for path in paths if path not in files]
         if missing:
             raise BadInput(
-                f"{self.repository} has no {missing[0]}, which its manifest lists "
+                f"{self.repository} has no {missing[0]}, which belongs to the export "
                 f"({len(missing)} files are missing): check --repo and --revision"
             )
         described = []

@@ -170,12 +170,19 @@ def find_tokenizer(
 
 
 # ---- What to do with them
-def command_to_train(folder: Path, tokenizer: Path, pieces: int, launcher: str = "python") -> str:
-    """Return the command that trains on shards, as it works in the current folder."""
+def command_to_train(
+    folder: Path, tokenizer: Path | None, pieces: int, launcher: str = "python"
+) -> str:
+    """Return the command that trains on shards, as it works in the current folder.
+
+    Shards of bytes have no tokenizer.
+    """
     shards = shlex.quote(path_from_here(folder))
-    model = shlex.quote(path_from_here(tokenizer))
     script = shlex.quote(path_from_here(TRAINER))
-    variables = f"DATA_PATH={shards} TOKENIZER_PATH={model} VOCAB_SIZE={pieces}"
+    variables = f"DATA_PATH={shards} VOCAB_SIZE={pieces}"
+    if tokenizer is not None:
+        model = shlex.quote(path_from_here(tokenizer))
+        variables = f"DATA_PATH={shards} TOKENIZER_PATH={model} VOCAB_SIZE={pieces}"
     return f"{variables} {launcher} {script}"
 
 
