@@ -188,7 +188,8 @@ def read_export(manifest: dict, variant: str, hub: Hub) -> Export:
         pieces = int(number[1])
     if variant == BYTES:
         pieces = BYTE_IDS
-    byte_files = f"{EXPORT}/datasets/{name}/fineweb_val_bytes_"
+    beginning = f"{EXPORT}/datasets/{name}/fineweb_val_bytes_"
+    byte_files = any(path.startswith(beginning) for path in hub.files)
     return Export(
         name=name,
         shards=shards,
@@ -197,8 +198,7 @@ def read_export(manifest: dict, variant: str, hub: Hub) -> Export:
         shard_size=whole_number(manifest.get("shard_size")),
         tokenizer=tokenizer_files(manifest, dataset, variant, hub.files),
         pieces=pieces or None,
-        byte_files="val_bytes_glob" in dataset
-        or any(path.startswith(byte_files) for path in hub.files),
+        byte_files=byte_files or bool(dataset.get("val_bytes_glob")),
     )
 
 
@@ -432,6 +432,8 @@ def refuse_uneven_byte_files(targets: list[Target]) -> None:
     """
     sizes = {target.path.name: target.bytes for target in targets}
     for name, size in sizes.items():
+        if "_val_bytes_" not in name:
+            continue
         shard = name.replace("_val_bytes_", "_val_")
         if size != sizes[shard]:
             raise BadInput(

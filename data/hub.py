@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -22,6 +22,9 @@ from commands import BadInput, say
 
 # Seconds without an answer.
 TIMEOUT = 30
+# Bytes a second that an answer must bring at least, over so many seconds.
+LEAST_RATE = 1000
+PACE_SECONDS = 30
 # Seconds of waiting for the hub without a file in between.
 PATIENCE = 240
 # Seconds between attempts, unless the hub asks for more.
@@ -29,11 +32,10 @@ LONGEST_PAUSE = 60
 
 
 class Busy(Exception):
-    """The hub asks to come back later, after `wait` seconds if it says so."""
+    """The hub has no time now; come back later, after `wait` seconds if it says so."""
 
-    def __init__(self, status: int, wait: int | None):
-        reason = "limits the rate" if status == 429 else "has a passing fault"
-        super().__init__(f"the hub {reason} (HTTP {status})")
+    def __init__(self, reason: str, wait: int | None = None):
+        super().__init__(f"the hub {reason}")
         self.wait = wait
 
 
@@ -84,8 +86,40 @@ def seconds_asked(headers: Mapping[str, str]) -> int | None:
 
 def raise_if_busy(response: httpx2.Response) -> None:
     """End a request before huggingface_hub starts waits of its own, which have no upper limit."""
-    if response.status_code in (408, 429) or response.status_code >= 500:
-        raise Busy(response.status_code, seconds_asked(response.headers))
+    status = response.status_code
+    if status in (408, 429) or status >= 500:
+        reason = "limits the rate" if status == 429 else "has a passing fault"
+        raise Busy(f"{reason} (HTTP {status})", seconds_asked(response.headers))
+
+
+class Paced(httpx2.SyncByteStream):
+    """The bytes of an answer; Busy if too few come, which no timeout sees while any come."""
+
+    def __init__(self, stream: httpx2.SyncByteStream):
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        began = time.monotonic()
+        for part in self.stream:
+            yield part
+            size += len(part)
+            seconds = time.monotonic() - began
+            if seconds < PACE_SECONDS:
+                continue
+            if size < LEAST_RATE * seconds:
+                raise Busy(f"sends less than {LEAST_RATE:,} bytes a second")
+            size = 0
+            began = time.monotonic()
+
+    def close(self) -> None:
+        """End the answer."""
+        self.stream.close()
+
+
+def pace(response: httpx2.Response) -> None:
+    """Let an answer end that comes too slowly."""
+    response.stream = Paced(response.stream)
 
 
 # ---- Progress
@@ -268,4 +302,4 @@ def prepare_session() -> None:
     session.timeout = TIMEOUT
     hooks = session.event_hooks["response"]
     if raise_if_busy not in hooks:
-        hooks.append(raise_if_busy)
+        hooks.extend([raise_if_busy, pace])
