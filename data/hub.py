@@ -57,7 +57,7 @@ class Target:
     sha256: str | None = None
 
 
-def named(text: str) -> str:
+def kind_of(text: str) -> str:
     """Say what stands where JSON should: a page of a web site, or something else."""
     if text.lstrip().startswith("<"):
         return "a web page"
@@ -216,7 +216,7 @@ class Hub:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, json.JSONDecodeError):
             return BadInput(
-                f"{self.api.endpoint} answers with {named(error.doc)} where the hub has JSON: a "
+                f"{self.api.endpoint} answers with {kind_of(error.doc)} where the hub has JSON: a "
                 "login or a proxy stands in between, or HF_ENDPOINT names another server"
             )
         if isinstance(error, errors.OfflineModeIsEnabled):
