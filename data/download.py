@@ -1,15 +1,25 @@
-"""Download the challenge's FineWeb export: token shards and their tokenizer, for train_gpt.py.
+"""Download the challenge's FineWeb exports: token shards and their tokenizer, for train_gpt.py.
 
     python data/download.py --variant sp1024 --train-shards 80
 
-The export is the folder datasets/ of the Hugging Face dataset repository
-willdepueoai/parameter-golf, where a manifest lists the variants. The validation split comes whole,
-of the training split come the first shards, into data/datasets/fineweb10B_<variant>/ and
-data/tokenizers/. All files are of one commit of the repository. Each is checked (size, SHA-256,
-header, tokens) before it takes its name, so after an interruption the same command goes on with the
-first file that is missing; parts are not kept, as huggingface_hub 2.4.0 cannot go on with them.
-Training shards beyond those asked for, where there are any, are checked and mended like the others.
-manifest.json beside the shards notes the commit and the digests, for data/check.py.
+An export is the folder datasets/ of a Hugging Face dataset repository, where a manifest lists the
+variants; where there is none, the names of the files show them. The published ones are
+
+    sp1024, byte260    willdepueoai/parameter-golf
+    sp4096, sp8192     kevclark/parameter-golf (143 and 128 training shards)
+    caseops            romeerp/parameter-golf-caseops-v1 (80 training shards)
+
+and --repo names another repository. byte260 has bytes in the place of pieces. caseops, in full
+sp8192_lossless_caps_caseops_v1_reserved, has operators in the place of capitals; beside its
+validation shards are byte files, which say what each token is worth in bytes of the original text.
+
+The validation split comes whole, of the training split come the first shards, into
+data/datasets/fineweb10B_<variant>/ and data/tokenizers/. All files are of one commit of the
+repository. Each is checked (size, SHA-256, header, tokens) before it takes its name, so after an
+interruption the same command goes on with the first file that is missing; parts are not kept, as
+huggingface_hub 2.4.0 cannot go on with them. Training shards beyond those asked for, where there
+are any, are checked and mended like the others. manifest.json beside the shards notes the commit,
+the tokenizer, the tokens and the digests, for train_gpt.py and data/check.py.
 """
 
 from __future__ import annotations
@@ -21,7 +31,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,34 +44,56 @@ with packages_from("data/requirements.txt"):
     from files import clear, digest, ignore, own_folder, write_atomically
     from hub import Damaged, Hub, Target
     from manifest import FINEWEB_PREFIX, ROOT, command_to_train, read_object
-    from shards import count_tokens
+    from shards import byte_files_of, count_tokens, shards_of
     from tokenizer import open_tokenizer
 
-REPOSITORY = "willdepueoai/parameter-golf"
-# The export's folder in the repository.
+# The published variants, and the dataset repository of each.
+CASE_OPERATORS = "sp8192_lossless_caps_caseops_v1_reserved"
+REPOSITORIES = {
+    "sp1024": "willdepueoai/parameter-golf",
+    "byte260": "willdepueoai/parameter-golf",
+    "sp4096": "kevclark/parameter-golf",
+    "sp8192": "kevclark/parameter-golf",
+    CASE_OPERATORS: "romeerp/parameter-golf-caseops-v1",
+}
+# Of a variant that is not among them.
+REPOSITORY = REPOSITORIES["sp1024"]
+SHORT_NAMES = {"caseops": CASE_OPERATORS, "sp8192_caseops": CASE_OPERATORS}
+# The export's folder in a repository, its manifest, and its shards.
 EXPORT = "datasets"
+HUB_MANIFEST = f"{EXPORT}/manifest.json"
+SHARD = re.compile(rf"{EXPORT}/datasets/(\w+)/fineweb_(train|val)_(\d{{6}})\.bin")
 # What train_gpt.py uses if nothing is set.
 DEFAULT_VARIANT = "sp1024"
 SPLITS = ("val", "train")
+# Byte b is id b + 4. Such shards have no tokenizer's file that anybody needs.
+BYTES = "byte260"
+BYTE_IDS = 260
+# Training shards of case-operator data of which 40,000 documents are those of the validation split
+# (openai/parameter-golf, issue 2127).
+LEAKING_SHARDS = 1499
 # Bytes to be left free on the disk.
 SPARE_BYTES = 100_000_000
 
 
-# ---- The hub's manifest
+# ---- What a repository has
 @dataclass(frozen=True)
 class Export:
-    """What the hub's manifest says of one variant; None where it says nothing."""
+    """What is known of one variant before it is here; None where nothing is known."""
 
     # As fineweb10B_sp1024.
     name: str
-    # The number of shards and of tokens of each split.
+    # The number of shards, of tokens and of documents of each split.
     shards: dict[str, int]
     tokens: dict[str, int | None]
+    documents: dict[str, int | None]
     # The tokens of each shard but a split's last.
     shard_size: int | None
-    # The names of the tokenizer's files, the SentencePiece model first, and its pieces.
+    # The names of the tokenizer's files, the SentencePiece model first; none for bytes.
     tokenizer: list[str]
     pieces: int | None
+    # Whether there is a byte file beside each validation shard.
+    byte_files: bool
 
     def tokens_of(self, split: str, index: int) -> int | None:
         """Return the tokens that a shard must have, as far as the manifest says."""
@@ -70,7 +102,54 @@ class Export:
         total = self.tokens[split]
         if total is None:
             return None
-        return total - index * self.shard_size
+        # An export that ends at a given number of shards counts its last document whole (#1729).
+        return min(self.shard_size, total - index * self.shard_size)
+
+
+def find_export(hub: Hub, variant: str, staging: Path) -> Export:
+    """Return what a repository has of a variant; BadInput, naming all that it has, without it.
+
+    The hub's manifest says it. Where there is none, or it lists no data sets, the names of the
+    files do.
+    """
+    manifest = {}
+    if HUB_MANIFEST in hub.files:
+        no_bar = tqdm.tqdm(disable=True)
+        manifest = read_hub_manifest(hub.fetch(HUB_MANIFEST, staging, no_bar))
+    if not entries(manifest, "datasets"):
+        manifest = manifest_of_files(hub.files)
+    export = read_export(manifest, variant, hub)
+    if "caseops" in variant and export.shards["train"] == LEAKING_SHARDS:
+        raise BadInput(
+            f"{hub.repository}: case-operator data with {LEAKING_SHARDS:,} training shards has "
+            "40,000 validation documents among them (openai/parameter-golf, issue 2127), so a "
+            f"score would be false: take {REPOSITORIES[CASE_OPERATORS]}"
+        )
+    return export
+
+
+def read_hub_manifest(path: Path) -> dict:
+    """Read the hub's manifest; BadInput if it is no JSON object."""
+    try:
+        return read_object(path)
+    except BadInput as error:
+        kind = "no JSON object"
+        if path.read_bytes().lstrip().startswith(b"<"):
+            kind = "a web page, no JSON object"
+        raise BadInput(f"the hub's manifest.json is {kind}: check --repo and --revision") from error
+
+
+def manifest_of_files(paths: Iterable[str]) -> dict:
+    """Return what the names of the files show, in the form of the hub's manifest."""
+    found: dict[str, dict[str, int]] = {}
+    for path in paths:
+        shard = SHARD.fullmatch(path)
+        if shard:
+            name, split, number = shard.groups()
+            stats = found.setdefault(name, {"files_train": 0, "files_val": 0})
+            key = f"files_{split}"
+            stats[key] = max(stats[key], int(number) + 1)
+    return {"datasets": [{"name": name, "stats": stats} for name, stats in found.items()]}
 
 
 def whole_number(value: object) -> int | None:
@@ -91,71 +170,85 @@ def entries(manifest: dict, key: str) -> dict[str, dict]:
     return found
 
 
-def read_export(path: Path, variant: str) -> Export:
-    """Read a variant in the hub's manifest; BadInput, naming all that it lists, if it is absent."""
-    try:
-        manifest = read_object(path)
-    except BadInput as error:
-        raise BadInput(
-            "the hub's manifest.json is no JSON object: check --repo and --revision"
-        ) from error
-    datasets = entries(manifest, "datasets")
+def read_export(manifest: dict, variant: str, hub: Hub) -> Export:
+    """Read a variant in the hub's manifest; BadInput if it is absent."""
     name = FINEWEB_PREFIX + variant
+    datasets = entries(manifest, "datasets")
     if name not in datasets:
-        known = [other for other in sorted(datasets) if other.startswith(FINEWEB_PREFIX)]
-        listed = ", ".join(other.removeprefix(FINEWEB_PREFIX) for other in known)
-        raise BadInput(
-            f"--variant {variant} is not in the hub's manifest, which lists {listed or 'none'}"
-        )
+        raise BadInput(absent(variant, datasets, hub.repository))
     dataset = datasets[name]
-    shards, tokens = read_stats(dataset, name)
+    shards = counted(dataset, "files")
+    if None in shards.values() or not shards["val"]:
+        raise BadInput(f"the hub's manifest does not say how many shards {name} has: check --repo")
     pieces = whole_number(dataset.get("vocab_size"))
-    number = re.fullmatch(r"sp(\d+)", variant)
+    number = re.match(r"sp(\d+)(_|$)", variant)
     if not pieces and number:
         pieces = int(number[1])
+    if variant == BYTES:
+        pieces = BYTE_IDS
+    beginning = f"{EXPORT}/datasets/{name}/fineweb_val_bytes_"
+    byte_files = any(path.startswith(beginning) for path in hub.files)
     return Export(
         name=name,
         shards=shards,
-        tokens=tokens,
+        tokens=counted(dataset, "tokens"),
+        documents=counted(dataset, "docs"),
         shard_size=whole_number(manifest.get("shard_size")),
-        tokenizer=tokenizer_files(manifest, dataset, variant),
+        tokenizer=tokenizer_files(manifest, dataset, variant, hub.files),
         pieces=pieces or None,
+        byte_files=byte_files or bool(dataset.get("val_bytes_glob")),
     )
 
 
-def read_stats(dataset: dict, name: str) -> tuple[dict[str, int], dict[str, int | None]]:
-    """Return the number of shards and of tokens of each split; BadInput without the former."""
+def absent(variant: str, datasets: Iterable[str], repository: str) -> str:
+    """Say that a repository lacks a variant, what it has, and what is elsewhere."""
+    known = [name for name in sorted(datasets) if name.startswith(FINEWEB_PREFIX)]
+    listed = ", ".join(name.removeprefix(FINEWEB_PREFIX) for name in known)
+    advice = f"published are {', '.join(REPOSITORIES)}"
+    if REPOSITORIES.get(variant, repository) != repository:
+        advice = f"{REPOSITORIES[variant]} has it, so leave --repo out"
+    return f"--variant {variant} is not in {repository}, which has {listed or 'none'}; {advice}"
+
+
+def counted(dataset: dict, unit: str) -> dict[str, int | None]:
+    """Return the number of files, tokens or docs of each split, as far as the manifest says."""
     stats = dataset.get("stats")
     if not isinstance(stats, dict):
         stats = {}
-    shards = {split: whole_number(stats.get(f"files_{split}")) for split in SPLITS}
-    tokens = {split: whole_number(stats.get(f"tokens_{split}")) for split in SPLITS}
-    if None in shards.values() or not shards["val"]:
-        raise BadInput(f"the hub's manifest does not say how many shards {name} has: check --repo")
-    return shards, tokens
+    return {split: whole_number(stats.get(f"{unit}_{split}")) for split in SPLITS}
 
 
-def tokenizer_files(manifest: dict, dataset: dict, variant: str) -> list[str]:
-    """Return the names of a tokenizer's files, its SentencePiece model first; BadInput without."""
-    tokenizers = entries(manifest, "tokenizers")
-    tokenizer = tokenizers.get(str(dataset.get("tokenizer_name")), {})
-    files = []
-    for key in ("model_path", "vocab_path"):
-        path = tokenizer.get(key)
-        if isinstance(path, str):
-            files.append(PurePosixPath(path).name)
-    if not files or not files[0].endswith(".model"):
+def tokenizer_files(
+    manifest: dict, dataset: dict, variant: str, files: Container[str]
+) -> list[str]:
+    """Return the names of a tokenizer's files, its SentencePiece model first; BadInput without.
+
+    Where the manifest does not list the tokenizer, it is the one that is called like the data set.
+    """
+    if variant == BYTES:
+        return []
+    tokenizer = entries(manifest, "tokenizers").get(str(dataset.get("tokenizer_name")))
+    paths = []
+    if tokenizer is not None:
+        paths = [tokenizer.get("model_path"), tokenizer.get("vocab_path")]
+    else:
+        called = re.sub(r"^sp(\d+)", r"fineweb_\1_bpe", variant)
+        for name in (f"{called}.model", f"{called}.vocab"):
+            if f"{EXPORT}/tokenizers/{name}" in files:
+                paths.append(name)
+    names = [PurePosixPath(path).name for path in paths if isinstance(path, str)]
+    if not names or not names[0].endswith(".model"):
         raise BadInput(
             f"--variant {variant} has no SentencePiece model, which train_gpt.py needs: take "
             "another variant"
         )
-    return files
+    return names
 
 
 # ---- Files here
 def count_pieces(path: Path) -> int:
     """Return the pieces of a tokenizer; BadInput if the file is none."""
-    return open_tokenizer(path).vocab_size()
+    return open_tokenizer(path).size
 
 
 # What is counted in a file, by its ending, and how.
@@ -234,24 +327,52 @@ def bring_again(hub: Hub, target: Target, staging: Path, bar: tqdm.tqdm) -> str:
 
 
 class Notes:
-    """The manifest.json beside the shards: of which commit they are, and their digests."""
+    """The manifest.json beside the shards: of which commit they are, their digests and tokens."""
 
-    def __init__(self, folder: Path, facts: dict[str, object]):
+    def __init__(self, folder: Path, export: Export, facts: dict[str, object]):
         self.path = folder / "manifest.json"
+        self.export = export
         self.facts = facts
+        if not export.tokenizer:
+            self.facts["tokenizer"] = {"kind": "bytes"}
         self.files: dict[str, dict] = {}
 
     def add(self, path: Path, sha256: str) -> None:
-        """Note the digest of a file that is here; of the tokenizer's model, where it is too."""
+        """Note the digest of a file that is here; of the tokenizer's model, what it is, too."""
         if path.parent == self.path.parent:
             self.files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256}
         elif path.suffix == ".model":
-            place = Path(os.path.relpath(path, self.path.parent)).as_posix()
-            self.facts["tokenizer"] = {"file": place, "sha256": sha256}
+            tokenizer = open_tokenizer(path)
+            self.facts["tokenizer"] = {
+                "file": Path(os.path.relpath(path, self.path.parent)).as_posix(),
+                "sha256": sha256,
+                "kind": "sentencepiece",
+                "case_operators": tokenizer.case_operators,
+            }
+            self.facts["vocabulary_size"] = tokenizer.size
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Return the tokens of each split, and its documents where it is whole and they are known.
+
+        Of a validation split that is not whole yet nothing is said: its tokens would pass for all.
+        """
+        found = {}
+        for split in SPLITS:
+            shards = [
+                path for path in shards_of(self.path.parent, split) if path.name in self.files
+            ]
+            whole = len(shards) == self.export.shards[split]
+            if split == "val" and not whole:
+                continue
+            found[split] = {"tokens": sum(count_tokens(path) for path in shards)}
+            documents = self.export.documents[split]
+            if whole and documents is not None:
+                found[split]["documents"] = documents
+        return found
 
     def write(self) -> None:
         """Write the file: all of it or nothing."""
-        content = {"format": 1, **self.facts, "files": self.files}
+        content = {"format": 1, **self.facts, **self.sizes(), "files": self.files}
         text = json.dumps(content, indent=2, sort_keys=True)
         write_atomically(self.path, f"{text}\n".encode())
 
@@ -260,8 +381,8 @@ class Notes:
 def list_targets(export: Export, out: Path, train_shards: int) -> list[Target]:
     """Return the files that shall be here; BadInput if the hub has fewer training shards.
 
-    They are the tokenizer, the whole validation split, the first training shards, and those that
-    are here beyond them.
+    They are the tokenizer, the whole validation split with its byte files, the first training
+    shards, and those that are here beyond them.
     """
     there = export.shards["train"]
     if train_shards > there:
@@ -277,23 +398,42 @@ def list_targets(export: Export, out: Path, train_shards: int) -> list[Target]:
             path = out / name
             if index < wanted[split] or path.exists():
                 targets.append(Target(f"{EXPORT}/{name}", path, export.tokens_of(split, index)))
+    if export.byte_files:
+        for index in range(export.shards["val"]):
+            name = f"datasets/{export.name}/fineweb_val_bytes_{index:06d}.bin"
+            tokens = export.tokens_of("val", index)
+            targets.append(Target(f"{EXPORT}/{name}", out / name, tokens))
     refuse_foreign_shards(out / "datasets" / export.name, targets)
     return targets
 
 
 def refuse_foreign_shards(folder: Path, targets: list[Target]) -> None:
-    """Raise BadInput if the folder has shards that are not among the targets."""
+    """Raise BadInput if the folder has shards or byte files that are not among the targets."""
     paths = {target.path for target in targets}
-    foreign = [path for split in SPLITS for path in shards_of(folder, split) if path not in paths]
+    here = [*shards_of(folder, "val"), *shards_of(folder, "train"), *byte_files_of(folder)]
+    foreign = [path for path in here if path not in paths]
     if foreign:
         raise BadInput(
             f"{min(foreign)} is not of this revision, but training would use it: move it"
         )
 
 
-def shards_of(folder: Path, split: str) -> list[Path]:
-    """Return the shards of a split that are here."""
-    return sorted(folder.glob(f"*_{split}_*.bin"))
+def refuse_uneven_byte_files(targets: list[Target]) -> None:
+    """Raise BadInput if a byte file of the hub has not one number for each token of its shard.
+
+    Both have the same header and two bytes a number, so they have the same size.
+    """
+    sizes = {target.path.name: target.bytes for target in targets}
+    for name, size in sizes.items():
+        if "_val_bytes_" not in name:
+            continue
+        shard = name.replace("_val_bytes_", "_val_")
+        if size != sizes[shard]:
+            raise BadInput(
+                f"{name} has {size:,} bytes on the hub, but {shard} has {sizes[shard]:,}, so they "
+                "do not belong together: tell those who keep the repository, or take another "
+                "--revision"
+            )
 
 
 def require_space(missing: list[Target], out: Path) -> None:
@@ -332,10 +472,10 @@ def download(hub: Hub, variant: str, train_shards: int, out: Path) -> None:
     with staging_folder(out / "datasets" / f".download-{variant}") as staging:
         # Parts of a download that was killed are of no use.
         clear(staging)
-        no_bar = tqdm.tqdm(disable=True)
-        export = read_export(hub.fetch(f"{EXPORT}/manifest.json", staging, no_bar), variant)
+        export = find_export(hub, variant, staging)
         folder = out / "datasets" / export.name
         targets = hub.describe(list_targets(export, out, train_shards))
+        refuse_uneven_byte_files(targets)
         for target in targets:
             target.path.parent.mkdir(parents=True, exist_ok=True)
         here = digests_here(targets)
@@ -352,23 +492,31 @@ def download(hub: Hub, variant: str, train_shards: int, out: Path) -> None:
             "revision": hub.commit,
             "vocabulary_size": export.pieces,
         }
-        notes = Notes(folder, facts)
+        notes = Notes(folder, export, facts)
         for target, sha256 in here.items():
             notes.add(target.path, sha256)
         notes.write()
         bring_all(hub, missing, staging, notes)
-    summarize(folder, targets[0].path, train_shards)
+    tokenizer = None
+    if export.tokenizer:
+        tokenizer = out / "tokenizers" / export.tokenizer[0]
+    summarize(folder, tokenizer, train_shards)
 
 
-def summarize(folder: Path, tokenizer: Path, asked: int) -> None:
-    """Say what the folder holds, and what to run next."""
-    pieces = count_pieces(tokenizer)
+def summarize(folder: Path, tokenizer: Path | None, asked: int) -> None:
+    """Say what the folder holds, and what to run next; without a tokenizer it holds bytes."""
+    encoded = f"bytes as {BYTE_IDS} ids"
+    if tokenizer is not None:
+        encoded = f"{tokenizer}: {count_pieces(tokenizer):,} pieces"
     shards = {split: shards_of(folder, split) for split in SPLITS}
     held = []
     for split, paths in shards.items():
         tokens = sum(count_tokens(path) for path in paths)
         held.append(f"{split} {tokens:,} tokens (shards: {len(paths)})")
-    print(f"{folder}: {', '.join(held)}; {tokenizer}: {pieces:,} pieces")
+    byte_files = byte_files_of(folder)
+    if byte_files:
+        held.append(f"bytes of the original text (files: {len(byte_files)})")
+    print(f"{folder}: {', '.join(held)}; {encoded}")
     more = len(shards["train"]) - asked
     if more > 0:
         print(
@@ -376,7 +524,7 @@ def summarize(folder: Path, tokenizer: Path, asked: int) -> None:
             "of them"
         )
     launcher = "torchrun --standalone --nproc_per_node=8"
-    training = command_to_train(folder, tokenizer, pieces, launcher)
+    training = command_to_train(folder, launcher)
     if shards["train"]:
         print(f"next: {training}")
     else:
@@ -390,8 +538,11 @@ def summarize(folder: Path, tokenizer: Path, asked: int) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line; BadInput for what cannot be."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    published = ", ".join([*REPOSITORIES, *SHORT_NAMES])
     parser.add_argument(
-        "--variant", default=DEFAULT_VARIANT, help="tokenizer of the shards [%(default)s]"
+        "--variant",
+        default=DEFAULT_VARIANT,
+        help=f"tokenizer of the shards: {published}, or another that --repo has [%(default)s]",
     )
     parser.add_argument(
         "--train-shards",
@@ -407,11 +558,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="where datasets/ and tokenizers/ are [data/ of the repository]",
     )
-    parser.add_argument("--repo", default=REPOSITORY, help="dataset repository [%(default)s]")
+    parser.add_argument("--repo", help="dataset repository [where the variant is published]")
     parser.add_argument("--revision", default="main", help="branch, tag or commit [%(default)s]")
     options = parser.parse_args(arguments)
     if options.train_shards < 0 or not re.fullmatch(r"\w+", options.variant):
         raise BadInput("--train-shards must be 0 or more, and --variant a name such as sp1024")
+    options.variant = options.variant.removeprefix(FINEWEB_PREFIX)
+    options.variant = SHORT_NAMES.get(options.variant, options.variant)
+    if options.repo is None:
+        options.repo = REPOSITORIES.get(options.variant, REPOSITORY)
     return options
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 # httpx2 is huggingface_hub's own client.
 import httpx2
-from huggingface_hub import HfApi, errors, get_session
+from huggingface_hub import DatasetInfo, HfApi, errors, get_session
 from huggingface_hub import logging as hub_logging
 from huggingface_hub.utils import parse_ratelimit_headers
 from tqdm import tqdm
@@ -21,6 +22,9 @@ from commands import BadInput, say
 
 # Seconds without an answer.
 TIMEOUT = 30
+# Bytes a second that an answer must bring at least, over so many seconds.
+LEAST_RATE = 1000
+PACE_SECONDS = 30
 # Seconds of waiting for the hub without a file in between.
 PATIENCE = 240
 # Seconds between attempts, unless the hub asks for more.
@@ -28,11 +32,10 @@ LONGEST_PAUSE = 60
 
 
 class Busy(Exception):
-    """The hub asks to come back later, after `wait` seconds if it says so."""
+    """The hub has no time now; come back later, after `wait` seconds if it says so."""
 
-    def __init__(self, status: int, wait: int | None):
-        reason = "limits the rate" if status == 429 else "has a passing fault"
-        super().__init__(f"the hub {reason} (HTTP {status})")
+    def __init__(self, reason: str, wait: int | None = None):
+        super().__init__(f"the hub {reason}")
         self.wait = wait
 
 
@@ -52,6 +55,13 @@ class Target:
     count: int | None = None
     bytes: int = 0
     sha256: str | None = None
+
+
+def kind_of(text: str) -> str:
+    """Say what stands where JSON should: a page of a web site, or something else."""
+    if text.lstrip().startswith("<"):
+        return "a web page"
+    return "something else"
 
 
 # ---- The rate's limits
@@ -76,8 +86,40 @@ def seconds_asked(headers: Mapping[str, str]) -> int | None:
 
 def raise_if_busy(response: httpx2.Response) -> None:
     """End a request before huggingface_hub starts waits of its own, which have no upper limit."""
-    if response.status_code in (408, 429) or response.status_code >= 500:
-        raise Busy(response.status_code, seconds_asked(response.headers))
+    status = response.status_code
+    if status in (408, 429) or status >= 500:
+        reason = "limits the rate" if status == 429 else "has a passing fault"
+        raise Busy(f"{reason} (HTTP {status})", seconds_asked(response.headers))
+
+
+class Paced(httpx2.SyncByteStream):
+    """The bytes of an answer; Busy if too few come, which no timeout sees while any come."""
+
+    def __init__(self, stream: httpx2.SyncByteStream):
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        began = time.monotonic()
+        for part in self.stream:
+            yield part
+            size += len(part)
+            seconds = time.monotonic() - began
+            if seconds < PACE_SECONDS:
+                continue
+            if size < LEAST_RATE * seconds:
+                raise Busy(f"sends less than {LEAST_RATE:,} bytes a second")
+            size = 0
+            began = time.monotonic()
+
+    def close(self) -> None:
+        """End the answer."""
+        self.stream.close()
+
+
+def pace(response: httpx2.Response) -> None:
+    """Let an answer end that comes too slowly."""
+    response.stream = Paced(response.stream)
 
 
 # ---- Progress
@@ -122,12 +164,14 @@ class Hub:
         self.revision = revision
         # Seconds since the last file.
         self.waited = 0
-        self.commit = self.ask(self.find_commit)
+        info = self.ask(self.find_revision)
+        self.commit = info.sha
+        # The paths of all files.
+        self.files = {entry.rfilename for entry in info.siblings or ()}
 
-    def find_commit(self) -> str:
-        """Return the commit of the revision."""
-        info = self.api.dataset_info(self.repository, revision=self.revision, timeout=TIMEOUT)
-        return info.sha
+    def find_revision(self) -> DatasetInfo:
+        """Return the commit of the revision, and what is in it."""
+        return self.api.dataset_info(self.repository, revision=self.revision, timeout=TIMEOUT)
 
     def ask(self, request: Callable[[], Any]) -> Any:
         """Return the request's result.
@@ -170,6 +214,11 @@ class Hub:
             # It says "cannot find the file in the cache", and behind that is the reason.
             error = error.__cause__
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, json.JSONDecodeError):
+            return BadInput(
+                f"{self.api.endpoint} answers with {kind_of(error.doc)} where the hub has JSON: a "
+                "login or a proxy stands in between, or HF_ENDPOINT names another server"
+            )
         if isinstance(error, errors.OfflineModeIsEnabled):
             return BadInput("HF_HUB_OFFLINE is set: unset it to download")
         if isinstance(error, errors.RevisionNotFoundError):
@@ -215,7 +264,7 @@ class Hub:
         missing = [path for path in paths if path not in files]
         if missing:
             raise BadInput(
-                f"{self.repository} has no {missing[0]}, which its manifest lists "
+                f"{self.repository} has no {missing[0]}, which belongs to the export "
                 f"({len(missing)} files are missing): check --repo and --revision"
             )
         described = []
@@ -253,4 +302,4 @@ def prepare_session() -> None:
     session.timeout = TIMEOUT
     hooks = session.event_hooks["response"]
     if raise_if_busy not in hooks:
-        hooks.append(raise_if_busy)
+        hooks.extend([raise_if_busy, pace])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import json
 import re
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
+import sentencepiece
 from tqdm import tqdm
 
 import check
@@ -27,6 +29,7 @@ REPOSITORY = "owner/export"
 COMMIT = "a" * 40
 FOLDER = "datasets/datasets/fineweb10B_sp384"
 SHARD = f"{FOLDER}/fineweb_val_000000.bin"
+CASE_FOLDER = "datasets/datasets/fineweb10B_sp300_caseops"
 ARGUMENTS = ["--repo", REPOSITORY, "--variant", "sp384", "--train-shards", "2"]
 WHOLE = [
     "fineweb_384_bpe.model",
@@ -46,6 +49,9 @@ class StandIn(http.server.ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes]):
         super().__init__(("127.0.0.1", 0), Answer)
         self.files = files
+        self.repository = REPOSITORY
+        # Whether every answer is the page of a login.
+        self.pages = False
         # What was asked: (method, path, range).
         self.requests: list[tuple[str, str, str | None]] = []
         # A part of a path: the (status, headers) of its next answers.
@@ -104,16 +110,22 @@ class Answer(http.server.BaseHTTPRequestHandler):
                 status, headers = faults.pop(0)
                 self.send(status, b"{}", headers)
                 return
-        file = re.fullmatch(rf"/datasets/{REPOSITORY}/resolve/{COMMIT}/(.*)", self.path)
-        if self.path.startswith(f"/api/datasets/{REPOSITORY}/paths-info/{COMMIT}"):
+        if server.pages:
+            self.send(200, b"<!doctype html><title>Log in</title>")
+            return
+        repository = server.repository
+        file = re.fullmatch(rf"/datasets/{repository}/resolve/{COMMIT}/(.*)", self.path)
+        if self.path.startswith(f"/api/datasets/{repository}/paths-info/{COMMIT}"):
             self.send(200, json.dumps(self.paths_info(body)).encode())
-        elif self.path.startswith(f"/api/datasets/{REPOSITORY}/revision/main"):
-            self.send(200, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode())
+        elif self.path.startswith(f"/api/datasets/{repository}/revision/main"):
+            siblings = [{"rfilename": path} for path in server.files]
+            info = {"id": repository, "sha": COMMIT, "siblings": siblings}
+            self.send(200, json.dumps(info).encode())
         elif file and file[1] in server.files:
             self.send_file(file[1])
         elif file:
             self.send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
-        elif f"/{REPOSITORY}/" in self.path:
+        elif f"/{repository}/" in self.path:
             self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         else:
             self.send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
@@ -162,6 +174,7 @@ def export(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> dict[
     """The files of a repository with three training shards and one of validation, sp384."""
     scratch = tmp_path_factory.mktemp("export") / "shard"
     stats = {"files_train": 3, "files_val": 1, "tokens_train": 6700, "tokens_val": 900}
+    stats |= {"docs_train": 3, "docs_val": 1}
     tokens = {"train_000000": 3000, "train_000001": 3000, "train_000002": 700, "val_000000": 900}
     files = {}
     for piece, (name, count) in enumerate(tokens.items(), start=5):
@@ -181,11 +194,11 @@ def export(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> dict[
         "vocab_size": VOCAB_SIZE,
         "stats": stats,
     }
-    of_bytes = {"name": "fineweb10B_byte260", "tokenizer_name": "pure_byte", "stats": stats}
+    no_model = {"name": "fineweb10B_char", "tokenizer_name": "characters", "stats": stats}
     manifest = {
         "shard_size": 3000,
-        "tokenizers": [tokenizer, {"name": "pure_byte", "path": "tokenizers/x.json"}],
-        "datasets": [dataset, of_bytes],
+        "tokenizers": [tokenizer, {"name": "characters", "path": "tokenizers/x.json"}],
+        "datasets": [dataset, no_model],
     }
     files["datasets/manifest.json"] = json.dumps(manifest).encode()
     return files
@@ -204,6 +217,63 @@ def hub(export: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def case_export(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a repository of case-operator data: 1 training shard, 2 of validation."""
+    scratch = tmp_path_factory.mktemp("export") / "shard"
+    tokens = {"train_000000": 1000, "val_000000": 1000, "val_000001": 400}
+    # The bytes of the original text, a number for each token.
+    tokens |= {"val_bytes_000000": 1000, "val_bytes_000001": 400}
+    files = {}
+    for name, count in tokens.items():
+        shard = write_shard(scratch, [1] + [5] * (count - 1))
+        files[f"{CASE_FOLDER}/fineweb_{name}.bin"] = shard.read_bytes()
+    model = io.BytesIO()
+    words = [f"{first}{second}" for first in "abcdefghij" for second in "klmnopqrst"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        user_defined_symbols=["\ue001", "\ue002", "\ue003", "\ue004"],
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        num_threads=1,
+        minloglevel=2,
+    )
+    files["datasets/tokenizers/fineweb_300_bpe_caseops.model"] = model.getvalue()
+    # Its exporter stopped after one shard, in the middle of a document.
+    stats = {"files_train": 1, "files_val": 2, "tokens_train": 1007, "tokens_val": 1400}
+    dataset = {
+        "name": "fineweb10B_sp300_caseops",
+        "tokenizer_name": "sp_bpe_300",
+        "vocab_size": 300,
+        "val_bytes_glob": "datasets/fineweb10B_sp300_caseops/fineweb_val_bytes_*.bin",
+        "stats": stats,
+    }
+    tokenizer = {
+        "name": "sp_bpe_300",
+        "model_path": "tokenizers/fineweb_300_bpe_caseops.model",
+    }
+    manifest = {"shard_size": 1000, "tokenizers": [tokenizer], "datasets": [dataset]}
+    files["datasets/manifest.json"] = json.dumps(manifest).encode()
+    return files
+
+
+def run_case(out: Path, *more: str) -> int:
+    """Download the case-operator data."""
+    arguments = ["--variant", "sp300_caseops", "--train-shards", "1", *more]
+    return download.main(["--repo", REPOSITORY, "--out", str(out), *arguments])
+
+
+def noted(out: Path, name: str) -> dict:
+    """What the manifest beside the shards of a data set says."""
+    return json.loads((out / "datasets" / name / "manifest.json").read_text())
 
 
 def run(out: Path, *more: str) -> int:
@@ -233,7 +303,7 @@ def test_the_files_arrive_as_they_are_and_nothing_else_is_left(
     said = capsys.readouterr().out
     assert check.main([str(tmp_path / "out/datasets/fineweb10B_sp384")]) == 0
     assert "val 900 tokens (shards: 1), train 6,000 tokens (shards: 2)" in said
-    assert said.endswith(" VOCAB_SIZE=384 torchrun --standalone --nproc_per_node=8 train_gpt.py\n")
+    assert said.endswith(" torchrun --standalone --nproc_per_node=8 train_gpt.py\n")
 
 
 def test_a_second_run_reads_all_and_fetches_no_file(hub, tmp_path, capsys):
@@ -385,9 +455,13 @@ def test_a_second_download_of_a_variant_waits_its_turn(hub, tmp_path, capsys):
     [
         (
             ["--variant", "sp999"],
-            "--variant sp999 is not in the hub's manifest, which lists byte260, sp384",
+            "--variant sp999 is not in owner/export, which has char, sp384; published are sp1024,",
         ),
-        (["--variant", "byte260"], "no SentencePiece model"),
+        (
+            ["--variant", "sp8192"],
+            "which has char, sp384; kevclark/parameter-golf has it, so leave --repo out",
+        ),
+        (["--variant", "char"], "no SentencePiece model"),
         (["--variant", "../x"], "--variant a name such as sp1024"),
         (["--train-shards", "4"], "fineweb10B_sp384 has 3 training shards"),
         (["--train-shards", "-1"], "--train-shards must be 0 or more"),
@@ -405,9 +479,8 @@ def test_what_the_hub_does_not_have_is_said_in_one_line(hub, tmp_path, capsys, a
 @pytest.mark.parametrize(
     "manifest, said",
     [
-        (b"<html>", "no JSON object"),
+        (b"<html>", "manifest.json is a web page"),
         (b"[]", "no JSON object"),
-        (b"{}", "which lists none"),
         (
             b'{"datasets": [7, {"name": "fineweb10B_sp384", "stats": null}]}',
             "does not say how many shards",
@@ -432,8 +505,7 @@ def test_the_tokenizers_size_is_the_variants_where_the_manifest_states_none(hub,
     manifest = hub.files["datasets/manifest.json"]
     hub.files["datasets/manifest.json"] = manifest.replace(b'"vocab_size"', b'"size"')
     assert run(tmp_path) == 0
-    noted = json.loads((tmp_path / "datasets/fineweb10B_sp384/manifest.json").read_text())
-    assert noted["vocabulary_size"] == 384
+    assert noted(tmp_path, "fineweb10B_sp384")["vocabulary_size"] == 384
 
 
 def test_a_tokenizer_of_another_size_is_refused_before_a_shard_comes(hub, tmp_path, capsys):
@@ -446,11 +518,206 @@ def test_a_tokenizer_of_another_size_is_refused_before_a_shard_comes(hub, tmp_pa
     assert not any(name.endswith(".bin") for name in hub.fetched())
 
 
+# ---- Variants and repositories
+@pytest.mark.parametrize(
+    "given, variant, repository",
+    [
+        ("sp1024", "sp1024", "willdepueoai/parameter-golf"),
+        ("fineweb10B_sp1024", "sp1024", "willdepueoai/parameter-golf"),
+        ("byte260", "byte260", "willdepueoai/parameter-golf"),
+        ("sp4096", "sp4096", "kevclark/parameter-golf"),
+        ("sp8192", "sp8192", "kevclark/parameter-golf"),
+        ("caseops", download.CASE_OPERATORS, "romeerp/parameter-golf-caseops-v1"),
+        ("fineweb10B_sp8192_caseops", download.CASE_OPERATORS, "romeerp/parameter-golf-caseops-v1"),
+        (download.CASE_OPERATORS, download.CASE_OPERATORS, "romeerp/parameter-golf-caseops-v1"),
+        ("sp999", "sp999", "willdepueoai/parameter-golf"),
+    ],
+)
+def test_a_variant_has_its_names_and_its_repository(given, variant, repository):
+    options = download.parse(["--variant", given])
+    assert (options.variant, options.repo) == (variant, repository)
+    assert download.parse(["--variant", given, "--repo", "a/b"]).repo == "a/b"
+
+
+def test_a_published_variant_is_asked_for_where_it_is_published(hub, tmp_path, capsys):
+    hub.repository = "kevclark/parameter-golf"
+    assert download.main(["--variant", "fineweb10B_sp8192", "--out", str(tmp_path)]) == 2
+    # The stand-in has no shards of it.
+    assert "sp8192 is not in kevclark/parameter-golf" in error_line(capsys)
+
+
+def test_the_manifest_says_tokenizer_tokens_and_documents(hub, export, tmp_path):
+    run(tmp_path)
+    said = noted(tmp_path, "fineweb10B_sp384")
+    model = export["datasets/tokenizers/fineweb_384_bpe.model"]
+    assert said["tokenizer"] == {
+        "file": "../../tokenizers/fineweb_384_bpe.model",
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "kind": "sentencepiece",
+        "case_operators": False,
+    }
+    assert said["val"] == {"tokens": 900, "documents": 1}
+    # The third training shard is not here.
+    assert said["train"] == {"tokens": 6000}
+    run(tmp_path, "--train-shards", "3")
+    assert noted(tmp_path, "fineweb10B_sp384")["train"] == {"tokens": 6700, "documents": 3}
+
+
+def test_shards_of_bytes_have_no_tokenizer(hub, export, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folder = "datasets/datasets/fineweb10B_byte260"
+    manifest = json.loads(export["datasets/manifest.json"])
+    of_bytes = {
+        "name": "fineweb10B_byte260",
+        "tokenizer_name": "characters",
+        "stats": {"files_train": 1, "files_val": 1},
+    }
+    manifest["datasets"].append(of_bytes)
+    hub.files["datasets/manifest.json"] = json.dumps(manifest).encode()
+    for split in ("train", "val"):
+        path = f"{folder}/fineweb_{split}_000000.bin"
+        hub.files[path] = export[f"{FOLDER}/fineweb_train_000000.bin"]
+    assert run(tmp_path, "--variant", "byte260", "--train-shards", "1") == 0
+    said = noted(tmp_path, "fineweb10B_byte260")
+    assert said["tokenizer"] == {"kind": "bytes"} and said["vocabulary_size"] == 260
+    assert not (tmp_path / "tokenizers").exists()
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert "fineweb10B_byte260" in command and "TOKENIZER_PATH" not in command
+
+
+@pytest.mark.parametrize("manifest", ["the challenge's", "another", "none"])
+def test_case_operator_data_comes_with_its_byte_files(hub, case_export, tmp_path, capsys, manifest):
+    hub.files = dict(case_export)
+    if manifest == "another":
+        hub.files["datasets/manifest.json"] = b'{"made": "by hand"}'
+    if manifest == "none":
+        del hub.files["datasets/manifest.json"]
+    assert run_case(tmp_path) == 0
+    for path, content in case_export.items():
+        if "manifest" not in path:
+            assert (tmp_path / path.removeprefix("datasets/")).read_bytes() == content
+    said = noted(tmp_path, "fineweb10B_sp300_caseops")
+    assert said["tokenizer"]["case_operators"] is True
+    assert said["val"]["tokens"] == 1400 and said["train"]["tokens"] == 1000
+    assert "fineweb_val_bytes_000001.bin" in said["files"]
+    printed = capsys.readouterr().out
+    assert "val 1,400 tokens (shards: 2)" in printed
+    assert "bytes of the original text (files: 2)" in printed
+
+
+def test_a_byte_file_that_is_damaged_is_fetched_again(hub, case_export, tmp_path):
+    hub.files = dict(case_export)
+    run_case(tmp_path)
+    damaged = tmp_path / "datasets/fineweb10B_sp300_caseops/fineweb_val_bytes_000001.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-2] + b"\7\7")
+    hub.requests.clear()
+    assert run_case(tmp_path) == 0
+    assert hub.fetched() == ["manifest.json", damaged.name]
+
+
+def test_a_byte_file_of_another_length_than_its_shard_is_refused(
+    hub, case_export, tmp_path, capsys
+):
+    hub.files = dict(case_export)
+    of_the_first = f"{CASE_FOLDER}/fineweb_val_bytes_000000.bin"
+    of_the_second = f"{CASE_FOLDER}/fineweb_val_bytes_000001.bin"
+    hub.files[of_the_second] = hub.files[of_the_first]
+    assert run_case(tmp_path) == 2
+    line = error_line(capsys)
+    assert "fineweb_val_bytes_000001.bin has 3,024 bytes on the hub" in line
+    assert "fineweb_val_000001.bin has 1,824" in line
+    assert hub.fetched() == ["manifest.json"]
+
+
+def test_byte_files_are_there_for_all_validation_shards_or_for_none(
+    hub, case_export, tmp_path, capsys
+):
+    hub.files = dict(case_export)
+    del hub.files["datasets/manifest.json"]
+    del hub.files[f"{CASE_FOLDER}/fineweb_val_bytes_000000.bin"]
+    assert run_case(tmp_path) == 2
+    assert "has no datasets/datasets/fineweb10B_sp300_caseops/fineweb_val_bytes_000000" in (
+        error_line(capsys)
+    )
+    del hub.files[f"{CASE_FOLDER}/fineweb_val_bytes_000001.bin"]
+    assert run_case(tmp_path) == 0
+    assert not list(tmp_path.rglob("*_val_bytes_*"))
+
+
+def test_a_byte_file_that_the_revision_does_not_have_is_named(hub, tmp_path, capsys):
+    run(tmp_path)
+    folder = tmp_path / "datasets/fineweb10B_sp384"
+    stray = folder / "fineweb_val_bytes_000000.bin"
+    stray.write_bytes((folder / "fineweb_val_000000.bin").read_bytes())
+    capsys.readouterr()
+    assert run(tmp_path) == 2
+    assert f"{stray} is not of this revision" in error_line(capsys)
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_the_export_that_holds_validation_documents_is_refused(
+    hub, case_export, tmp_path, capsys, has_manifest
+):
+    hub.files = dict(case_export)
+    manifest = case_export["datasets/manifest.json"]
+    hub.files["datasets/manifest.json"] = manifest.replace(
+        b'"files_train": 1,', b'"files_train": 1499,'
+    )
+    if not has_manifest:
+        del hub.files["datasets/manifest.json"]
+        hub.files[f"{CASE_FOLDER}/fineweb_train_001498.bin"] = b""
+    assert run_case(tmp_path) == 2
+    line = error_line(capsys)
+    assert "40,000 validation documents" in line and "issue 2127" in line
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_repository_without_a_manifest_is_read_by_its_files(hub, tmp_path, capsys):
+    del hub.files["datasets/manifest.json"]
+    assert run(tmp_path, "--variant", "sp999") == 2
+    assert "which has sp384; published are" in error_line(capsys)
+    assert run(tmp_path) == 0
+    assert names(tmp_path) == WHOLE
+
+
+def test_a_repository_without_an_export_has_none(hub, tmp_path, capsys):
+    hub.files = {"README.md": b"nothing"}
+    assert run(tmp_path) == 2
+    assert "sp384 is not in owner/export, which has none" in error_line(capsys)
+
+
+def test_a_split_that_is_not_whole_yet_is_not_stated(hub, case_export, tmp_path):
+    hub.files = dict(case_export)
+    hub.faults = {"val_000001": [(429, {})] * 99}
+    assert run_case(tmp_path) == 2
+    said = noted(tmp_path, "fineweb10B_sp300_caseops")
+    assert "fineweb_val_000000.bin" in said["files"] and "val" not in said
+
+
+# ---- Whatever else goes wrong
 def test_a_full_disk_is_said_before_anything_is_fetched(hub, tmp_path, capsys, monkeypatch):
     usage = download.shutil.disk_usage(tmp_path)._replace(free=download.SPARE_BYTES + 1000)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
     assert run(tmp_path) == 2
     assert "make room" in error_line(capsys) and hub.fetched() == ["manifest.json"]
+
+
+def test_a_page_in_the_place_of_an_answer_is_named(hub, tmp_path, capsys):
+    hub.pages = True
+    assert run(tmp_path) == 2
+    assert f"{hub.url} answers with a web page where the hub has JSON" in error_line(capsys)
+    assert hub.waits == []
+
+
+def test_a_file_that_drips_ends_in_one_line(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hub_module, "PACE_SECONDS", 0)
+    monkeypatch.setattr(hub_module, "LEAST_RATE", 0)
+    # From this file on no answer is fast enough.
+    hub.before["train_000000"] = lambda: setattr(hub_module, "LEAST_RATE", 10**15)
+    assert run(tmp_path) == 2
+    assert "the hub sends less than 1,000,000,000,000,000 bytes a second" in error_line(capsys)
+    assert 100 < sum(hub.waits) <= hub_module.PATIENCE
+    assert names(tmp_path) == [name for name in WHOLE if "train" not in name]
 
 
 def test_no_network_is_one_line_at_once(hub, tmp_path, capsys, monkeypatch):
