@@ -33,14 +33,14 @@ def test_bytes_are_those_of_the_decoded_text(data_folder):
 def test_a_byte_of_half_a_character_is_one_byte(data_folder):
     """Decoded it is U+FFFD, which has three."""
     text = Text(data_folder / "tokenizer.model")
-    pieces = [text.tokenizer.piece_to_id(piece) for piece in ("<0xC3>", "a")]
+    pieces = [text.tokenizer.processor.piece_to_id(piece) for piece in ("<0xC3>", "a")]
     tokens = np.array([BOS, *pieces])
     assert len(text.decode(tokens)) == 4 and text.count(tokens) == 2
 
 
 def test_a_document_does_not_count_for_the_next_one(data_folder):
     text = Text(data_folder / "tokenizer.model")
-    documents = [np.array([BOS, *text.tokenizer.encode(words)]) for words in ("a b", " c", "")]
+    documents = [np.array([BOS, *tokens]) for tokens in text.tokenizer.encode(["a b", " c", ""])]
     tokens = np.concatenate(documents)
     assert text.decode(tokens) == b"a b c" and text.count(tokens) == 5
 

@@ -276,7 +276,8 @@ def test_what_a_model_learns_from_a_batch_changes_later_scores_and_no_earlier_on
     evaluator = make_evaluator()
     plan = plan_windows(149, 20, 5)
     padded = np.pad(tokens, (0, 20))
-    first_batch = evaluator.make_batch(padded, plan, 0, evaluator.passes["sliding"])
+    sizes = np.ones_like(padded)
+    first_batch = evaluator.make_batch(padded, sizes, plan, 0, evaluator.passes["sliding"])
     totals = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad():
         evaluator.score_batch(model, first_batch, totals)

@@ -14,6 +14,7 @@ import random
 import shlex
 import shutil
 import signal
+import string
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ import prepare
 import shards
 import tokenizer
 import train_gpt
+from case_operators import OPERATORS, without_operators
 from commands import Stopped
 from conftest import ROOT
 from conftest import documents as docstrings
@@ -325,7 +327,7 @@ def test_one_document_remains_for_training(tmp_path):
 def test_the_tokenizer_is_trained_on_nothing_that_is_held_out(texts, built, tmp_path):
     model = (model_file(built)).read_bytes()
     training = documents_file(tmp_path / "d", [text.encode() for text in decode(built, "train")])
-    assert tokenizer.train_tokenizer(512, "test", training) == model
+    assert tokenizer.train_tokenizer(512, False, "test", training) == model
     # Documents whose hashes begin with zeros are held out.
     for first, known in (("000", False), ("ff", True)):
         rare = document_hashed(first)
@@ -351,7 +353,7 @@ def test_long_lines_are_not_dropped_from_training(texts, tmp_path):
     # Far over SentencePiece's own limit of 4,192 bytes.
     line = " ".join([RARE * 2] * 5_000)
     found = documents_file(tmp_path / "d", [text.encode() for text in [*texts, line]])
-    model = tokenizer.train_tokenizer(512, "test", found)
+    model = tokenizer.train_tokenizer(512, False, "test", found)
     trained = sentencepiece.SentencePieceProcessor(model_proto=model)
     assert trained.piece_to_id(RARE * 2) != trained.unk_id()
 
@@ -359,7 +361,99 @@ def test_long_lines_are_not_dropped_from_training(texts, tmp_path):
 def test_training_takes_a_bounded_sample(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "SAMPLE_BYTES", 20)
     found = documents_file(tmp_path / "d", [b"one\n\ntwo", b"three", b"f" * 10, b"five"])
-    assert list(tokenizer.sample_lines(found)) == [b"one", b"two", b"three"]
+    assert list(tokenizer.sample_lines(found, False)) == [b"one", b"two", b"three"]
+
+
+# ---- Case operators
+@pytest.fixture(scope="module")
+def with_operators(folder, tmp_path_factory) -> Path:
+    """The output for that folder with operators in the place of capitals."""
+    out = tmp_path_factory.mktemp("with operators")
+    assert run(out, folder, "--case-operators") == 0
+    return out
+
+
+CASEOPS_NAMES = [
+    "datasets/t_sp512_caseops/manifest.json",
+    "datasets/t_sp512_caseops/t_train_000000.bin",
+    "datasets/t_sp512_caseops/t_val_000000.bin",
+    "tokenizers/t_512_bpe_caseops.model",
+]
+
+
+def decode_case(out: Path, side: str) -> list[str]:
+    """Return the documents of a split, with operators undone."""
+    paths = sorted((out / "datasets/t_sp512_caseops").glob(f"t_{side}_*.bin"))
+    rewritten = read_documents(paths, out / CASEOPS_NAMES[-1])
+    return [without_operators(text) for text in rewritten]
+
+
+def test_with_case_operators_every_document_decodes_to_itself(with_operators, texts):
+    assert left(with_operators) == CASEOPS_NAMES
+    assert decode_case(with_operators, "val") + decode_case(with_operators, "train") == texts
+    pieces = sentencepiece.SentencePieceProcessor(
+        model_file=str(with_operators / CASEOPS_NAMES[-1])
+    )
+    capitals = set(string.ascii_uppercase)
+    # A byte piece is called <0x4A>.
+    assert not any(
+        capitals & set(pieces.id_to_piece(piece))
+        for piece in range(512)
+        if not pieces.is_byte(piece)
+    )
+
+
+def test_hostile_texts_survive_case_operators(texts, tmp_path):
+    operators = ["".join(OPERATORS), f"NASA{OPERATORS[1]}nasa", 5 * OPERATORS[3], "ǅ İ ß Straße É"]
+    source = write_jsonl(tmp_path / "in.jsonl", [*HOSTILE_TEXTS[4:], *operators, *texts])
+    assert run(tmp_path / "out", source, "--case-operators") == 0
+    found = decode_case(tmp_path / "out", "train") + decode_case(tmp_path / "out", "val")
+    assert sorted(found) == sorted([*HOSTILE_TEXTS[4:], *operators, *texts])
+    assert check.main([str(tmp_path / "out/datasets/t_sp512_caseops")]) == 0
+
+
+def test_the_manifest_says_whether_there_are_case_operators(built, with_operators, texts):
+    said = json.loads((with_operators / CASEOPS_NAMES[0]).read_text())
+    assert said["tokenizer"]["kind"] == "sentencepiece"
+    assert said["tokenizer"]["case_operators"] is True
+    assert said["tokenizer"]["file"] == "../../tokenizers/t_512_bpe_caseops.model"
+    # The bytes are those of the text.
+    assert said["train"]["bytes"] + said["val"]["bytes"] == sum(len(t.encode()) for t in texts)
+    plain = manifest(built)["tokenizer"]
+    assert (plain["kind"], plain["case_operators"]) == ("sentencepiece", False)
+
+
+def test_training_finds_and_counts_what_has_case_operators(with_operators, capsys):
+    folder = with_operators / "datasets/t_sp512_caseops"
+    path = train_gpt.find_tokenizer(folder)
+    assert path.samefile(with_operators / CASEOPS_NAMES[-1])
+    tokens = train_gpt.load_validation([folder / "t_val_000000.bin"], 512)
+    sizes = train_gpt.ByteTable(train_gpt.load_tokenizer(path)).sizes(tokens)
+    assert sizes.sum() == json.loads((folder / "manifest.json").read_text())["val"]["bytes"]
+    assert check.main([str(folder)]) == 0
+    assert "FAIL" not in capsys.readouterr().out
+
+
+def test_both_kinds_of_a_data_set_stand_side_by_side(built, with_operators, folder, tmp_path):
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    assert run(tmp_path, folder, "--case-operators") == 0
+    assert left(tmp_path) == sorted(left(built) + CASEOPS_NAMES)
+    assert run(tmp_path, folder) == 0
+    assert left(tmp_path) == sorted(left(built) + CASEOPS_NAMES)
+
+
+@pytest.mark.parametrize("options", [[], ["--case-operators"]])
+def test_a_given_tokenizer_with_operators_writes_them(with_operators, folder, tmp_path, options):
+    given = with_operators / CASEOPS_NAMES[-1]
+    assert run(tmp_path, folder, "--tokenizer", given, *options) == 0
+    assert left(tmp_path) == CASEOPS_NAMES and outputs(tmp_path) == outputs(with_operators)
+
+
+def test_a_given_tokenizer_without_operators_cannot_write_them(built, folder, tmp_path, capsys):
+    given = model_file(built)
+    assert run(tmp_path, folder, "--tokenizer", given, "--case-operators") == 2
+    message = "t_512_bpe.model has no pieces for --case-operators: leave one of them out"
+    assert message in one_line(capsys) and left(tmp_path) == []
 
 
 def test_a_given_tokenizer_is_used_and_copied_under_the_new_name(built, folder, tmp_path):
@@ -514,8 +608,7 @@ def test_the_summary_ends_with_the_command_that_trains(folder, tmp_path, monkeyp
     printed = capsys.readouterr().out
     script = shlex.quote(str(ROOT / "train_gpt.py"))
     assert printed.splitlines()[-1] == (
-        "to train on it: DATA_PATH='o u t/datasets/t_sp512' TOKENIZER_PATH='o u t/tokenizers/"
-        f"t_512_bpe.model' VOCAB_SIZE=512 python {script}"
+        f"to train on it: DATA_PATH='o u t/datasets/t_sp512' python {script}"
     )
     for fact in (" documents, 0.", " bytes per token", " KB for validation are few", " files read"):
         assert fact in printed
@@ -678,9 +771,9 @@ def test_a_signal_while_the_tokenizer_is_trained_is_one_line(folder, tmp_path, m
     real = tokenizer.sample_lines
     calls = []
 
-    def raise_later(found: Documents) -> Iterator[bytes]:
+    def raise_later(found: Documents, case_operators: bool) -> Iterator[bytes]:
         calls.append(found)
-        for number, line in enumerate(real(found)):
+        for number, line in enumerate(real(found, case_operators)):
             # Now SentencePiece reads them.
             if len(calls) == 2 and number == 50:
                 signal.raise_signal(signal.SIGTERM)
