@@ -225,6 +225,10 @@ class Reader:
         """The challenge's text with the vocabulary of a run; None if it is not here at all."""
         try:
             settings, _ = self.script.settings_from(variables)
+        except self.script.UserError:
+            # What is wrong with the settings is said where they are checked.
+            return None
+        try:
             found = self.script.find_fineweb(settings.vocab_size)
         except self.script.UserError as error:
             raise BadInput(str(error)) from error

@@ -214,7 +214,7 @@ def test_the_report_names_what_it_was_made_with(first, standin):
         "ITERATIONS=400 VAL_LOSS_EVERY=9",
         "device:cpu",
         "torch 2.0",
-        "1,000 targets, 3,024 bytes",
+        "1,000 targets, 2,000 bytes",
         "3 changes are compared",
         "--base 'ITERATIONS=400 VAL_LOSS_EVERY=9' NUM_LAYERS=10,13",
     ):

@@ -125,13 +125,11 @@ def test_data_named_relative_to_here_is_found_from_a_runs_folder(standin, tmp_pa
     for name in ("data/fineweb", "mine"):
         Path(name).mkdir(parents=True)
     Path("data/fineweb.model").touch()
-    monkeypatch.setattr(
-        ablation_plan, "import_script", with_data("data/fineweb", "data/fineweb.model")
-    )
+    monkeypatch.setattr(ablation_plan, "import_script", with_fineweb("data/fineweb"))
 
     ablation = Ablation(standin, "ITERATIONS=4", "tokens", Path("new"))
     assert ablation.base.variables["DATA_PATH"] == str(tmp_path / "data/fineweb")
-    assert ablation.base.variables["TOKENIZER_PATH"] == str(tmp_path / "data/fineweb.model")
+    assert "TOKENIZER_PATH" not in ablation.base.variables
 
     Path("mine/tokenizer.model").touch()
     [_, changed] = ablation.configurations(["DATA_PATH=mine"], grid=False)
@@ -146,14 +144,14 @@ def test_data_named_relative_to_here_is_found_from_a_runs_folder(standin, tmp_pa
     assert "DATA_PATH" not in ablation.base.variables
 
 
-def with_data(folder: str, tokenizer: str):
+def with_fineweb(folder: str):
     """import_script, but FineWeb is in another place."""
     original = ablation_plan.import_script
 
     def imported(path: Path):
         script = original(path)
-        script.FINEWEB = Path(folder)
-        script.FINEWEB_TOKENIZER = Path(tokenizer)
+        here = (Path(folder), "")
+        script.find_fineweb = lambda vocab_size: here if here[0].is_dir() else None
         return script
 
     return imported

@@ -296,6 +296,7 @@ def write_periodic_data(folder: Path, tokenizer: Path) -> None:
     folder.mkdir()
     shutil.copy(tokenizer, folder / "tokenizer.model")
     tokens = 4 + np.arange(6000) % 12
+    tokens[0] = BOS
     write_shard(folder / "x_train_000000.bin", tokens)
     write_shard(folder / "x_val_000000.bin", tokens[:500])
 
@@ -417,7 +418,8 @@ def test_a_taken_run_id_is_refused_and_nothing_is_overwritten(data_folder, run_h
 
 def test_validation_is_not_opened_before_the_artifact_is_written(data_folder, run_here, tmp_path):
     shutil.copytree(data_folder, tmp_path / "data")
-    (tmp_path / "data/x_val_000000.bin").write_bytes(b"damaged")
+    # Sizes, header and first token are right, which is all that is looked at before.
+    write_shard(tmp_path / "data/x_val_000000.bin", [BOS, 60000])
     done = run_here(tmp_path, **{**TINY_RUN, "ITERATIONS": "3"}, DATA_PATH="data")
     assert "step:3/30" not in done.out
     assert "step:3/3 train_loss:" in done.out
