@@ -2221,14 +2221,18 @@ def validation_extent(folder: Path, manifest: dict, files: list[Path]) -> Valida
 
     The whole is known from the manifest and, for the challenge's exports, from what is public.
     """
-    known = table_of(manifest, "val").get("tokens", 0)
+    stated = table_of(manifest, "val").get("tokens")
+    known = stated if isinstance(stated, int) else 0
     for name in (folder.absolute().name, str(manifest.get("name"))):
         known = max(known, FINEWEB_VALIDATION.get(name.removeprefix("fineweb10B_"), 0))
     return ValidationExtent(sum(count_tokens(path) for path in files), known)
 
 
 def find_byte_files(files: list[Path]) -> list[Path]:
-    """The byte files beside the shards of a validation split, or none. UserError if some lack."""
+    """The byte files beside the shards of a validation split, or none of them.
+
+    UserError if some lack, or if one is not for as many tokens as its shard has.
+    """
     found = []
     for path in files:
         name, split, number = SHARD_NAME.fullmatch(path.name).groups()
@@ -2237,8 +2241,15 @@ def find_byte_files(files: list[Path]) -> list[Path]:
     require(
         len(there) in (0, len(found)),
         f"{files[0].parent}: byte files for {len(there)} of {len(found)} validation shards: get "
-        "the others",
+        "the others, or remove them all",
     )
+    for path, shard in zip(there, files, strict=False):
+        num_sizes = count_tokens(path)
+        num_tokens = count_tokens(shard)
+        require(
+            num_sizes == num_tokens,
+            f"{path}: {num_sizes} sizes for {num_tokens} tokens: not of these shards",
+        )
     return there
 
 
@@ -2248,10 +2259,6 @@ def sizes_from_files(files: list[Path], by_pieces: np.ndarray) -> np.ndarray:
     UserError unless they agree with `by_pieces`, but for what a tokenizer has normalized.
     """
     sizes = np.concatenate([open_shard(path) for path in files])
-    require(
-        len(sizes) == len(by_pieces),
-        f"{files[0]}: {len(sizes)} sizes for {len(by_pieces)} tokens: not of these shards",
-    )
     other = np.flatnonzero(sizes != by_pieces)
     total = int(sizes.sum(dtype=np.int64))
     by_pieces_total = int(by_pieces.sum(dtype=np.int64))
@@ -3934,6 +3941,7 @@ class Run:
         # The validation split, once it is opened, and when that was.
         self.validation: Text | None = None
         self.validation_opened = "never"
+        self.byte_files = find_byte_files(self.val_files) if self.val_files else []
         self.extent = validation_extent(self.folder, self.manifest, self.val_files)
         self.data_warnings = self.check_splits()
 
@@ -3980,7 +3988,7 @@ class Run:
         for files in (self.train_files, self.val_files):
             if files:
                 check_beginning(files)
-        if self.extent.is_part:
+        if self.val_files and self.extent.is_part:
             warnings.append(f"the validation split is a {self.extent}: no score of the challenge")
         if self.tokenizer.operators and len(self.train_files) == LEAKED_SHARDS:
             warnings.append(
@@ -4001,9 +4009,8 @@ class Run:
         check_documents(self.val_files, self.tokenizer, self.tokenizer_path)
         tokens = load_validation(self.val_files, s.vocab_size)
         sizes = self.evaluator.table.sizes(tokens)
-        byte_files = find_byte_files(self.val_files)
-        if byte_files:
-            sizes = sizes_from_files(byte_files, sizes)
+        if self.byte_files:
+            sizes = sizes_from_files(self.byte_files, sizes)
         self.validation = Text(tokens, sizes)
         # A resumed run may have opened it before it was stopped. Without a number of steps in the
         # results, this is during training.
@@ -4014,7 +4021,7 @@ class Run:
         self.log(
             f"val_loader:shards:{len(self.val_files)} tokens:{len(tokens)} "
             f"documents:{self.results['validation_documents']} "
-            f"bytes_by:{'byte files' if byte_files else 'pieces'} split:{self.extent}"
+            f"bytes_by:{'byte files' if self.byte_files else 'pieces'} split:{self.extent}"
         )
 
     def score(self, model: GPT, name: str) -> Score:
