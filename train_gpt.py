@@ -2082,10 +2082,11 @@ def behind_escapes(is_escape: np.ndarray) -> np.ndarray:
 # of each at least.
 SAMPLE_TOKENS = 1 << 16
 LEAST_SAMPLE = 512
-# How many of them must be the same again, of all and of each shard. Text that a tokenizer has
-# normalized need not be; with another tokenizer of as many pieces 0.01 to 0.37 were, as measured.
-SAME_AGAIN = 0.75
-SAME_AGAIN_IN_SHARD = 0.5
+# How many of them may be others: some where the sample is cut, and some where a tokenizer that
+# normalizes does not find its own text again. With another tokenizer of as many pieces, 0.014 to
+# 0.26 of them are others, as measured.
+MOST_CUT = 6
+MOST_OTHERS = 0.005
 
 
 def check_documents(
@@ -2097,41 +2098,28 @@ def check_documents(
     """
     is_control = np.array([tokenizer.is_control(token) for token in range(tokenizer.vocab_size)])
     length = max(LEAST_SAMPLE, SAMPLE_TOKENS // len(files))
-    total = 0
-    same = 0
-    difference = ""
     for path in files:
         tokens = open_shard(path)[:length].astype(np.int64)
         check_tokens(tokens, tokenizer.vocab_size, path)
         # What stands between two control tokens is of one document.
         places = np.flatnonzero(~is_control[tokens])
-        same_here = 0
+        others = 0
+        difference = ""
         for document in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
             found = tokens[document].tolist()
             again = tokenizer.encode(tokenizer.decode(found))
-            begin, end = same_at_both_ends(found, again)
-            same_here += begin + end
-            if not difference and begin + end < SAME_AGAIN * len(found):
+            same = (collections.Counter(found) & collections.Counter(again)).total()
+            others += max(len(found), len(again)) - same
+            if not difference and found != again:
+                begin = same_beginning(found, again)
                 names = [piece_name(tokenizer, side[begin:]) for side in (found, again)]
-                place = f"{path}, token {document[0] + begin}"
-                difference = f"{place}: {names[0]} there, {names[1]} by this tokenizer"
-        total += len(places)
-        same += same_here
+                place = f"token {document[0] + begin}"
+                difference = f"{place} is {names[0]} there, {names[1]} by this tokenizer"
         require(
-            same_here >= SAME_AGAIN_IN_SHARD * len(places),
-            f"tokenizer {tokenizer_path} did not make this shard: {difference}; check "
+            others <= MOST_CUT + MOST_OTHERS * len(places),
+            f"{path}: tokenizer {tokenizer_path} did not make this shard: {difference}; check "
             "TOKENIZER_PATH",
         )
-    require(
-        same >= SAME_AGAIN * total,
-        f"tokenizer {tokenizer_path} did not make these shards: {difference}; check TOKENIZER_PATH",
-    )
-
-
-def same_at_both_ends(one: list[int], other: list[int]) -> tuple[int, int]:
-    """How many tokens are the same at the beginning of two lists, and at the end of the rest."""
-    begin = same_beginning(one, other)
-    return begin, same_beginning(one[begin:][::-1], other[begin:][::-1])
 
 
 def same_beginning(one: list[int], other: list[int]) -> int:
