@@ -1,0 +1,427 @@
+"""Data that cannot be confused: runs on wrong combinations of text, tokenizer and what is noted.
+
+Each scores the exact bytes of its text, or ends with one line before it trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tokenizer
+import train_gpt
+from case_operators import OPERATORS
+from conftest import BOS, documents, write_shard
+from runs import TINY_RUN, Done, is_one_error
+from tokenizer import BYTE_TOKENIZER
+
+pytest_plugins = ["run_fixtures"]
+
+# All tokenizers here have so many pieces.
+PIECES = 600
+# Two steps of a model that takes milliseconds.
+QUICK = dict(
+    TINY_RUN,
+    VOCAB_SIZE="0",
+    NUM_LAYERS="2",
+    MODEL_DIM="16",
+    NUM_HEADS="2",
+    NUM_KV_HEADS="1",
+    BIGRAM_DIM="4",
+    MTP_NUM_HEADS="0",
+    ITERATIONS="2",
+    TRAIN_LOG_EVERY="1",
+    QUANT="rows",
+)
+TRAINING_TEXTS = documents()[40:160]
+# With operators that stand in the text itself.
+TEXTS = [*documents()[:5], f"An {OPERATORS[3]}{OPERATORS[0]}operator, {OPERATORS[1]}NASA", "iOS"]
+BYTES = sum(len(text.encode()) for text in TEXTS)
+
+
+# ---- Tokenizers, and shards that they made
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> dict[str, Path]:
+    """Tokenizers of one size: plain, another one, with case operators; and that of bytes."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    texts = {"plain": TRAINING_TEXTS, "other": documents()[160:], "operators": TRAINING_TEXTS}
+    found = {"bytes": BYTE_TOKENIZER}
+    for name, its_texts in texts.items():
+        encoded = [text.encode() for text in its_texts]
+        found[name] = folder / f"{name}.model"
+        model = tokenizer.train_tokenizer(PIECES, name == "operators", name, encoded)
+        found[name].write_bytes(model)
+    return found
+
+
+def tokens_of(model: Path, texts: list[str]) -> np.ndarray:
+    """The tokens of documents, each behind a BOS, uint16 (tokens,)."""
+    return tokenizer.encode(model, [text.encode() for text in texts])
+
+
+def write_data(folder: Path, model: Path, has_model: bool = True) -> Path:
+    """Write x_train_000000.bin and x_val_000000.bin, and beside them tokenizer.model."""
+    folder.mkdir(parents=True)
+    write_shard(folder / "x_train_000000.bin", tokens_of(model, TRAINING_TEXTS))
+    write_shard(folder / "x_val_000000.bin", tokens_of(model, TEXTS))
+    if has_model and model != BYTE_TOKENIZER:
+        shutil.copy(model, folder / "tokenizer.model")
+    return folder
+
+
+def read_tokens(path: Path) -> np.ndarray:
+    """The tokens of a shard, uint16 (tokens,)."""
+    return np.fromfile(path, "<u2", offset=1024)
+
+
+def split_shard(path: Path, count: int) -> None:
+    """Divide the only shard of a split into several."""
+    for number, part in enumerate(np.array_split(read_tokens(path), count)):
+        write_shard(path.with_name(path.name.replace("000000", f"{number:06}")), part)
+
+
+def note(folder: Path, **content: object) -> None:
+    """Write a manifest."""
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+# ---- How a run ends
+def trains(done: Done) -> bool:
+    """Whether a run made a step."""
+    return "train_loss:" in done.out
+
+
+def assert_scored(done: Done, size: int = BYTES) -> dict:
+    """Assert that a run scored so many bytes; its results."""
+    assert done.status == 0, done.err
+    results = done.results()
+    assert results["final_int6_sliding_window"]["bytes"] == size
+    assert results["final_int6_roundtrip"]["bytes"] == size
+    return results
+
+
+def assert_refused(done: Done, pattern: str, trained: bool = False) -> None:
+    """Assert that a run ended with one line, before it trained if not said otherwise."""
+    assert done.status == 2, done.out
+    assert is_one_error(done.err, pattern), done.err
+    assert trains(done) == trained and not done.score_lines()
+
+
+@pytest.fixture
+def start(run_here, tmp_path) -> Callable[..., Done]:
+    """start(folder, **settings): a quick run on the data in a folder."""
+
+    def call(folder: Path | None, **settings: str) -> Done:
+        here = tmp_path / "here"
+        here.mkdir(exist_ok=True)
+        # Of an earlier run of the test.
+        shutil.rmtree(here / "logs", ignore_errors=True)
+        data = {} if folder is None else {"DATA_PATH": str(folder)}
+        return run_here(here, **{**QUICK, **data, **settings})
+
+    return call
+
+
+# ---- The right combinations
+@pytest.mark.parametrize("kind", ["plain", "operators"])
+def test_the_bytes_are_those_of_the_original_text(kind, tokenizers, start, tmp_path):
+    done = start(write_data(tmp_path / "data", tokenizers[kind]))
+    results = assert_scored(done)
+    compliance = results["compliance"]
+    assert results["settings"]["vocab_size"] == PIECES
+    assert compliance["validation_split"] == "not known" and compliance["data_warnings"] == []
+    assert compliance["validation_documents"] == len(TEXTS)
+    assert f"case_operators:{int(kind == 'operators')}" in done.out
+    assert "bytes_by:pieces" in done.out
+
+
+@pytest.mark.parametrize("said", ["by the name", "by the manifest", "by TOKENIZER_PATH"])
+def test_shards_of_bytes_need_no_tokenizer(said, tokenizers, start, tmp_path):
+    name = "mine_byte260" if said == "by the name" else "mine"
+    folder = write_data(tmp_path / name, tokenizers["bytes"])
+    settings = {}
+    if said == "by the manifest":
+        note(folder, tokenizer={"kind": "bytes"})
+    elif said == "by TOKENIZER_PATH":
+        settings["TOKENIZER_PATH"] = "byte260"
+    results = assert_scored(start(folder, **settings))
+    assert results["settings"]["vocab_size"] == 260
+    assert results["final_int6_roundtrip"]["targets"] == BYTES + len(TEXTS) - 1
+
+
+def test_the_end_of_a_document_may_be_marked_too(tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    for path in folder.glob("*.bin"):
+        tokens = read_tokens(path)
+        begins = np.flatnonzero(tokens == BOS)[1:]
+        write_shard(path, np.append(np.insert(tokens, begins, 2), 2))
+    assert_scored(start(folder))
+
+
+# ---- Another tokenizer
+PAIRS = [("plain", "operators"), ("operators", "plain"), ("plain", "other"), ("bytes", "plain")]
+
+
+@pytest.mark.parametrize("made_by, given", PAIRS)
+@pytest.mark.parametrize("long", [False, True])
+def test_a_tokenizer_with_as_many_pieces_is_refused(
+    made_by, given, long, tokenizers, start, tmp_path
+):
+    folder = write_data(tmp_path / "data", tokenizers[made_by])
+    if long:
+        # One document, which does not end.
+        tokens = read_tokens(folder / "x_train_000000.bin")
+        write_shard(folder / "x_train_000000.bin", [BOS, *tokens[tokens != BOS]])
+    done = start(folder, TOKENIZER_PATH=str(tokenizers[given]))
+    message = r"did not make this shard: token \d+ is .* there, .* by this tokenizer; check"
+    assert_refused(done, f"x_train_000000.bin: tokenizer .*{given}.model {message} TOKENIZER_PATH")
+
+
+def test_a_tokenizer_with_other_pieces_is_refused(tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    done = start(folder, TOKENIZER_PATH="byte260")
+    assert_refused(done, "x_train_000000.bin: token 599 is outside of VOCAB_SIZE=260")
+
+
+@pytest.mark.parametrize("name", ["mine", "mine_sp1024"])
+def test_no_other_tokenizer_takes_the_place_of_one_that_was_forgotten(
+    name, tokenizers, start, tmp_path
+):
+    here = tmp_path / "here/data"
+    (here / "tokenizers").mkdir(parents=True)
+    shutil.copy(tokenizers["other"], here / "tokenizers/fineweb_1024_bpe.model")
+    folder = write_data(here / "datasets" / name, tokenizers["plain"], has_model=False)
+    message = "no tokenizer at .*: TOKENIZER_PATH must name the one of these shards"
+    assert_refused(start(folder), f"{name}: {message}, or byte260 for shards of bytes")
+
+
+def test_a_shard_of_another_tokenizer_among_the_others_is_refused(tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    split_shard(folder / "x_train_000000.bin", 12)
+    another = tokens_of(tokenizers["operators"], TRAINING_TEXTS[:9])
+    write_shard(folder / "x_train_000007.bin", another)
+    assert_refused(start(folder), "x_train_000007.bin: .* did not make this shard: token")
+    write_shard(folder / "x_train_000007.bin", [BOS, 5000, 70, 71])
+    done = start(folder)
+    assert_refused(done, f"x_train_000007.bin: token 5000 is outside of VOCAB_SIZE={PIECES}")
+
+
+def test_validation_shards_of_another_tokenizer_are_refused(tokenizers, start, tmp_path):
+    """After training: the text is not read before."""
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    write_shard(folder / "x_val_000000.bin", tokens_of(tokenizers["operators"], TEXTS))
+    message = "x_val_000000.bin: .* did not make this shard: token"
+    assert_refused(start(folder), message, trained=True)
+
+
+def test_another_vocab_size_than_the_datas_is_refused(tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    done = start(folder, VOCAB_SIZE="1024")
+    message = "600 pieces, but VOCAB_SIZE=1024: leave VOCAB_SIZE out, or name data with so many"
+    assert_refused(done, f"tokenizer.model: {message}")
+    assert_scored(start(folder, VOCAB_SIZE="600"))
+
+
+# ---- Byte files
+BYTE_FILE = "x_val_bytes_000000.bin"
+
+
+@pytest.fixture
+def with_byte_file(tokenizers, tmp_path) -> Path:
+    """A folder as the field's script for case operators writes it."""
+    folder = write_data(tmp_path / "data", tokenizers["operators"])
+    table = train_gpt.ByteTable(train_gpt.load_tokenizer(tokenizers["operators"]))
+    write_shard(folder / BYTE_FILE, table.sizes(read_tokens(folder / "x_val_000000.bin")))
+    return folder
+
+
+def test_a_byte_file_is_no_text_and_counts_the_bytes(with_byte_file, start):
+    tokens = read_tokens(with_byte_file / "x_val_000000.bin")
+    results = assert_scored(start(with_byte_file))
+    assert results["final_int6_roundtrip"]["targets"] == len(tokens) - 1
+    # Of a text that the tokenizer normalized it may say a little else.
+    sizes = read_tokens(with_byte_file / BYTE_FILE)
+    sizes[40] += 3
+    write_shard(with_byte_file / BYTE_FILE, sizes)
+    done = start(with_byte_file)
+    assert_scored(done, BYTES + 3)
+    assert "bytes_by:byte files" in done.out
+
+
+def test_a_byte_file_of_another_text_is_refused(with_byte_file, start):
+    sizes = read_tokens(with_byte_file / BYTE_FILE)
+    write_shard(with_byte_file / BYTE_FILE, np.roll(sizes, 1))
+    message = rf"{BYTE_FILE}: \d+ bytes, but {BYTES} by the pieces, first different at token"
+    assert_refused(start(with_byte_file), message, trained=True)
+    # That an operator is text of three bytes.
+    sizes[np.isin(read_tokens(with_byte_file / "x_val_000000.bin"), [4, 5, 6, 7])] = 3
+    write_shard(with_byte_file / BYTE_FILE, sizes)
+    assert_refused(start(with_byte_file), message, trained=True)
+
+
+def test_byte_files_that_do_not_fit_are_refused(with_byte_file, start):
+    sizes = read_tokens(with_byte_file / BYTE_FILE)
+    write_shard(with_byte_file / BYTE_FILE, sizes[:-1])
+    found = len(sizes)
+    assert_refused(start(with_byte_file), f"{BYTE_FILE}: {found - 1} sizes for {found} tokens")
+    (with_byte_file / BYTE_FILE).write_bytes(b"damaged")
+    assert_refused(start(with_byte_file), f"{BYTE_FILE}: no token shard")
+    split_shard(with_byte_file / "x_val_000000.bin", 2)
+    assert_refused(start(with_byte_file), "byte files for 1 of 2 validation shards")
+
+
+# ---- Parts and gaps
+@pytest.mark.parametrize("said", ["by the manifest", "by the folder's name", "by its own name"])
+def test_a_part_of_the_validation_split_is_said(said, tokenizers, start, tmp_path, monkeypatch):
+    name = "fineweb10B_known" if said == "by the folder's name" else "data"
+    folder = write_data(tmp_path / name, tokenizers["plain"])
+    whole = len(read_tokens(folder / "x_val_000000.bin"))
+    monkeypatch.setattr(train_gpt, "FINEWEB_VALIDATION", {"known": whole})
+    if said == "by the manifest":
+        note(folder, val={"tokens": whole})
+    elif said == "by its own name":
+        note(folder, name="fineweb10B_known")
+    assert assert_scored(start(folder))["compliance"]["validation_split"] == "whole"
+
+    split_shard(folder / "x_val_000000.bin", 2)
+    (folder / "x_val_000001.bin").unlink()
+    done = start(folder)
+    part = len(read_tokens(folder / "x_val_000000.bin"))
+    problem = f"the validation split is a part: {part} of {whole} tokens: no score of the challenge"
+    compliance = done.results()["compliance"]
+    assert compliance["validation_split"] == f"part: {part} of {whole} tokens"
+    assert compliance["data_warnings"] == [problem]
+    assert f"warning: data: {problem}\n" in done.out
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_shards_without_bos_are_refused(split, tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    path = folder / f"x_{split}_000000.bin"
+    tokens = read_tokens(path)
+    write_shard(path, tokens[tokens != BOS])
+    message = rf"x_{split}_000000.bin: begins with token \[\d+\], not with BOS \(1\)"
+    assert_refused(start(folder), message)
+
+
+def test_an_empty_validation_split_is_refused(tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    write_shard(folder / "x_val_000000.bin", [])
+    assert_refused(start(folder), r"x_val_000000.bin: begins with token \[\], not with BOS")
+
+
+def test_a_gap_in_the_validation_split_is_refused(tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    split_shard(folder / "x_val_000000.bin", 4)
+    (folder / "x_val_000001.bin").unlink()
+    message = r"data: val shards \[1\] are missing: a score would leave out their text"
+    assert_refused(start(folder), message)
+
+
+def test_a_gap_in_the_training_split_is_said(tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    split_shard(folder / "x_train_000000.bin", 4)
+    (folder / "x_train_000002.bin").unlink()
+    done = start(folder)
+    assert assert_scored(done)["compliance"]["data_warnings"] == [
+        "training shards are missing: [2]"
+    ]
+    assert "warning: data: training shards are missing: [2]\n" in done.out
+
+
+def test_the_export_that_leaks_is_named(tokenizers, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_gpt, "LEAKED_SHARDS", 1)
+    done = start(write_data(tmp_path / "data", tokenizers["operators"]))
+    (said,) = assert_scored(done)["compliance"]["data_warnings"]
+    assert "40,000 validation documents are in the training split" in said and said in done.out
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_shards_of_two_data_sets_in_a_folder_are_refused(split, tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    tokens = tokens_of(tokenizers["operators"], TEXTS)
+    write_shard(folder / f"y_{split}_000000.bin", tokens)
+    message = rf"data: {split} shards of several data sets \(x, y\): give each a folder of its own"
+    assert_refused(start(folder), message)
+
+
+# ---- What is noted beside the shards
+def test_the_manifest_names_the_tokenizer(tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["operators"], has_model=False)
+    model = tokenizers["operators"]
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    named = dict(file=str(model), sha256=digest, kind="sentencepiece", case_operators=True)
+    note(folder, tokenizer=named, val={"bytes": BYTES})
+    assert_scored(start(folder))
+    # Another is refused by its digest, whatever it has made.
+    done = start(folder, TOKENIZER_PATH=str(tokenizers["plain"]))
+    message = "its manifest has another SHA-256: check TOKENIZER_PATH, or get the tokenizer again"
+    assert_refused(done, f"plain.model is not the tokenizer of .*data: {message}")
+    note(folder, tokenizer={**named, "sha256": "0" * 64})
+    assert_refused(start(folder), f"operators.model is not the tokenizer of .*data: {message}")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "manifest.json: no JSON object: make it again, or remove it"),
+        ("[]", "manifest.json: no JSON object: make it again, or remove it"),
+        (
+            '{"tokenizer": {"case_operators": true}}',
+            "data: the manifest says case_operators: true, but the tokenizer lacks the operators",
+        ),
+        (
+            '{"files": {"x_val_000000.bin": {"bytes": 7}}}',
+            "x_val_000000.bin: not the 7 bytes that the manifest says: get or make it again",
+        ),
+        (
+            '{"files": {"x_val_000001.bin": {"bytes": 7}}}',
+            "x_val_000001.bin: not the 7 bytes that the manifest says: get or make it again",
+        ),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_refused(content, message, tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    (folder / "manifest.json").write_text(content)
+    assert_refused(start(folder), message)
+
+
+def test_a_manifest_without_sense_is_as_none(tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    note(folder, tokenizer=7, val={"tokens": "many"}, files=[], name=None)
+    assert_scored(start(folder))
+
+
+# ---- Where no data is named
+def write_variants(folder: Path, tokenizers: dict[str, Path]) -> None:
+    """Write exports of the challenge's text, named as if bytes were its second choice."""
+    (folder / "tokenizers").mkdir(parents=True)
+    shutil.copy(tokenizers["plain"], folder / f"tokenizers/fineweb_{PIECES}_bpe.model")
+    for name, model in ((f"sp{PIECES}", "plain"), ("byte260", "bytes")):
+        place = folder / "datasets" / f"fineweb10B_{name}"
+        write_data(place, tokenizers[model], has_model=False)
+
+
+@pytest.mark.parametrize("size, chosen", [("0", "sp600"), ("600", "sp600"), ("260", "byte260")])
+def test_of_several_exports_vocab_size_chooses(
+    size, chosen, tokenizers, start, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train_gpt, "FINEWEB_VARIANTS", (f"sp{PIECES}", "byte260"))
+    write_variants(tmp_path / "here/data", tokenizers)
+    done = start(None, VOCAB_SIZE=size)
+    assert_scored(done)
+    said = f"data/datasets/fineweb10B_{chosen}, of sp600, byte260, by VOCAB_SIZE and preference\n"
+    assert f"data: DATA_PATH is not set: {said}" in done.out
+
+
+def test_an_export_that_is_not_here_is_said(tokenizers, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_gpt, "FINEWEB_VARIANTS", (f"sp{PIECES}", "byte260"))
+    write_variants(tmp_path / "here/data", tokenizers)
+    message = "no data with VOCAB_SIZE=1024: data/datasets has sp600, byte260; download it with"
+    assert_refused(start(None, VOCAB_SIZE="1024"), message)
