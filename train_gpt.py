@@ -2083,7 +2083,7 @@ def behind_escapes(is_escape: np.ndarray) -> np.ndarray:
 
 
 # ---- What is refused: text and tokenizer that do not belong together
-# Documents that are encoded again: so many of each shard, and of all together, near their beginnings.
+# Documents that are encoded again: so many of each shard, and so many of all shards together.
 SHARD_DOCUMENTS = 3
 SAMPLE_DOCUMENTS = 24
 SAMPLE_TOKENS = 1 << 15
