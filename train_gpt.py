@@ -518,7 +518,7 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
 # ---- Names that the scripts of other entries read and this one does not. People bring such run
 # scripts, and a name that is ignored without a word looks as if it were on.
 
-# A setting here has another name for it, with the same values.
+# Other names of settings here, with the same values.
 RENAMED_SETTINGS = {
     "ADAMW_WEIGHT_DECAY": "adam_wd",
     "ADAM_WEIGHT_DECAY": "adam_wd",
@@ -608,7 +608,8 @@ RELATED_SETTINGS = {
     "WARMDOWN_FRAC": "WARMDOWN_FRACTION is the most of a run that WARMDOWN_ITERS takes",
     "WEIGHT_DECAY": "MUON_WD and ADAM_WD",
 }
-# What this script does not have; a star stands for any end.
+# What this script does not have; a star stands for any end. By topic: data, layers, depth, training,
+# quantization, evaluation. Whoever adds a setting takes its name out.
 ABSENT_SETTINGS = """
     ARTIFACT_DIR CKPT_DIR COPY_ARTIFACT_TO_CKPT_DIR COPRIME_* LOADER_MODE TOKENIZER_META_PATH
     TRAIN_SHARD_LIMIT VAL_BATCH_SIZE VAL_BATCH_TOKENS VAL_DOC_FRACTION VAL_MAX_TOKENS
@@ -4082,11 +4083,11 @@ def start(environment: Mapping[str, str]) -> None:
     default_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-seed{settings.seed}"
     run_id = runtime.from_main(settings.run_id or default_id)
     log = Logger(run_id, runtime, settings.resume)
+    for warning in warnings:
+        # The console has it already.
+        log(warning, console=False)
     log("\n".join((preset_line, *runtime.reasons)))
     log(f"settings:{json.dumps(dataclasses.asdict(settings))}", console=False)
-    for warning in warnings:
-        # On the console it stands above.
-        log(warning, console=False)
 
     run = Run(settings, runtime, log)
     if not artifact:

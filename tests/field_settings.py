@@ -5,7 +5,7 @@ From the records and run scripts of openai/parameter-golf and its forks, March t
 
 from __future__ import annotations
 
-# Names that about forty public scripts read and this one does not.
+# Names that some fifty public scripts read and this one does not.
 NAMES_READ = """
     ACTIVATION_MODE ACTIVATION_NEG_SLOPE ACTIVATION_SLOPE ADAM_FUSED ADAMW_WEIGHT_DECAY
     ADAM_WEIGHT_DECAY ADAPTIVE_LR ADAPTIVE_LR_MAX AGREE_ADD_BOOST AR_CALIB_BATCH_SIZE
