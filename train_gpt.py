@@ -608,8 +608,8 @@ RELATED_SETTINGS = {
     "WARMDOWN_FRAC": "WARMDOWN_FRACTION is the most of a run that WARMDOWN_ITERS takes",
     "WEIGHT_DECAY": "MUON_WD and ADAM_WD",
 }
-# What this script does not have; a star stands for any end. By topic: data, layers, depth, training,
-# quantization, evaluation. Whoever adds a setting takes its name out.
+# What this script does not have; a star stands for any end. By topic: data, layers, depth,
+# training, quantization, evaluation. Whoever adds a setting takes its name out.
 ABSENT_SETTINGS = """
     ARTIFACT_DIR CKPT_DIR COPY_ARTIFACT_TO_CKPT_DIR COPRIME_* LOADER_MODE TOKENIZER_META_PATH
     TRAIN_SHARD_LIMIT VAL_BATCH_SIZE VAL_BATCH_TOKENS VAL_DOC_FRACTION VAL_MAX_TOKENS
