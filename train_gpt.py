@@ -524,6 +524,229 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
     return problems
 
 
+# ---- Names that the scripts of other entries read and this one does not. People bring such run
+# scripts, and a name that is ignored without a word looks as if it were on.
+
+# Other names of settings here, with the same values.
+RENAMED_SETTINGS = {
+    "ADAMW_WEIGHT_DECAY": "adam_wd",
+    "ADAM_WEIGHT_DECAY": "adam_wd",
+    "ARTIFACT_CODEC": "codec",
+    "BACKOUT": "backout_enabled",
+    "BACKOUT_INIT": "backout_lambda_init",
+    "BIGRAM_BUCKETS": "bigram_vocab_size",
+    "BIGRAM_EMBED_DIM": "bigram_dim",
+    "BIGRAM_HASH_BUCKETS": "bigram_vocab_size",
+    "BIGRAM_HASH_DIM": "bigram_dim",
+    "BIGRAM_HASH_EMBED_DIM": "bigram_dim",
+    "BIGRAM_HASH_SIZE": "bigram_vocab_size",
+    "CKPT_EVERY_SECS": "checkpoint_every",
+    "COMPRESSOR": "codec",
+    "COMPRESS_METHOD": "codec",
+    "EMA": "ema_enabled",
+    "EMA_UPDATE_EVERY": "ema_every",
+    "EVAL_WINDOW_STRIDE": "eval_stride",
+    "GRAD_CLIP": "grad_clip_norm",
+    "MODEL_CODEC": "codec",
+    "MODEL_COMPRESSOR": "codec",
+    "MTP_HEADS": "mtp_num_heads",
+    "MTP_WEIGHT": "mtp_loss_weight",
+    "MUON_LR": "matrix_lr",
+    "MUON_MOM_WARMUP_START": "muon_momentum_warmup_start",
+    "MUON_MOM_WARMUP_STEPS": "muon_momentum_warmup_steps",
+    "MUON_WEIGHT_DECAY": "muon_wd",
+    "NUM_MEMORY_TOKENS": "memory_tokens",
+    "PARTIAL_ROPE_DIMS": "rope_dims",
+    "QAT_THRESHOLD": "late_qat_threshold",
+    "RESUME_CKPT": "resume",
+    "ROPE_PARTIAL_DIMS": "rope_dims",
+    "SEQ_LEN": "train_seq_len",
+    "SERIAL_COMPRESSOR": "codec",
+    "SLIDING_BATCH_SIZE": "eval_batch_seqs",
+    "SLIDING_EVAL_STRIDE": "eval_stride",
+    "SMEAR": "smear_enabled",
+    "SMEARGATE": "smear_enabled",
+    "SMEAR_GATE": "smear_enabled",
+    "SMEAR_GATE_ENABLED": "smear_enabled",
+    "SUBMISSION_SIZE_CAP_BYTES": "artifact_max_bytes",
+    "SWA": "swa_enabled",
+    "SWA_INTERVAL": "swa_every",
+    "SW_SEQ_LEN": "eval_seq_len",
+    "SW_STRIDE": "eval_stride",
+    "USE_EMA": "ema_enabled",
+    "USE_LN_SCALE": "ln_scale",
+    "USE_SMEARGATE": "smear_enabled",
+    "USE_SMEAR_GATE": "smear_enabled",
+    "USE_SWA": "swa_enabled",
+}
+# Switches, 1 or 0, of what a number or a choice turns on here.
+SWITCHES_OF_SETTINGS = {
+    "BIGRAM": "bigram_vocab_size",
+    "BIGRAM_HASH": "bigram_vocab_size",
+    "BIGRAM_HASH_ENABLED": "bigram_vocab_size",
+    "COMPILE_ENABLED": "compile",
+    "COMPILE_MODEL": "compile",
+    "LATE_QAT": "late_qat_threshold",
+    "MTP_ENABLED": "mtp_num_heads",
+    "QAT": "late_qat_threshold",
+    "TORCH_COMPILE": "compile",
+    "USE_BIGRAM_HASH": "bigram_vocab_size",
+    "USE_COMPILE": "compile",
+    "USE_LATE_QAT": "late_qat_threshold",
+    "USE_QAT": "late_qat_threshold",
+}
+OTHER_NAMES = {**RENAMED_SETTINGS, **SWITCHES_OF_SETTINGS}
+# Switches of what is always on here.
+ALWAYS_ON = """
+    EVAL_SLIDING ORTHO_INIT QK_NORM SLIDING_EVAL SLIDING_WINDOW_ENABLED UNET_SKIPS USE_ORTHO_INIT
+    USE_SLIDING_EVAL
+"""
+# Near a setting here, which means something else.
+RELATED_SETTINGS = {
+    "CASEOPS_ENABLED": "the tokenizer says whether it has case operators",
+    "CHECKPOINT_PATH": "ARTIFACT is the file to score",
+    "DATA_DIR": "DATA_PATH is the folder of the shards itself",
+    "EMBED_WD": "ADAM_WD is for all of AdamW, embeddings too",
+    "EMBED_WEIGHT_DECAY": "ADAM_WD is for all of AdamW, embeddings too",
+    "EVAL_ONLY": "ARTIFACT is the file to score",
+    "GRAD_ACCUM_STEPS": "MICRO_BATCH_TOKENS is the most positions of a pass",
+    "MLP_HIDDEN": "MLP_MULT is the hidden width over MODEL_DIM",
+    "MTP_LAMBDA": "MTP_LOSS_WEIGHT is for the mean over all heads",
+    "ROPE_FRAC": "ROPE_DIMS is the number of rotated dimensions",
+    "SWA_START_FRAC": "SWA_START_SCALE is a learning-rate scale",
+    "WARMDOWN_FRAC": "WARMDOWN_FRACTION is the most of a run that WARMDOWN_ITERS takes",
+    "WEIGHT_DECAY": "MUON_WD and ADAM_WD",
+}
+# What this script does not have; a star stands for any end. By topic: data, layers, depth,
+# training, quantization, evaluation. Whoever adds a setting takes its name out.
+ABSENT_SETTINGS = """
+    ARTIFACT_DIR CKPT_DIR COPY_ARTIFACT_TO_CKPT_DIR COPRIME_* LOADER_MODE TOKENIZER_META_PATH
+    TRAIN_SHARD_LIMIT VAL_BATCH_SIZE VAL_BATCH_TOKENS VAL_DOC_FRACTION VAL_MAX_TOKENS
+    VAL_TOKEN_LIMIT
+
+    ACTIVATION_* ASYM_LOGIT_* ATTENTION_SINK ATTN_OUT_GATE_* ATTN_SCALE_INIT BIGRAM_HASH_MODE
+    CANON_LAST_N DTG_ENABLED EMBEDDING_DIM ENGRAM_* GATED_* GATE_WINDOW HEAD_DROP LAYER_DROP
+    LEAKY_RELU* MLP_ACT MLP_LEAKY_RELU_SLOPE MLP_NEGATIVE_SLOPE MLP_SCALE_INIT MOE_* MTP_OFFSET
+    MTP_SHARE_LM_HEAD NEGATIVE_SLOPE QK_GAIN_DEPTH_* RESID_MIX_* ROPE_TRAIN_SEQ_LEN ROPE_YARN
+    SIGMOID_SKIP_GATES SKIP_GATES_ENABLED SMEAR_GATE_BOS_FIX SPARSE_ATTN_* STAR_RELU TRIGRAM*
+    USE_MOE USE_SWIGLU USE_XSA VALUE_RESID* VE_DIM VE_ENABLED VE_LAYERS VRL_ENABLED XSA*
+
+    DEPTH_RECUR* ENABLE_LOOPING_* ENABLE_PARALLEL_RESIDUAL_* EVAL_LOOP_DEPTH LOOP_* LORA_*
+    NUM_LOOPS NUM_SHARED_BLOCKS NUM_UNIQUE_LAYERS PARALLEL_FINAL_LANE PARALLEL_FREEZE_LANE0
+    PARALLEL_FROM_LAYER PARALLEL_RESIDUAL* PARALLEL_START_LAYER RECUR_* RECURRENCE_*
+    TRAIN_LOOP_PHASE_DEPTHS UNTIE_LOOP_MLPS
+
+    ADAM_FUSED BATCH_MUON BETA2_NORMUON BYTE_WEIGHTED_* COMPILE_* DDP_BUCKET_CAP_MB
+    DECODER_LR_MULT DEEP_SUPERVISION* EMA_END_DECAY EMA_EVAL_AFTER_APPLY EMA_START_DECAY
+    EMA_START_FRAC EMA_START_STEP ENTROPY_LOSS ENTROPY_REG FA3_ENABLED FC_LR_MULT
+    FINAL_SELECT_METRIC FUSED_CE_ENABLED FUSE_QKV GRADIENT_CHECKPOINT_ENABLED LAWA_*
+    LAYER_LR_SCALE LR_SCHEDULE* MIN_LR MIN_LR_FRAC MOUSSE_* MUON_BETA2
+    MUON_MOMENTUM_WARMUP_FRACTION MUON_POST_NORM MUON_ROW_NORMALIZE PERLAYER_TRAIN_LR PROJ_LR_MULT
+    SDPA_BACKEND SEQ_CHANGE_WARMUP_STEPS SEQ_LEN_BUMP_FRAC SKYLIGHT_MUON SWA_DECAY SWA_DYNAMIC*
+    SWA_FRAC SWA_START_STEP SWA_STEPS TRAIN_BATCH_TOKENS_SCHEDULE* TRAIN_SEQ_LEN_END
+    TRAIN_SEQ_SCHEDULE* TRITON_ENABLED USE_FA3 USE_NORMUON UW_FLOOR WARMDOWN_SHAPE WD_TAPER_*
+    Z_LOSS
+
+    AR_CALIB_* ATTN_CLIP_SIGMAS ATTN_QUANT_BITS AWQ_* BANK_QAT_* BLOCKWISE_* BROTLI_* BYTE_SHUFFLE*
+    EMBED_BITS EMBED_CLIP_SIGMAS FP16_EMBED* FP16_LATE_K_LAYERS GPTQ_* HESSIAN_* INT6_QAT
+    INT8_ATTN_LAYERS INT8_GROUP_OVERRIDES INT8_KEEP_FLOAT_* INT8_MLP_LAYERS KEEP_FLOAT_EXTRA
+    LATE_K_FP16 LOWBIT_* LQER_* MAIN_QUANT_BITS MATRIX_BITS MATRIX_CLIP_SIGMAS MIXED_QUANT_*
+    MLP_CLIP_SIGMAS MLP_FC_QUANT_BITS MLP_PROJ_QUANT_BITS MLP_QUANT_BITS MODEL_CODEC_LEVEL
+    N_INT6_LAYERS OUTLIER_QUANT PRUNE_* QAT_* QUANT_BITS* QUANT_CLIP_RANGE QUANT_LEVELS QUANT_MODE
+    QUANT_PRESET SDCLIP_* SOFT_ROUND_* TARGET_MB USE_GPTQ USE_INT6* USE_ZSTD
+
+    ADAPTIVE_LR* AGREE_ADD_BOOST DOC_ISOLATED_EVAL EVAL_INCLUDE_TAIL EVAL_MODE EVAL_TEMPERATURE
+    EVAL_TIMEOUT_SECONDS EXPERT_* FAST_EVAL_ONLY GLOBAL_TTT_* LAMBDA_HI LAMBDA_LO MIXER_* NGRAM_*
+    PHASED_TTT_* POST_EMA_DIAGNOSTIC PPM_* REPTILE_TTT SKIP_FINAL_EVAL SKIP_SLIDING_WINDOW
+    SKIP_TRAINING SLIDING_EVAL_MAX_TOKENS SLOT_* STRIDE_OGD* TEMPERATURE_SCALE TOKEN_BOOST
+    TOKEN_ORDER TOKEN_THRESHOLD TTT_* USE_HEDGE_MIXER WITHIN_* WORD_BOOST WORD_NORMALIZE WORD_ORDER
+    WORD_TAU
+"""
+
+
+def is_foreign_setting(variable: str) -> bool:
+    """Whether a variable, which is no setting, is a name that other entries read."""
+    if variable in OTHER_NAMES or variable in RELATED_SETTINGS or variable in ALWAYS_ON.split():
+        return True
+    absent = ABSENT_SETTINGS.split()
+    beginnings = tuple(name[:-1] for name in absent if name.endswith("*"))
+    return variable in absent or variable.startswith(beginnings)
+
+
+def is_off(text: str) -> bool:
+    """Whether a value, as one types it, switches its feature off."""
+    try:
+        return float(text) == 0
+    except ValueError:
+        return text.strip().lower() in ("false", "off", "no", "none")
+
+
+def is_met(variable: str, text: str, s: Settings) -> bool:
+    """Whether a run does anyway what one of OTHER_NAMES asks for."""
+    name = OTHER_NAMES[variable]
+    value = getattr(s, name)
+    if variable in SWITCHES_OF_SETTINGS:
+        return is_off(text) == is_off(as_typed(value))
+    (field,) = [field for field in fields_of() if field.name == name]
+    try:
+        return parse_value(field, text) == value
+    except ValueError:
+        return False
+
+
+def switched_off_elsewhere(environment: Mapping[str, str], s: Settings, trains: bool) -> list[str]:
+    """What names of other entries would switch off, but is on in this run."""
+    used = {field.name for field in fields_of("run", "model", "evaluation")}
+    if trains:
+        used = {field.name for field in fields_of()}
+
+    problems = []
+    for variable, text in sorted(environment.items()):
+        if not text or not is_off(text):
+            continue
+        if variable in ALWAYS_ON.split():
+            problems.append(f"{variable}={text} switches off what is always on here: unset it")
+        name = OTHER_NAMES.get(variable, "")
+        if name not in used:
+            continue
+        value = as_typed(getattr(s, name))
+        if not is_off(value):
+            problems.append(f"{variable}={text} is {name.upper()} here, which is {value}: set that")
+    return problems
+
+
+def foreign_settings(environment: Mapping[str, str], s: Settings) -> list[str]:
+    """Warnings of names of other entries that ask for what this run does not do, a line a kind.
+
+    None for a name that asks for what the run does anyway, or switches off what is not here.
+    """
+    explained = {*ALWAYS_ON.split(), *(field.name.upper() for field in fields_of())}
+    renamed = []
+    related = []
+    absent = []
+    for variable, text in sorted(environment.items()):
+        if not text or variable in explained:
+            continue
+        if variable in OTHER_NAMES:
+            name = OTHER_NAMES[variable]
+            if not is_met(variable, text, s):
+                value = as_typed(getattr(s, name))
+                renamed.append(f"{variable}={text} is {name.upper()} (now {value})")
+        elif variable in RELATED_SETTINGS:
+            related.append(f"{variable}={text} ({RELATED_SETTINGS[variable]})")
+        elif is_foreign_setting(variable) and not is_off(text):
+            absent.append(f"{variable}={text}")
+
+    warnings = []
+    if renamed:
+        warnings.append(f"warning: another name here, ignored: {', '.join(renamed)}")
+    if related:
+        warnings.append(f"warning: set otherwise here, ignored: {', '.join(related)}")
+    if absent:
+        warnings.append(f"warning: not here, ignored: {', '.join(absent)}")
+    return warnings
+
+
 def mistyped_settings(environment: Mapping[str, str]) -> list[str]:
     """A warning for each variable that is no setting but looks like one (NUM_LAYER, LR_MATRIX)."""
     names = [field.name.upper() for field in fields_of()]
@@ -533,7 +756,7 @@ def mistyped_settings(environment: Mapping[str, str]) -> list[str]:
 
     warnings = []
     for variable in environment:
-        if variable in names:
+        if variable in names or is_foreign_setting(variable):
             continue
         swapped = "_".join(sorted(variable.split("_")))
         if swapped in candidates:
@@ -597,6 +820,7 @@ def settings_from(
     preset, reason = choose_preset(given)
     settings = Settings(**{**PRESETS[preset], **stored, **given})
     problems += combination_problems(settings, trains)
+    problems += switched_off_elsewhere(environment, settings, trains)
     require(not problems, "settings: " + "; ".join(problems))
     return settings, f"preset:{preset} ({reason})"
 
@@ -4323,8 +4547,10 @@ def continue_text(run: Run, manifest: dict, weights: dict[str, Tensor]) -> None:
 def start(environment: Mapping[str, str]) -> None:
     """Settings, runtime and log, and then what the settings ask for."""
     check_torch_version()
-    if environment.get("RANK", "0") == "0":
-        for warning in mistyped_settings(environment):
+    is_main = environment.get("RANK", "0") == "0"
+    warnings = mistyped_settings(environment)
+    if is_main:
+        for warning in warnings:
             print(warning, file=sys.stderr)
 
     # What an artifact or a checkpoint says of the settings.
@@ -4347,12 +4573,19 @@ def start(environment: Mapping[str, str]) -> None:
         stored["run_id"] = run_id
 
     settings, preset_line = settings_from(environment, stored)
+    for warning in foreign_settings(environment, settings):
+        warnings.append(warning)
+        if is_main:
+            print(warning, file=sys.stderr)
     runtime = start_runtime(settings)
     if runtime.rank == 0:
         claim_disk(min(settings.artifact_max_bytes, MOST_BYTES))
     default_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-seed{settings.seed}"
     run_id = runtime.from_main(settings.run_id or default_id)
     log = Logger(run_id, runtime, settings.resume)
+    for warning in warnings:
+        # The console has it already.
+        log(warning, console=False)
     log("\n".join((preset_line, *runtime.reasons)))
 
     run = Run(settings, runtime, log)
