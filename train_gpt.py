@@ -1629,7 +1629,7 @@ def in_background(function: Callable, argument: object) -> concurrent.futures.Fu
         except Exception as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work, name="background", daemon=True).start()
     return future
 
 
