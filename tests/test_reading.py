@@ -28,6 +28,7 @@ SHARD_SIZES = [2000, 0, 60, 3000, 1500]
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch) -> None:
+    """Windows of CHUNK and WINDOW, and nobody who still reads."""
     # A run that has ended may still read ahead, with what this test puts in place.
     for thread in threading.enumerate():
         if thread.name == "background":
@@ -48,6 +49,7 @@ def shards(tmp_path) -> list[Path]:
 
 @pytest.fixture
 def rows(shards) -> TrainingRows:
+    """The shards' rows, none of which is read yet."""
     return TrainingRows(shards, LENGTH, 3, 65536)
 
 
@@ -84,6 +86,7 @@ class Tracked:
 
 @pytest.fixture
 def reads(monkeypatch) -> Reads:
+    """What is read from now on."""
     return Reads(monkeypatch)
 
 
