@@ -31,6 +31,7 @@ Numbers such as #339 are pull requests of openai/parameter-golf.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -51,6 +52,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -1867,46 +1869,180 @@ def missing_shards(files: list[Path]) -> list[int]:
     return sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
 
 
-class TrainingRows:
-    """Rows of `length + 1` tokens in an order that SEED draws.
+def read_tokens(path: Path, first: int, count: int) -> np.ndarray:
+    """So many tokens of a shard from the token `first` on, uint16. UserError if that fails."""
+    tokens = np.empty(count, dtype="<u2")
+    try:
+        with open(path, "rb") as file:
+            file.seek(4 * SHARD_HEADER_INTS + 2 * first)
+            size = file.readinto(tokens)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    require(size == tokens.nbytes, f"{path}: damaged: shorter than when it was opened")
+    return tokens
 
-    Each epoch has a new order, and cuts the shards into rows at another offset.
+
+def in_background(function: Callable, argument: object) -> concurrent.futures.Future:
+    """What the function will return or raise, from a thread for which no exit waits."""
+    future = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(argument))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="background", daemon=True).start()
+    return future
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of a shard, which are read at once."""
+
+    path: Path
+    # The place of its first token in the shard, before an epoch's offset.
+    first_token: int
+    # The numbers of its rows among those of all shards.
+    rows: range
+
+
+class Epoch(NamedTuple):
+    """The order of an epoch: its windows one after the other, each with its rows at random."""
+
+    number: int
+    # Where every shard's first row begins.
+    offset: int
+    # The numbers of the rows in the order in which training sees them.
+    order: np.ndarray
+    # Of each chunk, its window; of each window, the number of rows up to its end.
+    window_of_chunk: np.ndarray
+    window_ends: np.ndarray
+
+
+class Window(NamedTuple):
+    """What is in memory for some positions of the training order."""
+
+    positions: range
+    # The numbers of the rows at these positions, and the tokens of their chunks by number.
+    rows: np.ndarray
+    tokens: dict[int, np.ndarray]
+
+
+NO_WINDOW = Window(range(0), np.empty(0), {})
+
+
+class TrainingRows:
+    """Rows of `length + 1` tokens in an order that SEED draws, read ahead of their use.
+
+    Each epoch has a new order, and cuts the shards into rows at another offset. A row depends on
+    its position in the training order alone.
+
+    To find each row of a full shuffle on a disk takes 1 to 3 ms. So chunks from all over the shards
+    make a window, each of them is one read, and the window's rows are shuffled in memory. Data that
+    fit one window are shuffled fully. Each rank reads every window by itself: what one has read,
+    its host has in memory for the others.
     """
+
+    # To read so much takes a disk about as long as to find it.
+    CHUNK_BYTES = 2**20
+    # 43 steps of 786,432 tokens. A window may be larger by a chunk, and two are in memory: the next
+    # is read while one is in use.
+    WINDOW_BYTES = 2**26
 
     def __init__(self, files: list[Path], length: int, seed: int, vocab_size: int):
         self.files = files
         self.length = length
         self.seed = seed
         self.vocab_size = vocab_size
-        self.shards = [open_shard(path) for path in files]
-        # A shard's rows, whatever the offset; and the number of rows up to the end of each shard.
-        rows_of_shards = [max(0, (len(shard) - length) // length) for shard in self.shards]
-        self.ends = np.cumsum(rows_of_shards)
-        self.num_rows = int(self.ends[-1])
-        self.epoch = -1
+        self.chunks: list[Chunk] = []
+        self.num_rows = 0
+        most_rows = max(1, self.CHUNK_BYTES // (2 * length))
+        for path in files:
+            # A shard's rows, whatever the offset.
+            rows_of_shard = max(0, (len(open_shard(path)) - length) // length)
+            for first in range(0, rows_of_shard, most_rows):
+                end = self.num_rows + min(most_rows, rows_of_shard - first)
+                self.chunks.append(Chunk(path, first * length, range(self.num_rows, end)))
+                self.num_rows = end
         require(
             self.num_rows,
             f"{files[0].parent}: the training split is empty or below two rows of {length}",
         )
+        self.chunk_rows = np.array([len(chunk.rows) for chunk in self.chunks], dtype=np.int64)
+        self.chunk_ends = np.cumsum(self.chunk_rows)
+        self.num_windows = math.ceil(2 * length * self.num_rows / self.WINDOW_BYTES)
+        self.epoch = self.draw_epoch(0)
+        # No row is read before one is asked for: then the clock of training runs.
+        self.window = NO_WINDOW
+        self.ahead: concurrent.futures.Future | None = None
+        # Seconds for which rows had to wait for their window.
+        self.waited = 0.0
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Draw the epoch's offset and order."""
-        generator = np.random.default_rng((self.seed, epoch))
-        self.epoch = epoch
-        self.offset = int(generator.integers(self.length))
-        self.order = generator.permutation(self.num_rows)
+    def draw_epoch(self, number: int) -> Epoch:
+        """The offset and order of an epoch."""
+        generator = np.random.default_rng((self.seed, number))
+        offset = int(generator.integers(self.length))
+        # Windows of random chunks, which differ in size by less than a chunk.
+        shuffled = np.random.default_rng((self.seed, number, 1)).permutation(len(self.chunks))
+        sizes = self.chunk_rows[shuffled]
+        rows_before = np.cumsum(sizes) - sizes
+        # numpy sorts numbers of 16 bits in linear time.
+        window_of_chunk = np.empty(len(self.chunks), dtype=np.uint16)
+        window_of_chunk[shuffled] = rows_before * self.num_windows // self.num_rows
+        window_of_row = np.repeat(window_of_chunk, self.chunk_rows)
+        window_ends = np.cumsum(np.bincount(window_of_row))
+        order = np.argsort(window_of_row, kind="stable")
+        for rows_of_window in np.split(order, window_ends[:-1]):
+            generator.shuffle(rows_of_window)
+        return Epoch(number, offset, order, window_of_chunk, window_ends)
+
+    def read_window(self, position: int) -> Window:
+        """Read the window to which a position of the endless training order belongs."""
+        number, index = divmod(position, self.num_rows)
+        if number != self.epoch.number:
+            self.epoch = self.draw_epoch(number)
+        epoch = self.epoch
+        window = int(np.searchsorted(epoch.window_ends, index, side="right"))
+        tokens = {}
+        for chunk_number in np.flatnonzero(epoch.window_of_chunk == window).tolist():
+            chunk = self.chunks[chunk_number]
+            # Behind its rows stands a token that is only a target.
+            count = len(chunk.rows) * self.length + 1
+            first_token = chunk.first_token + epoch.offset
+            tokens[chunk_number] = read_tokens(chunk.path, first_token, count)
+        first = int(epoch.window_ends[window - 1]) if window else 0
+        rows = epoch.order[first : int(epoch.window_ends[window])]
+        start = number * self.num_rows + first
+        return Window(range(start, start + len(rows)), rows, tokens)
+
+    def take_window(self, position: int) -> None:
+        """Make this position's window the one in use, and begin to read the next."""
+        started = time.perf_counter()
+        # What is not needed any more makes room first.
+        self.window = NO_WINDOW
+        if self.ahead is not None:
+            self.window = self.ahead.result()
+        if position not in self.window.positions:
+            # The first row of a run, or one out of turn.
+            self.window = self.read_window(position)
+        self.ahead = in_background(self.read_window, self.window.positions.stop)
+        self.waited += time.perf_counter() - started
+
+    def settle(self) -> None:
+        """Wait for what is being read ahead."""
+        if self.ahead is not None:
+            concurrent.futures.wait([self.ahead])
 
     def row(self, position: int) -> np.ndarray:
         """The row at a position of the endless training order, int64 (length + 1,)."""
-        epoch, index = divmod(position, self.num_rows)
-        if epoch != self.epoch:
-            self.begin_epoch(epoch)
-        row = int(self.order[index])
-        shard = int(np.searchsorted(self.ends, row, side="right"))
-        rows_before = int(self.ends[shard - 1]) if shard else 0
-        start = self.offset + (row - rows_before) * self.length
-        tokens = self.shards[shard][start : start + self.length + 1].astype(np.int64)
-        check_tokens(tokens, self.vocab_size, self.files[shard])
+        if position not in self.window.positions:
+            self.take_window(position)
+        row = int(self.window.rows[position - self.window.positions.start])
+        chunk_number = int(np.searchsorted(self.chunk_ends, row, side="right"))
+        chunk = self.chunks[chunk_number]
+        start = (row - chunk.rows.start) * self.length
+        tokens = self.window.tokens[chunk_number][start : start + self.length + 1].astype(np.int64)
+        check_tokens(tokens, self.vocab_size, chunk.path)
         return tokens
 
 
@@ -4010,6 +4146,8 @@ class Trainer:
             if self.is_logged(is_last):
                 self.report(seconds)
             if s.val_loss_every and self.steps % s.val_loss_every == 0:
+                # Reading training data is on the clock.
+                self.data.settle()
                 validate(self.steps, self.clock.pause())
                 self.clock.start()
             is_due = is_last or self.clock.stopped or seconds - saved_at >= s.checkpoint_every
@@ -4350,6 +4488,8 @@ class Run:
             steps=steps,
             tokens=tokens,
             train_seconds=seconds,
+            # Of a resumed run, those since then.
+            data_wait_seconds=trainer.data.waited,
             step_avg_ms=1000 * seconds / steps,
             train_loss=trainer.train_loss,
             late_qat_steps=trainer.qat_steps,
