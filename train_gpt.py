@@ -2578,9 +2578,12 @@ def validation_extent(folder: Path, manifest: dict, files: list[Path]) -> Valida
 
     The whole is known from the manifest and, for the challenge's exports, from what is public.
     """
-    known = table_of(manifest, "val").get("tokens", 0)
-    for name in (folder.absolute().name, str(manifest.get("name"))):
-        known = max(known, FINEWEB_VALIDATION.get(name.removeprefix("fineweb10B_"), 0))
+    stated = table_of(manifest, "val").get("tokens")
+    known = stated if isinstance(stated, int) else 0
+    names = (folder.absolute().name, manifest.get("name"))
+    for variant, tokens in FINEWEB_VALIDATION.items():
+        if f"fineweb10B_{variant}" in names:
+            known = max(known, tokens)
     return ValidationExtent(sum(count_tokens(path) for path in files), known)
 
 
