@@ -67,7 +67,7 @@ def train() -> dict:
     run = train_gpt.Run(settings, runtime, log)
     model, fit = run.train(b"")
     return dict(
-        settings=dataclasses.asdict(settings),
+        settings=dataclasses.asdict(run.settings),
         weights=model.state_dict(),
         rows=fit.row_costs,
         columns=fit.column_costs,

@@ -1,8 +1,8 @@
-"""Print the table of all settings, for a document: Markdown between two comments.
+"""Print the tables of all settings and of other entries' names, for a document: Markdown.
 
     python tests/settings_table.py
 
-test_settings.py compares it with the documents of DOCUMENTS.
+Each stands between two comments. test_settings.py compares them with the documents of DOCUMENTS.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import train_gpt
 DOCUMENTS = ("README.md", "records/settings.md")
 BEGIN = "<!-- settings -->"
 END = "<!-- /settings -->"
+OTHERS_BEGIN = "<!-- other names -->"
+OTHERS_END = "<!-- /other names -->"
 
 
 def default_text(value: object) -> str:
@@ -48,14 +50,33 @@ def settings_table() -> str:
     return "\n".join([BEGIN, "", heading, "|---|---|---|---|---|", *rows, "", END])
 
 
-def table_in(text: str) -> str | None:
+def other_names_table() -> str:
+    """What names of other entries are here, with the comments around it."""
+    names_of = {}
+    for variable, name in train_gpt.OTHER_NAMES.items():
+        names_of.setdefault(f"`{name.upper()}`", []).append(variable)
+    for variable, purpose in train_gpt.RELATED_SETTINGS.items():
+        names_of.setdefault(purpose, []).append(variable)
+    names_of["always on"] = train_gpt.ALWAYS_ON.split()
+    names_of["not here (a star: any end)"] = sorted(train_gpt.ABSENT_SETTINGS.split())
+
+    lines = [OTHERS_BEGIN, "", "| here | in other entries |", "|---|---|"]
+    for here, variables in names_of.items():
+        names = ", ".join(f"`{variable}`" for variable in variables)
+        lines.append(f"| {here} | {names} |")
+    return "\n".join([*lines, "", OTHERS_END])
+
+
+def table_in(text: str, begin: str = BEGIN, end: str = END) -> str | None:
     """What a document has between the comments, these included; None without a table."""
-    begin = text.find(BEGIN)
-    end = text.find(END)
-    if begin < 0 or end < begin:
+    first = text.find(begin)
+    last = text.find(end)
+    if first < 0 or last < first:
         return None
-    return text[begin : end + len(END)]
+    return text[first : last + len(end)]
 
 
 if __name__ == "__main__":
     print(settings_table())
+    print()
+    print(other_names_table())

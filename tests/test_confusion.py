@@ -374,15 +374,15 @@ def test_the_manifest_names_the_tokenizer(tokenizers, start, tmp_path):
         ("[]", "manifest.json: no JSON object: make it again, or remove it"),
         (
             '{"tokenizer": {"case_operators": true}}',
-            "data: the manifest says case_operators: true, but the tokenizer lacks the operators",
+            "data: the manifest says case_operators: true, but its tokenizer has 0 of the four",
         ),
         (
             '{"files": {"x_val_000000.bin": {"bytes": 7}}}',
-            "x_val_000000.bin: not the 7 bytes that the manifest says: get or make it again",
+            r"x_val_000000.bin: \d+ bytes, but 7 in the manifest: get or make it again",
         ),
         (
             '{"files": {"x_val_000001.bin": {"bytes": 7}}}',
-            "x_val_000001.bin: not the 7 bytes that the manifest says: get or make it again",
+            "x_val_000001.bin: is not here, but the manifest lists it: get it",
         ),
     ],
 )
@@ -408,16 +408,20 @@ def write_variants(folder: Path, tokenizers: dict[str, Path]) -> None:
         write_data(place, tokenizers[model], has_model=False)
 
 
-@pytest.mark.parametrize("size, chosen", [("0", "sp600"), ("600", "sp600"), ("260", "byte260")])
+@pytest.mark.parametrize(
+    "size, said, chosen",
+    [("0", "any", "sp600"), ("600", "600", "sp600"), ("260", "260", "byte260")],
+)
 def test_of_several_exports_vocab_size_chooses(
-    size, chosen, tokenizers, start, tmp_path, monkeypatch
+    size, said, chosen, tokenizers, start, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(train_gpt, "FINEWEB_VARIANTS", (f"sp{PIECES}", "byte260"))
     write_variants(tmp_path / "here/data", tokenizers)
     done = start(None, VOCAB_SIZE=size)
     assert_scored(done)
-    said = f"data/datasets/fineweb10B_{chosen}, of sp600, byte260, by VOCAB_SIZE and preference\n"
-    assert f"data: DATA_PATH is not set: {said}" in done.out
+    reason = f"the first with VOCAB_SIZE={said} of sp600, byte260"
+    folder = f"data/datasets/fineweb10B_{chosen}"
+    assert f"data: DATA_PATH is not set: {folder}, {reason}\n" in done.out
 
 
 def test_an_export_that_is_not_here_is_said(tokenizers, start, tmp_path, monkeypatch):

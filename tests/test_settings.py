@@ -12,18 +12,26 @@ import sys
 import pytest
 import torch
 
+import field_settings
 import settings_table
 import train_gpt
 from conftest import ROOT
+from runs import is_one_error, run
 from train_gpt import (
+    ABSENT_SETTINGS,
+    ALWAYS_ON,
     GPT,
+    OTHER_NAMES,
     PRESETS,
+    RELATED_SETTINGS,
     Runtime,
     Settings,
     UserError,
     choose_compilation,
     fields_of,
+    foreign_settings,
     help_text,
+    is_foreign_setting,
     mistyped_settings,
     settings_from,
     stored_parameters,
@@ -387,6 +395,178 @@ def test_a_name_of_something_else_gets_no_warning():
     assert mistyped_settings(dict.fromkeys(FOREIGN.split() + NAMES, "1")) == []
 
 
+# ---- names of other entries
+
+# What is said of names of other entries, by beginning.
+ANOTHER_NAME = "warning: another name here, ignored: "
+OTHERWISE = "warning: set otherwise here, ignored: "
+NOT_HERE = "warning: not here, ignored: "
+# Variables of run commands that are for the machine.
+OF_MACHINE = ("NCCL_", "PYTORCH_", "PYTHON")
+
+
+def foreign(pairs: str) -> list[str]:
+    """The warnings of a run with these variables."""
+    return foreign_settings(environment_of(pairs), settings(pairs))
+
+
+def test_no_name_of_other_entries_is_a_setting():
+    absent = ABSENT_SETTINGS.split()
+    tables = [*OTHER_NAMES, *RELATED_SETTINGS, *ALWAYS_ON.split(), *absent]
+    assert len(tables) == len(set(tables))
+    assert set(tables) & set(NAMES) == set()
+    assert {name.upper() for name in OTHER_NAMES.values()} <= set(NAMES)
+    beginnings = tuple(name[:-1] for name in absent if name.endswith("*"))
+    assert [name for name in NAMES if name.startswith(beginnings)] == []
+
+
+def test_a_setting_that_is_named_in_the_words_of_a_warning_exists():
+    for words in RELATED_SETTINGS.values():
+        for name in re.findall(r"[A-Z0-9]+_[A-Z0-9_]+", words):
+            assert name in NAMES, words
+
+
+def test_every_name_that_public_scripts_read_is_known():
+    names = field_settings.NAMES_READ.split()
+    assert len(names) > 309
+    assert len(names) == len(set(names))
+    assert [name for name in names if not is_foreign_setting(name)] == []
+
+
+def test_a_name_of_other_entries_is_no_mistyped_one():
+    names = field_settings.NAMES_READ.split()
+    assert mistyped_settings(dict.fromkeys(names, "1")) == []
+
+
+def test_a_variable_of_something_else_is_no_name_of_other_entries():
+    environment = dict.fromkeys(FOREIGN.split(), "1")
+    assert [name for name in environment if is_foreign_setting(name)] == []
+    assert foreign_settings(environment, Settings()) == []
+
+
+@pytest.mark.parametrize("command", field_settings.COMMANDS)
+def test_no_variable_of_a_public_run_command_is_ignored_without_a_word(command):
+    pairs = field_settings.COMMANDS[command]
+    # What the command asks for, without what ends the run.
+    environment = environment_of(pairs)
+    for name in ("QAT", "EVAL_STRIDE"):
+        if environment.get(name) == "0":
+            assert name in problems(f"PRESET=record {pairs}")
+            del environment[name]
+    said = " ".join(foreign_settings(environment, settings(PRESET="record", **environment)))
+    for name, text in environment.items():
+        if name in NAMES or name.startswith(OF_MACHINE):
+            assert f" {name}=" not in said
+            continue
+        assert is_foreign_setting(name)
+        done_anyway = name in OTHER_NAMES or name in ALWAYS_ON.split() or train_gpt.is_off(text)
+        assert f" {name}={text}" in said or done_anyway, name
+
+
+def test_what_is_not_here_is_named_in_one_line():
+    pairs = "PRESET=record XSA_LAST_N=4 MATRIX_CLIP_SIGMAS=12.85 TTT_ENABLED=1 VAL_BATCH_SIZE=8"
+    assert foreign(pairs) == [
+        f"{NOT_HERE}MATRIX_CLIP_SIGMAS=12.85, TTT_ENABLED=1, VAL_BATCH_SIZE=8, XSA_LAST_N=4"
+    ]
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "false", "off", "None", ""])
+def test_switching_off_what_is_not_here_needs_no_word(text):
+    assert foreign(f"PRESET=record TTT_ENABLED={text} XSA_LAST_N={text}") == []
+
+
+@pytest.mark.parametrize(
+    "pair, said",
+    [
+        ("MUON_WEIGHT_DECAY=0.095", "MUON_WD (now 0.04)"),
+        ("MTP_HEADS=2", "MTP_NUM_HEADS (now 0)"),
+        ("MTP_ENABLED=1", "MTP_NUM_HEADS (now 0)"),
+        ("SLIDING_EVAL_STRIDE=32", "EVAL_STRIDE (now 64)"),
+        ("BIGRAM_BUCKETS=10240", "BIGRAM_VOCAB_SIZE (now 4096)"),
+        ("COMPRESSOR=brotli", "CODEC (now rans)"),
+        ("EMA=1", "EMA_ENABLED (now 0)"),
+        ("SMEAR=maybe", "SMEAR_ENABLED (now 1)"),
+    ],
+)
+def test_another_name_for_a_setting_is_answered_with_the_name_here(pair, said):
+    assert foreign(f"PRESET=record {pair}") == [f"{ANOTHER_NAME}{pair} is {said}"]
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        "MUON_WEIGHT_DECAY=0.040",
+        "SMEAR_GATE_ENABLED=1 BIGRAM_HASH=1 EMA=0 SWA=1 LATE_QAT=1 MTP_HEADS=0 TORCH_COMPILE=1",
+        "MUON_WEIGHT_DECAY=0.095 MUON_WD=0.095",
+        "SMEAR=0 SMEAR_ENABLED=0 BIGRAM_HASH=0 BIGRAM_VOCAB_SIZE=0 EMA=1 EMA_ENABLED=1",
+        "UNET_SKIPS=1 ORTHO_INIT=1 SLIDING_EVAL=1",
+    ],
+)
+def test_another_name_for_what_the_run_does_anyway_needs_no_word(pairs):
+    assert foreign(f"PRESET=record {pairs}") == []
+
+
+@pytest.mark.parametrize("name", RELATED_SETTINGS)
+def test_a_name_with_another_meaning_here_is_explained(name):
+    assert foreign(f"PRESET=record {name}=0.5") == [
+        f"{OTHERWISE}{name}=0.5 ({RELATED_SETTINGS[name]})"
+    ]
+
+
+@pytest.mark.parametrize(
+    "pairs, said",
+    [
+        ("SMEAR=0", "SMEAR=0 is SMEAR_ENABLED here, which is 1: set that"),
+        ("SMEAR_GATE_ENABLED=false", "SMEAR_ENABLED"),
+        ("BIGRAM_HASH=0", "BIGRAM_VOCAB_SIZE here, which is 4096: set that"),
+        ("BIGRAM_BUCKETS=0", "BIGRAM_VOCAB_SIZE"),
+        ("EMA=0 EMA_ENABLED=1", "EMA_ENABLED"),
+        ("SWA=0", "SWA_ENABLED"),
+        ("BACKOUT=0", "BACKOUT_ENABLED"),
+        ("QAT=0", "LATE_QAT_THRESHOLD"),
+        ("MUON_WEIGHT_DECAY=0", "MUON_WD"),
+        ("UNET_SKIPS=0", "UNET_SKIPS=0 switches off what is always on here: unset it"),
+    ],
+)
+def test_a_name_that_switches_off_what_is_on_ends_the_run(pairs, said):
+    assert said in problems(f"PRESET=record {pairs}")
+
+
+def test_a_switch_of_the_model_must_not_contradict_an_artifact_one_of_training_may():
+    """Which has the model that it has, however it was trained."""
+    pairs = "PRESET=record ARTIFACT=a.ptz"
+    assert settings(f"{pairs} SWA=0 QAT=0 MUON_WEIGHT_DECAY=0").artifact == "a.ptz"
+    assert settings(f"{pairs} SMEAR=0", dict(smear_enabled=False)).smear_enabled is False
+    assert "SMEAR=0" in problems(f"{pairs} SMEAR=0")
+
+
+def test_a_run_that_would_leave_on_what_is_switched_off_writes_nothing(tmp_path):
+    done = run(tmp_path, PRESET="pocket", DEVICE="cpu", SMEAR="0", BIGRAM_HASH="0", TTT_ENABLED="1")
+    assert done.status == 2
+    assert is_one_error(done.err, "BIGRAM_HASH=0 is BIGRAM_VOCAB_SIZE .*SMEAR=0 is SMEAR_ENABLED")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_rank_0_warns_once_and_in_its_log(tmp_path, monkeypatch, capsys, rank):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    environment = {"PRESET": "pocket", "DEVICE": "cpu", "RUN_ID": "one", "RANK": rank}
+    names = {"XSA_LAST_N": "4", "MTP_HEADS": "2", "DATA_DIR": "./data", "NUM_LAYER": "9"}
+    monkeypatch.setattr(train_gpt, "start_runtime", lambda settings: Runtime(rank=int(rank)))
+    monkeypatch.setattr(train_gpt, "train_and_score", lambda *arguments: None)
+    train_gpt.start({**environment, **names})
+    said = capsys.readouterr()
+    warnings = [line for line in said.err.splitlines() if line.startswith("warning: ")]
+    if rank == "1":
+        assert warnings == []
+        return
+    assert len(warnings) == 4
+    assert "warning: " not in said.out
+    _, _, own_lines = (tmp_path / "logs/one.txt").read_text(encoding="utf-8").partition("=" * 100)
+    assert [line for line in own_lines.splitlines() if line.startswith("warning: ")] == warnings
+
+
 # ---- settings that an artifact brings
 
 
@@ -459,6 +639,12 @@ def test_a_document_has_the_table_of_settings():
     assert tables, f"no {settings_table.BEGIN} in any of {settings_table.DOCUMENTS}"
     for table in tables:
         assert table.splitlines() == settings_table.settings_table().splitlines()
+
+
+def test_a_document_has_the_names_of_other_entries():
+    text = (ROOT / "records/settings.md").read_text(encoding="utf-8")
+    comments = settings_table.OTHERS_BEGIN, settings_table.OTHERS_END
+    assert settings_table.table_in(text, *comments) == settings_table.other_names_table()
 
 
 def test_the_table_of_settings_has_every_setting_and_its_defaults():

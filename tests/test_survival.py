@@ -411,9 +411,8 @@ def test_an_error_on_one_rank_is_shown(options, data_folder, tmp_path):
     folder = Path(shutil.copytree(data_folder, tmp_path / "data"))
     files = train_gpt.find_shards(folder, "train")
     rows = train_gpt.TrainingRows(files, 64, 1337, VOCAB_SIZE)
-    rows.begin_epoch(0)
     # Of the four rows of a step, the first two are rank 0's.
-    token = rows.offset + 64 * int(rows.order[2]) + 20
+    token = rows.epoch.offset + 64 * int(rows.epoch.order[2]) + 20
     shard = folder / "x_train_000000.bin"
     data = bytearray(shard.read_bytes())
     place = 4 * train_gpt.SHARD_HEADER_INTS + 2 * token

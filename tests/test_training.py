@@ -446,12 +446,18 @@ def rows_of_step(
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 7])
 @pytest.mark.parametrize("micro_batch", [24, 48, 96])
-def test_a_step_has_the_same_rows_for_every_number_of_ranks(tmp_path, rows, micro_batch):
+@pytest.mark.parametrize("window_bytes", [2**26, 600])
+def test_a_step_has_the_same_rows_for_every_number_of_ranks(
+    tmp_path, rows, micro_batch, window_bytes, monkeypatch
+):
+    monkeypatch.setattr(TrainingRows, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(TrainingRows, "WINDOW_BYTES", window_bytes)
     files = []
     for i in range(2):
         files.append(write_shard(tmp_path / f"x_train_{i:06}.bin", np.arange(1000) + 1000 * i))
     s = tiny_settings(train_batch_tokens=24 * rows, micro_batch_tokens=micro_batch)
     data = TrainingRows(files, 24, s.seed, 65536)
+    assert (data.num_windows == 1) == (window_bytes > 600)
     for step in (0, 5, 40):
         expected = sorted(tuple(data.row(step * rows + i).tolist()) for i in range(rows))
         assert len(set(expected)) == rows
