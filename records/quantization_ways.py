@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import train_gpt
-from quantized_model import Comparison, input_factors, with_feedback
+from quantized_model import EMBEDDING, Comparison, input_factors, with_feedback
 from train_gpt import Fit, Grid
 
 # Steps in a row's standard deviation, for GPTQ with such steps.
@@ -18,6 +18,8 @@ SIGMAS = (1.2, 1.7, 2.3, 3.3, 4.6, 6.5)
 SHARES = (0.3, 0.37, 0.45, 0.55, 0.65, 0.72, 0.85, 1.0)
 # The share at which refinements of QUANT=fit are taken away.
 REFINED = 0.45
+# The embedding's steps over those that QUANT=fit gives it, to see whether these are the best.
+EMBEDDING_STEPS = (0.5, 0.71, 1.41, 2.0)
 # Of a row's steps, when clipping is searched (#414).
 CLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 # The finest step that float16 holds.
@@ -160,6 +162,12 @@ def refinements(comparison: Comparison, budget: float) -> None:
     for way, take_away in TAKEN_AWAY:
         fit = comparison.fit()
         take_away(fit)
+        comparison.add(way, comparison.pack_fit(budget, fit))
+    for factor in EMBEDDING_STEPS:
+        fit = comparison.fit()
+        steps = fit.steps[EMBEDDING]
+        fit.steps[EMBEDDING] = steps._replace(row_steps=factor * steps.row_steps)
+        way = f"fit, the embedding's steps times {factor}"
         comparison.add(way, comparison.pack_fit(budget, fit))
     fit = comparison.fit(quant="rows")
     comparison.add("fit with float16 embeddings", comparison.pack_fit(budget, fit), quant="rows")

@@ -26,6 +26,8 @@ ROWS_AT_ONCE = 8
 # What is added to a covariance, over its mean (Frantar et al. 2022).
 DAMPING = 0.01
 
+EMBEDDING = "embedding.weight"
+
 Codes = dict[str, torch.Tensor]
 # Makes the bytes of an artifact.
 Maker = Callable[[train_gpt.Settings], bytes]
@@ -201,6 +203,7 @@ HEADINGS = (
     "way",
     "bytes",
     "bits a weight",
+    "of the embedding",
     "over entropy",
     "val_bpb",
     "loss, bpb",
@@ -216,6 +219,7 @@ def line(row: dict) -> str:
         row["way"],
         f"{row['bytes']:,}",
         f"{row['bits']:.3f}",
+        f"{row['embedding_bits']:.3f}",
         f"{row['over_entropy']:+.1%}",
         f"{row['val_bpb']:.4f}",
         f"{row['loss_bpb']:+.5f}",
@@ -229,21 +233,28 @@ def line(row: dict) -> str:
 def rate(data: bytes, model: train_gpt.GPT, settings: train_gpt.Settings) -> dict:
     """Bits of a coded weight, tables included, and their excess over each matrix's entropy.
 
-    The entropy is that of order 0: of the shares that each code has in its matrix.
+    The entropy is that of order 0: of the shares that each code has in its matrix. `embedding_bits`
+    is that of the embedding, a weight; nan if it is not coded.
     """
     parameters = train_gpt.coded_parameters(model, settings.quant)
     shapes = [tuple(weight.shape) for weight in parameters.values()]
     body, codes = codes_in(data, settings, shapes)
     sizes = [rows * columns for rows, columns in shapes]
     entropy_bytes = 0.0
-    for matrix in np.split(codes, np.cumsum(sizes)[:-1]):
+    embedding_bits = math.nan
+    matrices = np.split(codes, np.cumsum(sizes)[:-1])
+    for name, matrix in zip(parameters, matrices, strict=True):
         _, counts = np.unique(matrix, return_counts=True)
         shares = counts / counts.sum()
-        entropy_bytes -= float((counts * np.log2(shares)).sum()) / 8
+        bits = -float((counts * np.log2(shares)).sum())
+        entropy_bytes += bits / 8
+        if name == EMBEDDING:
+            embedding_bits = bits / matrix.size
     over_entropy = math.nan
     if entropy_bytes:
         over_entropy = len(body) / entropy_bytes - 1
-    return dict(bits=8 * len(body) / sum(sizes), over_entropy=over_entropy)
+    bits = 8 * len(body) / sum(sizes)
+    return dict(bits=bits, embedding_bits=embedding_bits, over_entropy=over_entropy)
 
 
 def codes_in(

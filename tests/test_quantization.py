@@ -65,7 +65,7 @@ def here(data_folder, tmp_path, monkeypatch) -> Path:
 def test_all_ways_are_in_the_table_and_the_file(compared):
     _, out, found = compared
     ways = [row["way"] for row in found["rows"]]
-    assert len(ways) == len(set(ways)) == 26
+    assert len(ways) == len(set(ways)) == 30
     for row in found["rows"]:
         assert f"| {row['way']} | {row['bytes']:,} |" in out
         assert row["val_bpb"] == pytest.approx(found["float"]["val_bpb"] + row["loss_bpb"])
