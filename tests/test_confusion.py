@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tokenizer
 import train_gpt
 from case_operators import OPERATORS
 from conftest import BOS, documents, write_shard
-from runs import TINY_RUN, Done, is_one_error
+from corpora import read_tokens, tokens_of, train_of_kind, write_dataset
+from runs import MACHINE, TINY_RUN, Done, is_one_error
 from tokenizer import BYTE_TOKENIZER
+from train_gpt import ARTIFACT_NAME
 
 pytest_plugins = ["run_fixtures"]
 
@@ -53,31 +54,14 @@ def tokenizers(tmp_path_factory) -> dict[str, Path]:
     texts = {"plain": TRAINING_TEXTS, "other": documents()[160:], "operators": TRAINING_TEXTS}
     found = {"bytes": BYTE_TOKENIZER}
     for name, its_texts in texts.items():
-        encoded = [text.encode() for text in its_texts]
-        found[name] = folder / f"{name}.model"
-        model = tokenizer.train_tokenizer(PIECES, name == "operators", name, encoded)
-        found[name].write_bytes(model)
+        path = folder / f"{name}.model"
+        found[name] = train_of_kind(path, its_texts, PIECES, name == "operators")
     return found
 
 
-def tokens_of(model: Path, texts: list[str]) -> np.ndarray:
-    """The tokens of documents, each behind a BOS, uint16 (tokens,)."""
-    return tokenizer.encode(model, [text.encode() for text in texts])
-
-
 def write_data(folder: Path, model: Path, has_model: bool = True) -> Path:
-    """Write x_train_000000.bin and x_val_000000.bin, and beside them tokenizer.model."""
-    folder.mkdir(parents=True)
-    write_shard(folder / "x_train_000000.bin", tokens_of(model, TRAINING_TEXTS))
-    write_shard(folder / "x_val_000000.bin", tokens_of(model, TEXTS))
-    if has_model and model != BYTE_TOKENIZER:
-        shutil.copy(model, folder / "tokenizer.model")
-    return folder
-
-
-def read_tokens(path: Path) -> np.ndarray:
-    """The tokens of a shard, uint16 (tokens,)."""
-    return np.fromfile(path, "<u2", offset=1024)
+    """Write shards of the texts, and beside them tokenizer.model."""
+    return write_dataset(folder, model, TRAINING_TEXTS, TEXTS, has_model)
 
 
 def split_shard(path: Path, count: int) -> None:
@@ -139,6 +123,23 @@ def test_the_bytes_are_those_of_the_original_text(kind, tokenizers, start, tmp_p
     assert compliance["validation_documents"] == len(TEXTS)
     assert f"case_operators:{int(kind == 'operators')}" in done.out
     assert "bytes_by:pieces" in done.out
+
+
+@pytest.mark.parametrize("kind", ["operators", "bytes"])
+def test_a_sample_is_original_text(kind, tokenizers, start, run_here, tmp_path):
+    folder = write_data(tmp_path / "mine_byte260", tokenizers[kind])
+    model = str(BYTE_TOKENIZER if kind == "bytes" else tokenizers[kind])
+    done = start(folder, TOKENIZER_PATH=model)
+    # A manifest may tell of a validation split that nobody needs here.
+    note(folder, val={"tokens": 10**6})
+    prompt = "The NASA iPhone is\nMcDonald's É "
+    named = dict(DATA_PATH=str(folder), TOKENIZER_PATH=model, ARTIFACT=ARTIFACT_NAME)
+    done = run_here(done.folder, **MACHINE, **named, SAMPLE=prompt, SAMPLE_TOKENS="9", RUN_ID="s")
+    assert done.status == 0, done.err
+    written = done.out.partition(prompt)[2]
+    assert prompt in done.out and written.strip()
+    assert not any(operator in done.out for operator in OPERATORS)
+    assert "warning" not in done.out
 
 
 @pytest.mark.parametrize("said", ["by the name", "by the manifest", "by TOKENIZER_PATH"])
