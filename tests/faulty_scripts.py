@@ -106,6 +106,19 @@ def sizes(self, tokens):
 
 ByteTable.sizes = sizes
 '''
+OPERATORS_AS_TEXT = '''
+honest_sizes = ByteTable.sizes
+
+
+def sizes(self, tokens):
+    """Count an operator for letter case as the three bytes of its character."""
+    counted = honest_sizes(self, tokens)
+    counted[(tokens >= 4) & (tokens <= 7)] = 3
+    return counted
+
+
+ByteTable.sizes = sizes
+'''
 NO_TAIL = '''
 honest_score = Evaluator.score
 

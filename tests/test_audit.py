@@ -19,14 +19,18 @@ import audit
 import audit_text
 import faulty_scripts
 from audit_processes import Processes
+from audit_text import Text
 from audit_verdicts import ArtifactAudit, judge_score
+from case_operators import OPERATORS
 from challenge import CAP
-from conftest import ROOT
+from conftest import ROOT, documents, write_shard
+from corpora import read_tokens, train_of_kind, write_dataset
 from faulty_scripts import doctor, faulty_script
 from run_logs import LABELS, Log
 from runs import environment_with
 from tiny_record import ARTIFACT, LOG, QUICK, Record, honest_record
 from tiny_runs import PATIENCE
+from tokenizer import BYTE_TOKENIZER
 
 TOOL = ROOT / "records" / "audit.py"
 ROWS = [
@@ -479,3 +483,65 @@ def test_bytes_must_be_those_that_the_manifest_notes(record, tmp_path, without_p
     found = record.audit("--only", "bytes", "--data", str(data))
     verdict = "FAIL" if change else "PASS"
     assert (found.status, found.verdicts) == (change, {"byte count": verdict})
+
+
+# ---- Tokenizers of every kind
+# With operators in the text itself.
+VALIDATION = [*documents()[:10], f"NASA {''.join(OPERATORS)} iOS"]
+
+
+def record_of_kind(root: Path, kind: str) -> Record:
+    """An honest record on shards with case operators, or on shards of bytes."""
+    texts = documents()[30:]
+    model = BYTE_TOKENIZER
+    if kind == "operators":
+        model = train_of_kind(root / "t.model", texts, 600, case_operators=True)
+    return honest_record(write_dataset(root / f"mine_{kind}", model, texts, VALIDATION))
+
+
+@pytest.fixture(scope="module")
+def with_operators(tmp_path_factory) -> Record:
+    return record_of_kind(tmp_path_factory.mktemp("with operators"), "operators")
+
+
+@pytest.fixture(scope="module")
+def of_bytes(tmp_path_factory) -> Record:
+    return record_of_kind(tmp_path_factory.mktemp("of bytes"), "byte260")
+
+
+@pytest.mark.parametrize("kind", ["with_operators", "of_bytes"])
+def test_an_honest_record_with_any_tokenizer_passes(kind, request, without_processes):
+    honest = request.getfixturevalue(kind)
+    asked = ("alone", "bytes", "targets", "decompression", "log", "submission")
+    assert honest.failed(*asked) == set()
+    size = sum(len(text.encode()) for text in VALIDATION)
+    figure = f"script {size:,}, log {size:,}, decoded text {size:,} bytes"
+    assert figure in honest.audit("--only", "bytes").out
+
+
+def test_operators_that_count_as_text_are_caught(with_operators, tmp_path, without_processes):
+    """The script's log and submission agree with it."""
+    folder = shutil.copytree(with_operators.folder, tmp_path / "record")
+    planted = Record(folder, with_operators.data)
+    doctor(planted, faulty_scripts.OPERATORS_AS_TEXT)
+    asked = ("alone", "bytes", "targets", "decompression", "log", "submission")
+    assert planted.failed(*asked) == {"runs alone", "byte count", "decompression"}
+
+
+def test_byte_files_are_what_a_log_must_have_counted(with_operators, tmp_path, without_processes):
+    data = Path(shutil.copytree(with_operators.data, tmp_path / "data"))
+    record = Record(shutil.copytree(with_operators.folder, tmp_path / "record"), data)
+    sizes = Text(data / "tokenizer.model").bytes_of_targets(read_tokens(data / "x_val_000000.bin"))
+    write_shard(data / "x_val_bytes_000000.bin", [0, *sizes])
+    asked = ("bytes", "targets", "decompression", "log", "submission")
+    assert record.failed(*asked) == set()
+    # They may say that the text was a little longer before a tokenizer normalized it.
+    sizes[40] += 3
+    write_shard(data / "x_val_bytes_000000.bin", [0, *sizes])
+    assert record.failed("bytes", "targets") == {"byte count"}
+    doctor(record, "")
+    assert record.failed(*asked) == set()
+    # But not of another text.
+    write_shard(data / "x_val_bytes_000000.bin", [0, *(2 * sizes)])
+    found = record.audit("--only", "bytes")
+    assert found.status == 2 and "the byte files are not of these shards" in found.errors[0]

@@ -25,8 +25,9 @@ LOG = "train_seed1337.log"
 # The smallest samples, the same each time. Without --margin a busy machine would leave the
 # score known too little.
 QUICK = ("--minutes", "0.01", "--seed", "1", "--margin", "100")
-# A weight decay that is not the preset's, so that README.md has something to say.
-TINY_RUN = dict(runs.TINY_RUN, MUON_WD="0.05")
+# A weight decay that is not the preset's, so that README.md has something to say. The vocabulary is
+# that of the data.
+TINY_RUN = dict(runs.TINY_RUN, MUON_WD="0.05", VOCAB_SIZE="0")
 
 
 @functools.cache
