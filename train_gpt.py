@@ -4293,8 +4293,8 @@ class Run:
         self.settings = s
         log(
             f"data:{self.folder} tokenizer:{self.tokenizer_path} "
-            f"sha256:{self.tokenizer_digest[:16]} pieces:{s.vocab_size} "
-            f"case_operators:{int(bool(self.tokenizer.operators))}"
+            f"sha256:{self.tokenizer_digest[:16]}\n"
+            f"vocab_size:{s.vocab_size} case_operators:{int(bool(self.tokenizer.operators))}"
         )
         log(f"settings:{json.dumps(dataclasses.asdict(s))}", console=False)
 

@@ -548,10 +548,11 @@ def test_a_run_that_would_leave_on_what_is_switched_off_writes_nothing(tmp_path)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_rank_0_warns_once_and_in_its_log(tmp_path, monkeypatch, capsys, rank):
+def test_rank_0_warns_once_and_in_its_log(data_folder, tmp_path, monkeypatch, capsys, rank):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logs").mkdir()
     environment = {"PRESET": "pocket", "DEVICE": "cpu", "RUN_ID": "one", "RANK": rank}
+    environment["DATA_PATH"] = str(data_folder)
     names = {"XSA_LAST_N": "4", "MTP_HEADS": "2", "DATA_DIR": "./data", "NUM_LAYER": "9"}
     monkeypatch.setattr(train_gpt, "start_runtime", lambda settings: Runtime(rank=int(rank)))
     monkeypatch.setattr(train_gpt, "train_and_score", lambda *arguments: None)
