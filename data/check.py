@@ -5,9 +5,10 @@
 It prints a table (check; PASS, FAIL, or - for what is only said; what was found) and what each
 split holds. The exit status is 0 if nothing fails, 1 if a check fails, 2 after one line for what
 cannot be checked. Memory is bounded: a piece of the stream, the longest document, a hash of 16
-bytes for each validation document. The published FineWeb export (a folder named fineweb10B_*) was
-not made by data/prepare.py: what may differ there (text that changes when it is encoded again,
-documents that are in both splits, no training shards) is said and does not fail.
+bytes for each validation document. An export of FineWeb (a folder named fineweb10B_*, or one whose
+manifest says so) was not made by data/prepare.py: what may differ there (some text that changes
+when it is encoded again, some documents that are in both splits, no training shards) is said and
+does not fail. It must have the validation split that is publicly known.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from commands import BadInput, Parser, command, packages_from
@@ -27,10 +28,19 @@ with packages_from("data/requirements.txt"):
     import numpy as np
     from tqdm import tqdm
 
+    import fineweb
+    from byte_files import compare_byte_files, match_byte_files
+    from encoding import encode_again
     from files import digest, write_atomically
-    from manifest import FINEWEB_PREFIX, Manifest, find_tokenizer, read_manifest, table_of
+    from manifest import (
+        Manifest,
+        digest_of_tokenizer,
+        find_tokenizer,
+        read_manifest,
+        table_of,
+    )
     from scan import Counts, Pieces, Scan, hashes, whole_documents
-    from shards import BOS_ID, count_tokens, shards_of
+    from shards import BOS_ID, NAME, count_tokens, shards_of
     from tokenizer import ByteTokenizer, Tokenizer
     from verdicts import Check
 
@@ -45,20 +55,47 @@ MOST_NAMED = 3
 # Text that any normalization but identity changes: a ligature, a fraction, a sign for a letter,
 # spaces of other kinds, several of them, a tab, line ends, spaces at the end.
 PROBE = "x ﬁ ½ Å \u00a0 \u3000 two  spaces\tand\r\nlines \n "
-# FineWeb's validation split with the tokenizer of 1,024 pieces: targets when the stream is cut to
-# whole rows of 1,024, documents, and bytes of text (about).
-FINEWEB_KNOWN = "fineweb10B_sp1024"
-FINEWEB_ROW = 1024
-FINEWEB_TARGETS = 62_021_632
-FINEWEB_DOCUMENTS = 50_000
-FINEWEB_BYTES = 151_080_000
-FINEWEB_TOLERANCE = 0.0005
+# Of an export so many of the documents that are encoded again may have other ids, and so many of
+# the validation documents may be in the training split too.
+MOST_CHANGED = 0.25
+MOST_SHARED = 0.01
 
 
 # ---- What to check
-def is_published(folder: Path) -> bool:
-    """Tell whether a folder's name is one of the FineWeb export."""
-    return folder.name.startswith(FINEWEB_PREFIX)
+@dataclass(frozen=True)
+class Folder:
+    """A folder of shards: its splits, its manifest, its tokenizer's file.
+
+    `variant` is that of the export of FineWeb that it holds, None for other text.
+    """
+
+    path: Path
+    shards: dict[str, list[Path]]
+    manifest: Manifest
+    tokenizer: Path
+    variant: str | None
+
+    @property
+    def is_export(self) -> bool:
+        """Whether it holds an export of FineWeb."""
+        return self.variant is not None
+
+    def there(self) -> dict[str, list[Path]]:
+        """Return the splits that have shards."""
+        return {split: paths for split, paths in self.shards.items() if paths}
+
+
+def open_folder(path: Path, given: Path | None) -> Folder:
+    """Return what is in a folder; BadInput if it holds no shards or has no tokenizer.
+
+    `given` is the tokenizer that people name.
+    """
+    # Without links being followed: the folder's name and its neighbours say what it is.
+    path = Path(os.path.abspath(path))
+    shards = find_shards(path)
+    manifest = read_manifest(path)
+    variant = fineweb.variant_of(path.name, str(manifest.content.get("name")))
+    return Folder(path, shards, manifest, find_tokenizer(path, given), variant)
 
 
 def find_shards(folder: Path) -> dict[str, list[Path]]:
@@ -81,15 +118,16 @@ def joined(problems: list[str], otherwise: str, notes: Iterable[str] = ()) -> st
     return "; ".join([*(problems[:MOST_NAMED] or [otherwise]), *notes])
 
 
-def check_shards(shards: dict[str, list[Path]], published: bool) -> Check:
-    """Check magic, version and size of every shard, and that no split is empty.
+def check_shards(folder: Folder) -> Check:
+    """Check names, magic, version and size of every shard, and that no split is empty.
 
-    Gaps in the numbers are only said.
+    A split must be of one data set, and that for validation whole. Missing training shards are
+    only said.
     """
     problems = []
     notes = []
     tokens = 0
-    for split, paths in shards.items():
+    for split, paths in folder.shards.items():
         found = 0
         for path in paths:
             try:
@@ -99,48 +137,58 @@ def check_shards(shards: dict[str, list[Path]], published: bool) -> Check:
         tokens += found
         if not paths:
             missing = f"there is no {split} split"
-            if published and split == "train":
+            if folder.is_export and split == "train":
                 notes.append(missing)
             else:
                 problems.append(missing)
         elif found == 0 and not problems:
             problems.append(f"the {split} split is empty")
-        notes.extend(gaps(split, paths))
-    files = sum(len(paths) for paths in shards.values())
+        names = sorted({NAME.fullmatch(path.name)[1] for path in paths})
+        if len(names) > 1:
+            problems.append(
+                f"{split} shards of {len(names)} data sets ({', '.join(names)}): give each a "
+                "folder of its own"
+            )
+            continue
+        gap = gap_of(split, paths)
+        if gap and split == "val":
+            problems.append(f"{gap}: a score would leave out its text; get or make it again")
+        elif gap:
+            notes.append(gap)
+    files = sum(len(paths) for paths in folder.shards.values())
     right = f"{files} files, {tokens:,} tokens, sizes and headers right"
     return Check("shards", not problems, joined(problems, right, notes))
 
 
-def gaps(split: str, paths: list[Path]) -> list[str]:
-    """Say in one line, if any, which numbers are missing among a split's shards."""
-    numbers = set()
-    for path in paths:
-        number = re.search(r"_(\d+)\.bin$", path.name)
-        if number:
-            numbers.add(int(number[1]))
+def gap_of(split: str, paths: list[Path]) -> str:
+    """Say which numbers are missing among a split's shards; empty if none is."""
+    numbers = {int(NAME.fullmatch(path.name)[3]) for path in paths}
     missing = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
     if not missing:
-        return []
-    return [f"{split} shard {missing[0]} is not there ({len(missing)} numbers are missing)"]
+        return ""
+    counted = "1 number is" if len(missing) == 1 else f"{len(missing)} numbers are"
+    return f"{split} shard {missing[0]} is not there ({counted} missing)"
 
 
-def check_files(folder: Path, manifest: Manifest, tokenizer: Path, bar: tqdm) -> Check:
+def check_files(folder: Folder, bar: tqdm) -> Check:
     """Check sizes and digests of all files in the manifest, and that it lists every shard."""
+    manifest = folder.manifest
     files = manifest.table("files")
     if not files:
         said = f"{manifest.name} lists no files" if manifest.name else "there is none"
         return Check("manifest", None, said)
     problems = []
-    for path in sorted(folder.glob("*_*_*.bin")):
+    for path in sorted(folder.path.glob("*_*_*.bin")):
         if path.name not in files:
             problems.append(f"{path.name} is not in {manifest.name}")
     for name in sorted(files):
-        problems.extend(problems_of(folder / name, name, table_of(files, name)))
-        if (folder / name).is_file():
-            bar.update((folder / name).stat().st_size // 2)
+        path = folder.path / name
+        problems.extend(problems_of(path, name, table_of(files, name)))
+        if path.is_file():
+            bar.update(path.stat().st_size // 2)
     stated = manifest.table("tokenizer").get("sha256")
-    if stated and stated != digest(tokenizer):
-        problems.append(f"{tokenizer} has another SHA-256 than {manifest.name} says")
+    if stated and stated != digest_of_tokenizer(folder.tokenizer):
+        problems.append(f"{folder.tokenizer} has another SHA-256 than {manifest.name} says")
     right = f"{len(files)} files as {manifest.name} says"
     return Check("manifest", not problems, joined(problems, right))
 
@@ -157,23 +205,50 @@ def problems_of(path: Path, name: str, stated: dict) -> list[str]:
     return []
 
 
-def check_tokenizer(pieces: Pieces, folder: Path, manifest: Manifest) -> Check:
-    """Check that it has what shards of any text need, and the data set's size.
+def check_tokenizer(folder: Folder, pieces: Pieces) -> Check:
+    """Check that it has what shards of any text need, and is of the kind that is stated.
 
     That it normalizes is only said.
     """
-    problems = [f"it needs {need}" for need in pieces.tokenizer.lacks()]
+    tokenizer = pieces.tokenizer
+    manifest = folder.manifest
+    problems = [f"it needs {need}" for need in tokenizer.lacks()]
     notes = []
-    stated = manifest.content.get("vocabulary_size")
-    number = re.search(r"_sp(\d+)$", folder.name)
-    if not stated and number:
-        stated = int(number[1])
+    stated = manifest.content.get("vocabulary_size") or pieces_by_name(folder)
     if stated and stated != pieces.size:
-        problems.append(f"{pieces.size} pieces, but the data set is of {stated}")
-    if pieces.tokenizer.decode(pieces.tokenizer.encode([PROBE])) != [PROBE]:
+        problems.append(
+            f"{pieces.size:,} pieces, but the data set is of {stated}: name its own with "
+            "--tokenizer"
+        )
+    kind = manifest.table("tokenizer").get("kind")
+    if kind not in (None, tokenizer.kind):
+        problems.append(f"it is of kind {tokenizer.kind}, but {manifest.name} says {kind}")
+    operators = manifest.table("tokenizer").get("case_operators")
+    if operators not in (None, tokenizer.case_operators):
+        has = "has" if tokenizer.case_operators else "has no"
+        problems.append(
+            f"{manifest.name} says case_operators {json.dumps(operators)}, but it {has} pieces "
+            "for letter case: name the data set's own with --tokenizer"
+        )
+    if tokenizer.decode(tokenizer.encode([PROBE])) != [PROBE]:
         notes.append("it normalizes: not every text comes back as it was")
-    right = f"{pieces.path.name}: {pieces.size:,} pieces, BOS {BOS_ID}, ▁, 256 bytes"
-    return Check("tokenizer", not problems, "; ".join([*(problems or [right]), *notes]))
+    return Check("tokenizer", not problems, joined(problems, described_tokenizer(pieces), notes))
+
+
+def pieces_by_name(folder: Folder) -> int | None:
+    """Return the pieces that a folder's name tells: 8192 for fineweb10B_sp8192_more, or None."""
+    number = re.search(r"_(?:sp|byte)(\d+)(?:_|$)", folder.path.name)
+    return int(number[1]) if number else None
+
+
+def described_tokenizer(pieces: Pieces) -> str:
+    """Say what a tokenizer is."""
+    size = f"{pieces.path.name}: {pieces.size:,} pieces, BOS {BOS_ID}"
+    if isinstance(pieces.tokenizer, ByteTokenizer):
+        return f"{size}, byte b is id b + {pieces.tokenizer.first}, no model file"
+    if pieces.tokenizer.case_operators:
+        size += ", operators for letter case"
+    return f"{size}, ▁, 256 bytes"
 
 
 def check_ids(scans: dict[str, Scan], pieces: Pieces) -> Check:
@@ -185,8 +260,16 @@ def check_ids(scans: dict[str, Scan], pieces: Pieces) -> Check:
             problems.append(
                 f"id {largest} in {split}, but the tokenizer has {pieces.size:,} pieces"
             )
-        if scan.first != BOS_ID:
-            problems.append(f"{split} begins with id {scan.first}, not with BOS ({BOS_ID})")
+        if not scan.histogram[BOS_ID]:
+            problems.append(
+                f"{split} has no BOS ({BOS_ID}): its documents have no beginnings; make the "
+                "shards again"
+            )
+        elif scan.first != BOS_ID:
+            problems.append(
+                f"{split} begins with id {scan.first}, not with BOS ({BOS_ID}): an earlier shard "
+                "is not here, or was cut; get or make it again"
+            )
         for name, piece in pieces.tokenizer.special.items():
             # A tokenizer without such a piece has -1.
             if piece >= 0 and scan.histogram[piece]:
@@ -224,9 +307,7 @@ class Sample:
                 self.same_ids += 1
 
 
-def check_text(
-    paths: list[Path], stated: int, pieces: Pieces, published: bool, bar: tqdm
-) -> list[Check]:
+def check_text(folder: Folder, stated: int, pieces: Pieces, bar: tqdm) -> list[Check]:
     """Decode the validation split and compare its bytes with `stated`, those of the pieces.
 
     A sample of the documents, spread evenly, is encoded again.
@@ -237,7 +318,7 @@ def check_text(
     documents = 0
     decoded_bytes = 0
     sample = Sample()
-    for found in whole_documents(paths, bar):
+    for found in whole_documents(folder.shards["val"], bar):
         for start in range(0, len(found), BATCH_DOCUMENTS):
             batch = []
             for document in found[start : start + BATCH_DOCUMENTS]:
@@ -251,26 +332,80 @@ def check_text(
         f"{sample.same_text:,} of {sample.documents:,} documents ({sample.bytes:,} bytes) decode "
         f"to themselves, {sample.same_ids:,} encode to their ids"
     )
-    if sample.same_ids < sample.documents / 2:
-        lossless += ": did another tokenizer make these shards?"
     counted = f"{stated:,} by the pieces, {decoded_bytes:,} decoded, val"
     all_same = sample.same_text == sample.documents
     return [
         Check("bytes", decoded_bytes == stated, counted),
-        Check("lossless", passed_or_said(all_same, published), lossless),
+        Check("lossless", passed_or_said(all_same, folder.is_export), lossless),
     ]
 
 
-def passed_or_said(passed: bool, published: bool) -> bool | None:
-    """Return None for what does not pass, but may be so in the published export."""
-    if published and not passed:
+def passed_or_said(passed: bool, may_fail: bool) -> bool | None:
+    """Return None for what does not pass, but may be so."""
+    if may_fail and not passed:
         return None
     return passed
 
 
-def check_overlap(shards: dict[str, list[Path]], published: bool, bar: tqdm) -> Check:
-    """Look for exact duplicates of validation documents in the training split."""
-    if "train" not in shards:
+def check_byte_files(folder: Folder, pieces: Pieces, bar: tqdm) -> tuple[Check, int | None]:
+    """Compare the byte files of the validation split, if there are any, with the pieces.
+
+    Also returns the bytes of text that they count, None without any.
+    """
+    shards = folder.shards["val"]
+    try:
+        byte_files = match_byte_files(folder.path, shards)
+        if not byte_files:
+            said = "there are none: bytes are counted by the pieces"
+            if pieces.tokenizer.case_operators:
+                said += ", an operator for letter case as none"
+            return Check("byte files", None, said), None
+        found = compare_byte_files(byte_files, shards, pieces, bar)
+    except BadInput as error:
+        return Check("byte files", False, str(error)), None
+    said = f"{len(byte_files)} with {found.tokens:,} sizes: {found}"
+    if not found.agrees:
+        said += ": not of these shards, get them again"
+    return Check("byte files", found.agrees, said), found.bytes
+
+
+def check_encoding(folder: Folder, pieces: Pieces) -> Check:
+    """Check that documents of every shard, decoded and encoded again, have their ids.
+
+    Of an export, whose tokenizer normalizes, a few may have others. Shards of another tokenizer
+    with as many pieces look right in every other way.
+    """
+    samples = []
+    for paths in folder.there().values():
+        samples.extend(encode_again(paths, pieces))
+    documents = sum(sample.documents for sample in samples)
+    differing = [sample for sample in samples if sample.changed]
+    if not differing:
+        right = f"{documents:,} documents of {len(samples)} shards encode to their ids"
+        return Check("encoding", True, right)
+    changed = sum(sample.changed for sample in differing)
+    foreign = [sample for sample in differing if sample.is_foreign]
+    first = (foreign or differing)[0].first
+    said = f"{changed:,} of {documents:,} documents encode to other ids, first {first}"
+    if folder.is_export and not foreign and changed <= MOST_CHANGED * documents:
+        return Check("encoding", None, f"{said}; normalizing makes a few")
+    if len(foreign) < len(samples):
+        said += f"; {len(foreign)} of {len(samples)} shards are of another tokenizer"
+    return Check(
+        "encoding",
+        False,
+        f"{said}: did another tokenizer make these shards? Name theirs with --tokenizer",
+    )
+
+
+def check_overlap(folder: Folder, pieces: Pieces, bar: tqdm) -> Check:
+    """Look for exact duplicates of validation documents in the training split.
+
+    An export has a few. Many are in the one that was public at first, which is known by the number
+    of its shards.
+    """
+    shards = folder.shards
+    if not shards["train"]:
         return Check("overlap", None, "there is no train split")
     held_out: set[bytes] = set()
     for documents in whole_documents(shards["val"], bar):
@@ -288,7 +423,17 @@ def check_overlap(shards: dict[str, list[Path]], published: bool, bar: tqdm) -> 
     )
     if met:
         figure += f", {times:,} times"
-    return Check("overlap", passed_or_said(not met, published), figure)
+    if pieces.tokenizer.case_operators and len(shards["train"]) == fineweb.LEAKED_SHARDS:
+        figure += (
+            f"; {fineweb.LEAKED_SHARDS:,} training shards with operators for letter case are the "
+            "sign of the public export that holds 40,000 of them (openai/parameter-golf, issue "
+            "2127)"
+        )
+    few = folder.is_export and len(met) <= MOST_SHARED * len(held_out)
+    passed = passed_or_said(not met, few)
+    if passed is False:
+        figure += ": no score is valid after training on it; get or make other training shards"
+    return Check("overlap", passed, figure)
 
 
 def check_counts(manifest: Manifest, counts: dict[str, Counts]) -> Check:
@@ -306,18 +451,25 @@ def check_counts(manifest: Manifest, counts: dict[str, Counts]) -> Check:
     return Check("counts", not problems, "; ".join(problems or [f"as {manifest.name} says"]))
 
 
-def check_known(val: Counts) -> Check:
-    """Compare with the published figures of FineWeb's validation split with 1,024 pieces."""
-    targets = (val.tokens - 1) // FINEWEB_ROW * FINEWEB_ROW
+def check_known(variant: str, val: Counts) -> Check:
+    """Compare with what is publicly known of FineWeb's validation split."""
     passed = (
-        targets == FINEWEB_TARGETS
-        and val.documents == FINEWEB_DOCUMENTS
-        and abs(val.bytes / FINEWEB_BYTES - 1) <= FINEWEB_TOLERANCE
+        fineweb.has_known_tokens(variant, val.tokens)
+        and fineweb.has_known_bytes(val.bytes)
+        and val.documents == fineweb.DOCUMENTS
     )
+    tokens = f"{val.tokens:,} tokens"
+    if variant in fineweb.VALIDATION_TOKENS:
+        tokens += f", about {fineweb.VALIDATION_TOKENS[variant]:,} known"
+    if variant == fineweb.EXACT_VARIANT:
+        targets = fineweb.targets_in_rows(val.tokens)
+        tokens = f"{targets:,} targets, {fineweb.EXACT_TARGETS:,} known"
     figure = (
-        f"{targets:,} targets, {FINEWEB_TARGETS:,} known; {val.documents:,} documents, "
-        f"{FINEWEB_DOCUMENTS:,}; {val.bytes:,} bytes, about {FINEWEB_BYTES:,}"
+        f"{tokens}; {val.documents:,} documents, {fineweb.DOCUMENTS:,}; {val.bytes:,} bytes, about "
+        f"{fineweb.BYTES:,}"
     )
+    if not passed:
+        figure += ": no score on it is the challenge's; get the split again with data/download.py"
     return Check("known split", passed, figure)
 
 
@@ -327,71 +479,74 @@ def not_checked(reason: str, *names: str) -> list[Check]:
 
 
 # ---- All of them
-def check_folder(folder: Path, given: Path | None) -> tuple[list[Check], dict[str, Counts]]:
+# The checks that read the tokens behind their ids, in the order of the table.
+OF_CONTENT = ("bytes", "lossless", "byte files", "encoding", "overlap")
+
+
+def check_folder(path: Path, given: Path | None) -> tuple[list[Check], dict[str, Counts]]:
     """Return all checks of a folder, and the counts of each split.
 
     `given` is the tokenizer that people name. BadInput for what cannot be checked.
     """
-    # Without links being followed: the folder's name and its neighbours say what it is.
-    folder = Path(os.path.abspath(folder))
-    shards = find_shards(folder)
-    manifest = read_manifest(folder)
-    tokenizer = find_tokenizer(folder, given)
-    passes = tokens_to_read(shards, bool(manifest.table("files")))
+    folder = open_folder(path, given)
+    passes = tokens_to_read(folder)
     with tqdm(
         total=passes, unit="token", unit_scale=True, disable=passes < BAR_FROM, leave=False
     ) as bar:
-        of_shards = check_shards(shards, is_published(folder))
-        checks = [of_shards, check_files(folder, manifest, tokenizer, bar)]
+        of_shards = check_shards(folder)
+        checks = [of_shards, check_files(folder, bar)]
         try:
-            pieces = Pieces(tokenizer)
+            pieces = Pieces(folder.tokenizer)
         except BadInput as error:
             checks.append(Check("tokenizer", False, str(error)))
             reason = "there is no tokenizer"
         else:
-            checks.append(check_tokenizer(pieces, folder, manifest))
+            checks.append(check_tokenizer(folder, pieces))
             reason = ""
         if not of_shards.passed:
             reason = "shards are wrong"
         if reason:
-            checks.extend(not_checked(reason, "ids", "bytes", "lossless", "overlap"))
+            checks.extend(not_checked(reason, "ids", *OF_CONTENT))
             return checks, {}
-        of_content, counts = check_content(shards, pieces, manifest, folder, bar)
+        of_content, counts = check_content(folder, pieces, bar)
         return checks + of_content, counts
 
 
-def tokens_to_read(shards: dict[str, list[Path]], digests: bool) -> int:
+def tokens_to_read(folder: Folder) -> int:
     """Return how many tokens all checks together read, for the progress bar."""
     sizes = {}
-    for split, paths in shards.items():
+    for split, paths in folder.shards.items():
         sizes[split] = sum(path.stat().st_size // 2 for path in paths)
     total = sum(sizes.values())
-    # Both splits for the ids and for the overlap, the validation split for the text.
-    needed = 2 * total + sizes["val"]
-    if digests:
+    # Both splits for the ids and for the overlap, the validation split for text and byte files.
+    needed = 2 * total + 2 * sizes["val"]
+    if folder.manifest.table("files"):
         needed += total
     return needed
 
 
 def check_content(
-    shards: dict[str, list[Path]], pieces: Pieces, manifest: Manifest, folder: Path, bar: tqdm
+    folder: Folder, pieces: Pieces, bar: tqdm
 ) -> tuple[list[Check], dict[str, Counts]]:
     """Return the checks that read tokens, and the counts of each split that is there."""
-    published = is_published(folder)
-    there = {split: paths for split, paths in shards.items() if paths}
-    scans = {split: Scan(paths, pieces, bar) for split, paths in there.items()}
+    scans = {split: Scan(paths, pieces, bar) for split, paths in folder.there().items()}
     counts = {split: scan.counts() for split, scan in scans.items()}
     ids = check_ids(scans, pieces)
     if not ids.passed:
-        return [ids, *not_checked("its ids are wrong", "bytes", "lossless", "overlap")], counts
+        return [ids, *not_checked("its ids are wrong", *OF_CONTENT)], counts
+    val = counts["val"]
+    of_byte_files, byte_total = check_byte_files(folder, pieces, bar)
     checks = [
         ids,
-        *check_text(there["val"], counts["val"].bytes, pieces, published, bar),
-        check_overlap(there, published, bar),
-        check_counts(manifest, counts),
+        *check_text(folder, val.bytes, pieces, bar),
+        of_byte_files,
+        check_encoding(folder, pieces),
+        check_overlap(folder, pieces, bar),
+        check_counts(folder.manifest, counts),
     ]
-    if folder.name == FINEWEB_KNOWN:
-        checks.append(check_known(counts["val"]))
+    if folder.variant is not None:
+        text_bytes = val.bytes if byte_total is None else byte_total
+        checks.append(check_known(folder.variant, replace(val, bytes=text_bytes)))
     return checks, counts
 
 

@@ -72,7 +72,7 @@ class Pieces:
 
 
 class Escapes:
-    """Counts the bytes of operators that stand in the text itself, each behind an ESCAPE.
+    """Finds the operators that stand in the text itself, each behind an ESCAPE.
 
     The stream is read part by part, which may begin anywhere.
     """
@@ -80,26 +80,63 @@ class Escapes:
     def __init__(self, pieces: Pieces):
         self.escape = pieces.tokenizer.escape
         self.operators = pieces.operators
-        self.bytes = 0
         # Whether the last part ended with an ESCAPE that acts on what follows.
         self.open = False
 
-    def read(self, part: np.ndarray) -> None:
-        """Count in a part of the stream, uint16 (tokens,)."""
+    def literals(self, part: np.ndarray) -> list[int]:
+        """Return where in the next part of the stream, uint16 (tokens,), such operators are."""
         if self.escape is None:
-            return
-        for token in part[self.matters(part)]:
-            if self.open:
-                self.bytes += len(ESCAPE.encode()) * int(self.operators[token])
-                self.open = False
-            else:
-                self.open = token == self.escape
+            return []
+        found = []
+        # Where an ESCAPE acts.
+        target = 0 if self.open else -1
+        for place in np.flatnonzero(self.matters(part)):
+            if place == target:
+                if self.operators[part[place]]:
+                    found.append(int(place))
+            elif part[place] == self.escape:
+                target = place + 1
+        self.open = target == len(part)
+        return found
 
     def matters(self, part: np.ndarray) -> np.ndarray:
         """Return which tokens are an ESCAPE or stand behind a token that may be: bool (tokens,)."""
         is_escape = part == self.escape
         behind = np.concatenate([[self.open], is_escape[:-1]])
         return is_escape | behind
+
+
+class Sizes:
+    """Counts the bytes of text behind each token of a stream that is read part by part."""
+
+    def __init__(self, pieces: Pieces):
+        self.pieces = pieces
+        self.escapes = Escapes(pieces)
+        # The last token of the part before, if there is one.
+        self.before = np.empty(0, np.uint16)
+
+    def read(self, part: np.ndarray) -> np.ndarray:
+        """Return the bytes behind the tokens of the next part: int64 (tokens,)."""
+        sizes = self.pieces.bytes[part]
+        places, more = self.exceptions(part)
+        sizes[places] += more
+        return sizes
+
+    def exceptions(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the next part has other bytes than the pieces alone, and how many more."""
+        literal = np.array(self.escapes.literals(part), np.int64)
+        dropped = np.empty(0, np.int64)
+        if self.pieces.stripped.any():
+            # A document may begin at the end of one part and go on in the next.
+            joined = np.concatenate([self.before, part])
+            begins = self.pieces.begins[joined[:-1]]
+            dropped = np.flatnonzero(begins & self.pieces.stripped[joined[1:]])
+            dropped += 1 - len(self.before)
+            self.before = part[-1:].copy()
+        more = np.concatenate(
+            [np.full(len(literal), len(ESCAPE.encode())), np.full(len(dropped), -1)]
+        )
+        return np.concatenate([literal, dropped]), more
 
 
 class Scan:
@@ -113,21 +150,14 @@ class Scan:
         self.shards = len(paths)
         self.histogram = np.zeros(MOST_PIECES, np.int64)
         self.first: int | None = None
-        stripped = 0
-        escapes = Escapes(pieces)
-        before = np.empty(0, np.uint16)
+        exceptions = 0
+        sizes = Sizes(pieces)
         for part in stream(paths, bar):
             if self.first is None:
                 self.first = int(part[0])
             self.histogram += np.bincount(part, minlength=MOST_PIECES)
-            if pieces.stripped.any():
-                # A document may begin at the end of one part and go on in the next.
-                joined = np.concatenate([before, part])
-                dropped = pieces.begins[joined[:-1]] & pieces.stripped[joined[1:]]
-                stripped += np.count_nonzero(dropped)
-                before = part[-1:].copy()
-            escapes.read(part)
-        self.bytes = int(self.histogram @ pieces.bytes) - stripped + escapes.bytes
+            exceptions += int(sizes.exceptions(part)[1].sum())
+        self.bytes = int(self.histogram @ pieces.bytes) + exceptions
 
     def counts(self) -> Counts:
         """Return what the split holds."""
