@@ -1297,6 +1297,82 @@ def softcapped_losses(states: Tensor, output: Tensor, softcap: float, targets: T
     return losses.view(targets.shape)
 
 
+def losses_and_slopes(logits: Tensor, softcap: float, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Softcapped losses of targets (n,), and how they change with the logits (n, vocabulary).
+
+    The logits are those before the softcap. Losses are float32, slopes have the logits' type.
+    """
+    tanh = torch.tanh(logits.float() / softcap)
+    scores = softcap * tanh
+    log_total = scores.logsumexp(1, keepdim=True)
+    is_scored = (targets != IGNORED)[:, None]
+    columns = targets.clamp(min=0)[:, None]
+    losses = torch.where(is_scored, log_total - scores.gather(1, columns), 0.0)
+    is_target = torch.arange(logits.size(1), device=logits.device) == columns
+    # Probabilities less 1 for the target, times the softcap's own slope.
+    slopes = ((scores - log_total).exp() - is_target.float()) * (1 - tanh.square())
+    return losses[:, 0], torch.where(is_scored, slopes, 0.0).to(logits.dtype)
+
+
+def chunks_of(positions: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
+    """Parts of (n, ...), equal but for the last, so small that the logits of one may be stored.
+
+    On a CPU 8 MB of float32 stay in its cache. On a GPU the products of a part must fill it: 128
+    million logits do, those of 16,384 positions and 8,192 pieces. They take 256 MB in bfloat16.
+    """
+    most = 1 << 27 if positions.is_cuda else 1 << 21
+    count = -(-len(positions) * vocabulary // most)
+    return positions.split(-(-len(positions) // count))
+
+
+def after(targets: Tensor, result: Tensor) -> Tensor:
+    """The targets, which wait until a number of another chunk is known.
+
+    A compiler would else work on several chunks at once, and store all their logits.
+    """
+    # Never true, of NaN and infinity neither; but no compiler can know that.
+    return targets + (result.flatten()[0] * 0 == 1)
+
+
+class SummedLoss(torch.autograd.Function):
+    """The sum of softcapped losses, which never stores the logits of more than a chunk.
+
+    The gradients are computed with the loss, so that logits are neither kept nor computed twice
+    (Liger Kernel, Hsu et al. 2024). The backward pass scales them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, states: Tensor, output: Tensor, softcap: float, targets: Tensor, rule: Callable
+    ) -> Tensor:
+        """Of states (..., dim) and targets (...); `rule` is losses_and_slopes or its compiled code.
+
+        `output` is (vocabulary, dim).
+        """
+        weight = output.to(states.dtype)
+        losses = []
+        states_gradients = []
+        # Summed in the weights' own float32.
+        output_gradient = torch.zeros_like(output)
+        chunks = chunks_of(states.flatten(0, -2), len(output))
+        targets_of_chunks = chunks_of(targets.flatten(), len(output))
+        for chunk, chunk_targets in zip(chunks, targets_of_chunks, strict=True):
+            chunk_targets = after(chunk_targets, output_gradient)
+            chunk_losses, slopes = rule(linear(chunk, weight), softcap, chunk_targets)
+            losses.append(chunk_losses)
+            states_gradients.append(slopes @ weight)
+            output_gradient = output_gradient + slopes.T @ chunk
+        ctx.save_for_backward(torch.cat(states_gradients).view_as(states), output_gradient)
+        return torch.cat(losses).sum()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of states and output, times that of the sum."""
+        states_gradient, output_gradient = ctx.saved_tensors
+        scaled = states_gradient * gradient.to(states_gradient.dtype)
+        return scaled, output_gradient * gradient, None, None, None
+
+
 # ==================================================================================================
 # GPT: the trunk over an explicit order of layers, and the loss
 # ==================================================================================================
@@ -1336,7 +1412,8 @@ class GPT(nn.Module):
         self.order = trunk_order(s)
         self.middle_layer = s.middle_layer
         self.run_block = runtime.compile(Block.forward, "blocks")
-        self.losses = runtime.compile(softcapped_losses, "blocks")
+        self.losses_of_chunk = runtime.compile(softcapped_losses, "blocks")
+        self.losses_and_slopes = runtime.compile(losses_and_slopes, "blocks")
 
         # Initial values are drawn in this order, which is a part of what SEED means.
         attend = ATTENTION_BACKENDS[runtime.attention]
@@ -1421,7 +1498,18 @@ class GPT(nn.Module):
         hidden = self.hidden(tokens)
         if positions is not None:
             hidden = torch.take_along_dim(hidden, positions[..., None], dim=1)
-        return self.losses(hidden, self.output, self.softcap, targets)
+        losses = []
+        chunks = chunks_of(hidden.flatten(0, 1), len(self.output))
+        targets_of_chunks = chunks_of(targets.flatten(), len(self.output))
+        for chunk, chunk_targets in zip(chunks, targets_of_chunks, strict=True):
+            if losses:
+                chunk_targets = after(chunk_targets, losses[-1])
+            losses.append(self.losses_of_chunk(chunk, self.output, self.softcap, chunk_targets))
+        return torch.cat(losses).view(targets.shape)
+
+    def summed_loss(self, states: Tensor, output: Tensor, targets: Tensor) -> Tensor:
+        """Nats of all targets, float32, by an output matrix."""
+        return SummedLoss.apply(states, output, self.softcap, targets, self.losses_and_slopes)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Training losses of rows, int64 (rows, train_seq_len) each, summed over their targets.
@@ -1432,13 +1520,13 @@ class GPT(nn.Module):
         tokens = tokens[:, self.memory_tokens :]
         targets = targets[:, self.memory_tokens :]
         hidden = self.hidden(tokens)
-        loss = self.losses(hidden, self.output, self.softcap, targets).sum()
+        loss = self.summed_loss(hidden, self.output, targets)
         objective = loss
         if self.mtp is not None:
             weight = self.mtp.loss_weight / len(self.mtp.heads)
             for places, head in enumerate(self.mtp.heads, start=1):
                 ahead = self.mtp.targets_ahead(targets, places)
-                head_loss = self.losses(hidden, head, self.softcap, ahead).sum()
+                head_loss = self.summed_loss(hidden, head, ahead)
                 objective = objective + weight * head_loss
         return objective, loss.detach()
 

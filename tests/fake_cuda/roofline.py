@@ -1,6 +1,6 @@
 """Launches, memory traffic and arithmetic of the record preset's micro-step on an H100.
 
-    python tests/fake_cuda/roofline.py [--top N] [--qat] [NAME=VALUE ...]
+    python tests/fake_cuda/roofline.py [--top N] [--qat] [--vocabulary N] [NAME=VALUE ...]
 
 It needs no H100. NAME=VALUE is one of Inductor's options. It counts 48 rows of 2,048 positions,
 forward and backward. A kernel's traffic is the size of what it reads and writes, each once; what is
@@ -35,13 +35,19 @@ ARITHMETIC = 989e12
 KINDS = ("triton", "product", "attention", "other")
 
 
-def measure(qat: bool = False, layers: int = 11, **options) -> h100.Compiler:
+def measure(
+    qat: bool = False, layers: int = 11, vocabulary: int = 1024, **options
+) -> h100.Compiler:
     """Compile one micro-step, with Inductor's options; the graphs' order is forward, backward."""
     compiler = h100.Compiler(**options)
     compile_with_it = functools.partial(torch.compile, backend=compiler.backend)
     replaced = mock.patch.object(torch, "compile", compile_with_it)
     with fake_trainer.ranks(), fake_device.fake_cuda(), compiler, replaced:
-        environment = {**fake_trainer.SETTINGS, "NUM_LAYERS": str(layers)}
+        environment = {
+            **fake_trainer.SETTINGS,
+            "NUM_LAYERS": str(layers),
+            "VOCAB_SIZE": str(vocabulary),
+        }
         trainer = fake_trainer.make_trainer(environment, compiled="graph")
         tokens = torch.zeros(48, 2048, dtype=torch.long)
         grid = train_gpt.row_grid(trainer.model, trainer.settings) if qat else None
@@ -112,13 +118,15 @@ def main() -> None:
     parser.add_argument("options", nargs="*")
     parser.add_argument("--top", type=int, default=12)
     parser.add_argument("--layers", type=int, default=11)
+    parser.add_argument("--vocabulary", type=int, default=1024)
     parser.add_argument("--qat", action="store_true")
     chosen = parser.parse_args()
     options = {}
     for pair in chosen.options:
         name, value = pair.split("=", 1)
         options[name] = ast.literal_eval(value)
-    print(report(measure(chosen.qat, chosen.layers, **options), chosen.top))
+    compiler = measure(chosen.qat, chosen.layers, chosen.vocabulary, **options)
+    print(report(compiler, chosen.top))
 
 
 if __name__ == "__main__":
