@@ -123,7 +123,7 @@ def test_a_short_run_ends_where_it_ends_on_the_cpu():
 
 def test_a_micro_batch_needs_no_more_than_its_estimate():
     """MICRO_BATCH_TOKENS=0 counts 80 bytes a position, layer and channel, and keeps 40% back."""
-    settings = Settings(train_batch_tokens=65536, micro_batch_tokens=16384)
+    settings = Settings(vocab_size=1024, train_batch_tokens=65536, micro_batch_tokens=16384)
     attention, _ = train_gpt.choose_attention(settings, torch.device("cuda", 0), torch.bfloat16)
     runtime = gpu_runtime(attention=attention)
     model = build_model(settings, runtime)
@@ -149,7 +149,7 @@ def test_averages_stay_on_the_device():
 
 def record_trainer(runtime: Runtime, folder: Path, **changes) -> Trainer:
     """The record preset on the given shards, whose vocabulary is smaller."""
-    s = Settings(**changes)
+    s = Settings(vocab_size=1024, **changes)
     data = TrainingRows(find_shards(folder, "train"), s.train_seq_len, s.seed, s.vocab_size)
     return Trainer(build_model(s, runtime), s, runtime, quiet, data, 0)
 

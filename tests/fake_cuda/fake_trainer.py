@@ -16,7 +16,7 @@ import train_gpt
 from train_gpt import Runtime, Trainer
 
 # QUANT=fit would need to know the gradients.
-SETTINGS = dict(PRESET="record", INT5_MLP="1", WARMUP_STEPS="1")
+SETTINGS = dict(PRESET="record", VOCAB_SIZE="1024", INT5_MLP="1", WARMUP_STEPS="1")
 # Few layers have as many graphs and the same types as eleven. Of three the last takes no skip.
 SHALLOW = dict(SETTINGS, NUM_LAYERS="2")
 ODD = dict(SETTINGS, NUM_LAYERS="3")
