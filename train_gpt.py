@@ -4445,7 +4445,7 @@ class Run:
         if self.tokenizer.operators and len(self.train_files) == LEAKED_SHARDS:
             warnings.append(
                 f"{LEAKED_SHARDS} training shards with case operators: the public export of which "
-                "40,000 validation documents are in the training split"
+                "40,000 validation documents are among the training documents (issue #2127)"
             )
         missing = missing_shards(self.train_files)
         if missing:

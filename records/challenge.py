@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fineweb
 from run_logs import LABELS, Log
 
 # The track of the challenge itself.
@@ -12,9 +13,6 @@ CAP = 16_000_000
 LIMIT = 600
 GPUS = 8
 GPU = "H100"
-# Bytes of the validation text, and the share by which another count of them may differ.
-FINEWEB_BYTES = 151_080_000
-FINEWEB_TOLERANCE = 0.005
 # By how many nats a token, and how surely, a record beats the last one.
 NATS = 0.005
 P_VALUE = 0.01
@@ -44,10 +42,32 @@ def foreign_to_challenge(log: Log) -> list[str]:
     if not (devices.startswith(f"{GPUS}×") and GPU in devices):
         run = "CPU run" if devices.startswith("CPU") else f"Run on {devices}"
         reasons.append(f"{run}, not the challenge's hardware ({GPUS}×{GPU})")
+    return reasons + foreign_text(log)
+
+
+def foreign_text(log: Log) -> list[str]:
+    """Say why what a run was scored on, or trained on, is not the challenge's.
+
+    What its log does not state is no reason.
+    """
+    reasons = []
+    stated = log.compliance or {}
     score = log.score(LABELS["sliding"])
     size = 0 if score is None else score.bytes
-    if abs(size / FINEWEB_BYTES - 1) > FINEWEB_TOLERANCE:
+    documents = stated.get("validation_documents", fineweb.DOCUMENTS)
+    if not fineweb.has_known_bytes(size):
         reasons.append(
             f"Scored on a text of {size:,} bytes, not on the challenge's FineWeb validation text"
         )
+    elif documents != fineweb.DOCUMENTS:
+        reasons.append(
+            f"Scored on {documents:,} documents, not on the {fineweb.DOCUMENTS:,} of the "
+            "challenge's validation text"
+        )
+    split = str(stated.get("validation_split", ""))
+    if split.startswith("part"):
+        reasons.append(f"Scored on a part of the validation split ({split.removeprefix('part: ')})")
+    for warning in stated.get("data_warnings", []):
+        if "validation documents are among the training documents" in warning:
+            reasons.append(f"Trained on validation text: {warning}")
     return reasons

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from commands import BadInput
 from manifest import ROOT, Data, default_bases, find_data
 from run_logs import Log, statements
+from tokenizer import BYTE_TOKENIZER
 
 SCRIPT = "train_gpt.py"
 LOGS = "train_seed*.log"
@@ -142,7 +143,7 @@ def data_of(log: Log | None, folder: Path | None, tokenizer: Path | None) -> Dat
     BadInput if they are not there. Without a log, paths are looked for below the working folder
     and the repository; with one, first below the folder of its logs/.
     """
-    if tokenizer is not None and not tokenizer.is_file():
+    if tokenizer not in (None, BYTE_TOKENIZER) and not tokenizer.is_file():
         raise BadInput(f"--tokenizer {tokenizer} is not a file")
     if log is None or log.data is None:
         return find_data(folder, tokenizer)

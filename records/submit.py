@@ -40,10 +40,9 @@ with packages_from("requirements.txt"):
     from audit_text import read_validation
     from challenge import CHALLENGE, foreign_to_challenge
     from checks import print_table
-    from files import digest
     from finished_runs import FinishedRun, read_run, refuse_mixtures
     from leaderboard import RECORDS, REFUSED, leaderboard, split_readme, update_leaderboard
-    from manifest import ROOT, Data
+    from manifest import ROOT, Data, digest_of_tokenizer
     from record_check import check_record
     from record_folder import (
         ARTIFACTS,
@@ -56,6 +55,7 @@ with packages_from("requirements.txt"):
     )
     from record_text import claim_text, readme_of, requirements_of, submission_of
     from run_logs import LABELS, Log
+    from tokenizer import open_tokenizer
 
 MINUTES = 3.0
 
@@ -65,9 +65,12 @@ def data_sentence(data: Data, log: Log) -> str:
     """Say what the score was computed on."""
     score = log.score(LABELS["sliding"])
     tokens = hashlib.sha256(read_validation(data.folder).tobytes()).hexdigest()
+    pieces = log.settings.get("vocab_size")
+    capitals = ", capitals as operators" if open_tokenizer(data.tokenizer).case_operators else ""
     return (
-        f"Validation split: {score.targets:,} targets, {score.bytes:,} bytes of text; sha256 of "
-        f"its tokens `{tokens}`, of the tokenizer `{digest(data.tokenizer)}`."
+        f"Data set {data.folder.resolve().name}, {pieces:,} pieces{capitals}. Validation split: "
+        f"{score.targets:,} targets, {score.bytes:,} bytes of text; sha256 of its tokens "
+        f"`{tokens}`, of the tokenizer `{digest_of_tokenizer(data.tokenizer)}`."
     )
 
 
@@ -78,7 +81,7 @@ def locate_data(options: argparse.Namespace, log: Log) -> Data:
     """
     data = data_of(log, options.data, options.tokenizer)
     wanted = "" if log.data is None else log.data.tokenizer_sha256
-    if not digest(data.tokenizer).startswith(wanted):
+    if not digest_of_tokenizer(data.tokenizer).startswith(wanted):
         raise BadInput(
             f"{data.tokenizer} is not the tokenizer of {log.path}, whose sha256 begins with "
             f"{wanted}: name the data with --data and --tokenizer"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scipy import stats
@@ -174,3 +176,55 @@ def test_the_hardware_is_what_the_log_says(lines, named, tmp_path: Path):
     assert challenge.hardware(log) == named
     foreign = any("hardware" in reason for reason in challenge.foreign_to_challenge(log))
     assert foreign is ("H100" not in named)
+
+
+# ---- The challenge's text
+WHOLE = dict(
+    validation_split="whole", validation_documents=50_000, data_warnings=["training shards missing"]
+)
+
+
+class StatedLog:
+    """A log that states nothing but the bytes that were scored, and what data they were of."""
+
+    def __init__(self, size: int, **compliance):
+        self.size = size
+        self.compliance = compliance or None
+
+    def score(self, label: str) -> SimpleNamespace:
+        """The bytes of any pass."""
+        return SimpleNamespace(bytes=self.size)
+
+
+@pytest.mark.parametrize(
+    "size, stated, said",
+    [
+        (151_080_000, {}, None),
+        (151_500_000, WHOLE, None),
+        (24_000_000, {}, "a text of 24,000,000 bytes"),
+        (151_080_000, {**WHOLE, "validation_documents": 49_999}, "Scored on 49,999 documents"),
+        (
+            151_080_000,
+            {**WHOLE, "validation_split": "part: 9660000 of 47850000 tokens"},
+            r"a part of the validation split \(9660000 of 47850000 tokens\)",
+        ),
+        (
+            151_080_000,
+            {
+                **WHOLE,
+                "data_warnings": [
+                    "1499 training shards with case operators: the public export of which 40,000 "
+                    "validation documents are among the training documents (issue #2127)"
+                ],
+            },
+            "Trained on validation text: 1499 training shards",
+        ),
+    ],
+)
+def test_only_the_whole_text_is_the_challenges(size, stated, said):
+    reasons = challenge.foreign_text(StatedLog(size, **stated))
+    if said is None:
+        assert reasons == []
+    else:
+        [reason] = reasons
+        assert re.search(said, reason)
