@@ -1314,13 +1314,16 @@ def losses_and_slopes(logits: Tensor, softcap: float, targets: Tensor) -> tuple[
     return losses[:, 0], torch.where(is_scored, slopes, 0.0).to(logits.dtype)
 
 
-def chunks_of(positions: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
-    """Parts of (n, ...), equal but for the last, so small that the logits of one may be stored.
+# The most logits that are stored at once. On a CPU 8 MB of float32 stay in its cache. A GPU must be
+# filled by the products of a chunk: those of 16,384 positions and 8,192 pieces do, and their logits
+# take 256 MB in bfloat16.
+MOST_LOGITS = 1 << 21
+MOST_LOGITS_ON_GPU = 1 << 27
 
-    On a CPU 8 MB of float32 stay in its cache. On a GPU the products of a part must fill it: 128
-    million logits do, those of 16,384 positions and 8,192 pieces. They take 256 MB in bfloat16.
-    """
-    most = 1 << 27 if positions.is_cuda else 1 << 21
+
+def chunks_of(positions: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
+    """Parts of (n, ...), equal but for the last, so small that the logits of one may be stored."""
+    most = MOST_LOGITS_ON_GPU if positions.is_cuda else MOST_LOGITS
     count = -(-len(positions) * vocabulary // most)
     return positions.split(-(-len(positions) // count))
 
@@ -3513,9 +3516,10 @@ class Evaluator:
             "plain": Pass(s.row_tokens, s.row_tokens),
             "sliding": Pass(s.window_tokens, s.eval_stride),
         }
-        # About what a row needs: states of one layer, logits, and scores where they are stored.
+        # About what a row needs: states of one layer, and scores where they are stored. Logits are
+        # made in chunks.
         length = max(s.train_seq_len, s.eval_seq_len)
-        position_bytes = 32 * runtime.dtype.itemsize * s.model_dim + 12 * s.vocab_size
+        position_bytes = 32 * runtime.dtype.itemsize * s.model_dim
         if runtime.attention == "blocked":
             position_bytes += 12 * s.num_heads * length
         fitting = int(0.3 * runtime.memory_bytes() / (length * position_bytes))

@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import train_gpt
 from bench_worker import flops_per_token
 from conftest import BOS, random_tokens, tiny_model, tiny_settings
 from train_gpt import (
@@ -474,6 +476,58 @@ def test_mtp_heads_are_never_exported(quant):
     model = tiny_model()
     names = set(dict(model.named_parameters()))
     assert names - set(stored_parameters(model, quant)) == {"mtp.heads"}
+
+
+# ---- The output layer in chunks
+
+
+@pytest.mark.parametrize("chunk", [1, 10, 37, 74, 1000])
+def test_losses_in_chunks_and_their_gradients_are_those_of_all_at_once(chunk, monkeypatch):
+    vocabulary = 50
+    monkeypatch.setattr(train_gpt, "MOST_LOGITS", chunk * vocabulary)
+    generator = torch.Generator().manual_seed(chunk)
+    states = torch.randn(2, 37, 8, generator=generator, requires_grad=True)
+    output = torch.randn(vocabulary, 8, generator=generator, requires_grad=True)
+    targets = torch.randint(0, vocabulary, (2, 37), generator=generator)
+    targets[:, ::5] = train_gpt.IGNORED
+
+    def gradients(loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(0.37 * loss, (states, output))
+
+    expected = train_gpt.softcapped_losses(states, output, 3.0, targets).sum()
+    found = train_gpt.SummedLoss.apply(states, output, 3.0, targets, train_gpt.losses_and_slopes)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    for one, other in zip(gradients(found), gradients(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many numbers the largest result of an operation has."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("mtp_num_heads", [0, 2])
+def test_no_logits_of_a_whole_batch_are_made(mtp_num_heads, monkeypatch):
+    vocabulary = 2048
+    monkeypatch.setattr(train_gpt, "MOST_LOGITS", 8 * vocabulary)
+    model = tiny_model(vocab_size=vocabulary, mtp_num_heads=mtp_num_heads)
+    tokens = random_tokens(32, tiny_settings().train_seq_len, vocab_size=vocabulary)
+    # Of the parameters, the embedding is the largest.
+    limit = model.embedding.weight.numel() * max(1, mtp_num_heads)
+    assert limit < tokens.numel() * vocabulary / 3
+    with LargestTensor() as largest:
+        model(tokens, tokens)[0].backward()
+    assert 8 * vocabulary <= largest.numel <= limit
+    with LargestTensor() as largest, torch.no_grad():
+        losses = model.token_losses(tokens, tokens)
+    assert losses.shape == tokens.shape and largest.numel <= limit
 
 
 # ---- Size
