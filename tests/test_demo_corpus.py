@@ -19,6 +19,7 @@ import pytest
 import check
 import dataset
 import demo_corpus
+from case_operators import with_operators
 from commands import BadInput
 from conftest import ROOT
 from corpora import read_documents
@@ -74,7 +75,8 @@ def names(folder: Path) -> list[str]:
 def test_shards_decode_to_the_collected_documents(corpus, documents):
     shards = [corpus / f"demo_{name}_000000.bin" for name in ("train", "val")]
     found = read_documents(shards, corpus / "tokenizer.model")
-    assert sorted(found) == sorted(document.replace("\u2581", "_") for document in documents)
+    expected = [with_operators(document.replace("\u2581", "_")) for document in documents]
+    assert sorted(found) == sorted(expected)
 
 
 def test_collecting_leaves_the_garbage_collector_as_it_was(few):
@@ -108,7 +110,9 @@ def test_check_passes_the_corpus_and_its_meta_names_no_folder(corpus):
     meta = json.loads(text)
     assert names(corpus) == sorted([*meta["files"], "meta.json"]) == FILES
     assert meta["tokenizer"]["file"] == "tokenizer.model"
-    assert meta["versions"]["numpy"] == np.__version__ and meta["vocabulary_size"] == 1024
+    assert meta["versions"]["numpy"] == np.__version__
+    assert meta["vocabulary_size"] == demo_corpus.DEFAULT_VOCABULARY_SIZE
+    assert meta["tokenizer"]["case_operators"] is True
     assert "/" not in text
 
 
