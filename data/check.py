@@ -588,7 +588,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--tokenizer",
         type=Path,
         metavar="FILE",
-        help="SentencePiece model [tokenizer.model there, or the manifest's, or FineWeb's]",
+        help="SentencePiece model, or byte260 [what the manifest names, or tokenizer.model there, "
+        "or that of an export by the folder's name]",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the table and the counts there"

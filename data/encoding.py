@@ -46,8 +46,9 @@ def encode_again(paths: list[Path], pieces: Pieces) -> list[Sample]:
 def sample_of(path: Path, most: int, pieces: Pieces) -> Sample:
     """Decode the first documents that begin in a shard, and encode them again."""
     tokens = np.asarray(read_shard(path)[:SAMPLE_TOKENS])
+    # A shard that is the middle of a document has none.
     begins = np.flatnonzero(tokens == BOS_ID).tolist()
-    ends = [*begins[1:], len(tokens)]
+    ends = [*begins, len(tokens)][1:]
     sample = Sample(path.name)
     for begin, end in zip(begins[:most], ends[:most], strict=True):
         # Places of the tokens that stand for text.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 
 import check
+import fineweb
 import scan
 from conftest import BOS, VOCAB_SIZE, documents, write_shard
-from corpora import train_tokenizer, write_documents
+from corpora import train_of_kind, train_tokenizer, write_dataset, write_documents
 from files import digest
 from shards import read_shard
+from tokenizer import BYTE_TOKENIZER
 
 TRAIN = "x_train_000000.bin"
 VAL = "x_val_000000.bin"
@@ -53,6 +56,8 @@ def run(
     said = capsys.readouterr()
     rows = {}
     for line in said.out.split("\n\n")[0].splitlines():
+        # Two words become one name.
+        line = re.sub(r"^(byte|known) (files|split)", r"\1_\2", line)
         name, word, figure = line.split(None, 2)
         rows[name] = (word, figure)
     return status, rows, said.err
@@ -79,13 +84,14 @@ def test_a_whole_folder_passes_and_its_counts_are_those_of_its_text(folder, caps
     write_manifest(folder, **facts)
     status, rows, errors = run(folder, capsys, "--json", str(folder / "found.json"))
     assert (status, errors) == (0, "")
-    names = "shards manifest tokenizer ids bytes lossless overlap counts"
-    assert list(rows) == names.split()
-    assert {word for word, _ in rows.values()} == {"PASS"}
+    passed = ["shards", "manifest", "tokenizer", "ids", "bytes", "lossless", "encoding"]
+    passed += ["overlap", "counts"]
+    assert sorted(rows) == sorted([*passed, "byte_files"])
+    assert set(words(rows, *passed)) == {"PASS"} and rows["byte_files"][0] == "-"
     found = json.loads((folder / "found.json").read_text())
     for split, fact in facts.items():
         assert {key: found["counts"][split][key] for key in fact} == fact
-    assert [row["name"] for row in found["checks"]] == list(rows)
+    assert [row["name"].replace(" ", "_") for row in found["checks"]] == list(rows)
     number = len(texts["val"])
     assert f"{number} of {number} documents" in rows["lossless"][1]
 
@@ -247,6 +253,75 @@ def other_counts(folder):
     write_manifest(folder, val={"documents": 1})
 
 
+@fails("shards", "val shard 0 is not there (1 number is missing): a score would leave out")
+def a_gap_in_the_validation_split(folder):
+    (folder / VAL).rename(folder / "x_val_000001.bin")
+    write_manifest(folder)
+
+
+@fails("shards", "train shards of 2 data sets (x, y)")
+def two_data_sets(folder):
+    shutil.copy(folder / TRAIN, folder / "y_train_000000.bin")
+    write_manifest(folder)
+
+
+@fails("ids", "has no BOS (1): its documents have no beginnings")
+def no_bos_at_all(folder):
+    write_shard(folder / VAL, [token for token in tokens(folder, VAL) if token != BOS])
+    write_manifest(folder)
+
+
+@fails("encoding", "x_train_000001.bin, token")
+def a_shard_of_another_vocabulary(folder):
+    backwards = [text[::-1] for text in documents()]
+    other = train_tokenizer(folder.parent / "other.model", backwards, VOCAB_SIZE)
+    write_documents(folder / "x_train_000001.bin", documents()[:20], other)
+    write_manifest(folder)
+
+
+@fails("counts", "tokens, but manifest.json says 99999")
+def a_part_of_the_validation_split(folder):
+    write_manifest(folder, val={"tokens": 99999})
+
+
+@fails("tokenizer", "case_operators")
+def operators_that_the_tokenizer_lacks(folder):
+    write_manifest(folder, tokenizer={"case_operators": True})
+
+
+def write_byte_file(folder: Path, sizes: list[int], name: str = "x_val_bytes_000000.bin") -> None:
+    """Write a byte file, which has the format of a shard, and list it."""
+    write_shard(folder / name, sizes)
+    write_manifest(folder)
+
+
+def sizes_of(folder: Path) -> list[int]:
+    """The bytes behind each token of the validation shard."""
+    pieces = scan.Pieces(folder / "tokenizer.model")
+    return scan.Sizes(pieces).read(np.array(tokens(folder, VAL), dtype=np.uint16)).tolist()
+
+
+@fails("byte_files", "not of these shards, get them again")
+def a_byte_file_of_other_shards(folder):
+    write_byte_file(folder, [0 if size == 0 else 3 for size in sizes_of(folder)])
+
+
+@fails("byte_files", "which stands for none: not of this shard")
+def a_byte_file_with_bytes_behind_bos(folder):
+    write_byte_file(folder, [5, *sizes_of(folder)[1:]])
+
+
+@fails("byte_files", "sizes for")
+def a_byte_file_that_is_too_short(folder):
+    write_byte_file(folder, sizes_of(folder)[:-1])
+
+
+@fails("byte_files", "belongs to no validation shard")
+def a_stray_byte_file(folder):
+    write_byte_file(folder, sizes_of(folder))
+    write_byte_file(folder, [0], "x_val_bytes_000001.bin")
+
+
 @fails("tokenizer", "384 pieces, but")
 def a_tokenizer_of_another_size(folder):
     write_manifest(folder, vocabulary_size=512)
@@ -279,6 +354,14 @@ def test_what_is_wrong_fails_with_its_reason(folder, capsys, harm, name, said):
     assert words(rows, name) == ["FAIL"] and said in rows[name][1]
 
 
+def test_byte_files_are_no_text_and_are_compared(folder, capsys):
+    before = run(folder, capsys)[1]
+    write_byte_file(folder, sizes_of(folder))
+    status, rows, _ = run(folder, capsys)
+    assert status == 0 and rows["byte_files"][0] == "PASS"
+    assert rows["bytes"] == before["bytes"] and rows["overlap"] == before["overlap"]
+
+
 def test_a_fault_of_the_shards_leaves_the_rest_unchecked_and_said_so(folder, capsys):
     (folder / VAL).write_bytes(b"short")
     _, rows, _ = run(folder, capsys)
@@ -290,7 +373,8 @@ def test_another_tokenizer_of_the_same_size_is_suspected(folder, capsys):
     backwards = [text[::-1] for text in documents()]
     other = train_tokenizer(folder / "other.model", backwards, VOCAB_SIZE)
     _, rows, _ = run(folder, capsys, "--tokenizer", str(other))
-    assert "did another tokenizer make these shards?" in rows["lossless"][1]
+    assert rows["encoding"][0] == "FAIL"
+    assert "did another tokenizer make these shards? Name theirs" in rows["encoding"][1]
 
 
 @pytest.mark.parametrize("added, word", [([], "PASS"), (["\ufb01"], "FAIL")])
@@ -326,8 +410,41 @@ def test_a_space_that_decoding_drops_before_a_document_counts_nothing(folder, ca
     assert status == 0 and rows["bytes"][1].startswith(f"{size:,} by the pieces, {size:,} decoded")
 
 
+@pytest.mark.parametrize("case_operators", [False, True])
+def test_a_folder_with_a_tokenizer_of_another_kind_passes(case_operators, tmp_path, capsys):
+    """Bytes, and letter case as operators."""
+    model = BYTE_TOKENIZER
+    noted = {"kind": "bytes"}
+    size = 260
+    if case_operators:
+        model = train_of_kind(tmp_path / "t.model", documents(), 600, True)
+        noted = {"kind": "sentencepiece", "case_operators": True, "file": "tokenizer.model"}
+        size = 600
+    folder = write_dataset(tmp_path / "own", model, documents()[5:], documents()[:5])
+    write_manifest(folder, vocabulary_size=size, tokenizer=noted)
+    # The bar of the tokenizer's training.
+    capsys.readouterr()
+    status, rows, errors = run(folder, capsys)
+    assert (status, errors) == (0, ""), rows
+    size = sum(len(text.encode()) for text in documents()[:5])
+    assert rows["bytes"][1].startswith(f"{size:,} by the pieces, {size:,} decoded")
+
+
 # ---- The published export
-def test_fineweb_is_found_with_its_tokenizer_and_what_differs_is_only_said(folder, capsys):
+@pytest.fixture
+def small_fineweb(folder, monkeypatch) -> None:
+    """The challenge's validation text is that of the folder."""
+    held_out = documents()[::10]
+    monkeypatch.setattr(fineweb, "DOCUMENTS", len(held_out))
+    monkeypatch.setattr(fineweb, "BYTES", sum(len(text.encode()) for text in held_out))
+
+
+def test_fineweb_is_found_with_its_tokenizer_and_what_differs_is_only_said(
+    folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(fineweb, "DOCUMENTS", 5)
+    monkeypatch.setattr(fineweb, "BYTES_TOLERANCE", 1)
+    monkeypatch.setattr(check, "MOST_SHARED", 1)
     published = folder.parent / "datasets" / f"fineweb10B_sp{VOCAB_SIZE}"
     published.parent.mkdir()
     (folder.parent / "tokenizers").mkdir()
@@ -350,7 +467,19 @@ def test_fineweb_is_found_with_its_tokenizer_and_what_differs_is_only_said(folde
     assert "5 of 5 validation documents" in rows["overlap"][1]
 
 
-def test_the_published_export_may_come_without_training_shards(folder, capsys):
+def test_an_export_with_much_of_the_validation_text_in_training_fails(
+    folder, small_fineweb, capsys, monkeypatch
+):
+    monkeypatch.setattr(fineweb, "LEAKED_SHARDS", 2)
+    published = folder.rename(folder.parent / "fineweb10B_sp384")
+    shutil.copy(published / VAL, published / "x_train_000001.bin")
+    write_manifest(published)
+    status, rows, _ = run(published, capsys)
+    assert status == 1 and rows["overlap"][0] == "FAIL"
+    assert "no score is valid after training on it" in rows["overlap"][1]
+
+
+def test_the_published_export_may_come_without_training_shards(folder, small_fineweb, capsys):
     published = folder.rename(folder.parent / "fineweb10B_sp384")
     (published / TRAIN).unlink()
     write_manifest(published)
@@ -371,7 +500,24 @@ def test_the_published_export_may_come_without_training_shards(folder, capsys):
     ],
 )
 def test_the_known_constants_of_fineweb_are_compared(val, passed):
-    assert check.check_known(val).passed is passed
+    assert check.check_known("sp1024", val).passed is passed
+
+
+@pytest.mark.parametrize(
+    "variant, tokens, passed",
+    [
+        ("sp8192", 40_541_000, True),
+        ("sp8192", 9_662_464, False),
+        (fineweb.CASE_OPERATOR_EXPORT, 47_853_000, True),
+        (fineweb.CASE_OPERATOR_EXPORT, 9_662_464, False),
+        # Nothing is known of its tokens.
+        ("sp4096", 45_000_000, True),
+    ],
+)
+def test_the_known_tokens_of_each_export_are_compared(variant, tokens, passed):
+    found = check.check_known(variant, scan.Counts(1, tokens, 50_000, 151_080_891))
+    assert found.passed is passed
+    assert f"{tokens:,} tokens" in found.figure
 
 
 def test_the_known_constants_are_asked_of_that_split_alone(folder, capsys):
@@ -379,7 +525,7 @@ def test_the_known_constants_are_asked_of_that_split_alone(folder, capsys):
     known = folder.rename(folder.parent / "fineweb10B_sp1024")
     write_manifest(known, vocabulary_size=None)
     check.main([str(known)])
-    assert "known split  FAIL" in capsys.readouterr().out
+    assert re.search("known split +FAIL", capsys.readouterr().out)
 
 
 # ---- The command
