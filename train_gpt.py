@@ -804,6 +804,10 @@ def settings_from(
         except ValueError as error:
             problems.append(f"{field.name.upper()}={text} {error}")
 
+    if "vocab_size" in stored and given.get("vocab_size") == 0:
+        # The model was made for a vocabulary: it cannot follow another one.
+        given.pop("vocab_size")
+
     trains = not given.get("artifact")
     fixed_fields = fields_of() if trains else fields_of("model")
     for field in fixed_fields:

@@ -34,7 +34,7 @@ with packages_from("data/requirements.txt"):
 
 DEFAULT_OUTPUT = Path(__file__).parent / "demo"
 # The best of 1,024 to 8,192 at equal seconds, with operators for letter case: records/vocabulary/
-DEFAULT_VOCABULARY_SIZE = 8192
+DEFAULT_VOCABULARY_SIZE = 4096
 DEFAULT_CASE_OPERATORS = True
 PACKAGES = ("torch", "numpy", "sympy", "networkx")
 EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

@@ -816,3 +816,11 @@ def test_the_settings_of_a_checkpoint_are_all_but_the_runs():
     own = {"micro_batch_tokens", "eval_batch_seqs", "device", "data_path", "resume"}
     assert not kept & {*own, "train_log_every"}
     assert train_gpt.settings_from({"CHECKPOINT_EVERY": "0.5"})[0].checkpoint_every == 0.5
+
+
+def test_a_stored_vocabulary_does_not_follow_other_data():
+    """0 is the default, so it says nothing against what an artifact has."""
+    stored = dict(vocab_size=640)
+    assert settings("PRESET=pocket ARTIFACT=a.ptz VOCAB_SIZE=0", stored).vocab_size == 640
+    with pytest.raises(UserError, match="VOCAB_SIZE=1024 differs from the stored model's 640"):
+        settings("PRESET=pocket ARTIFACT=a.ptz VOCAB_SIZE=1024", stored)
