@@ -42,36 +42,39 @@ with packages_from("data/requirements.txt"):
     import tqdm
 
     from files import clear, digest, ignore, own_folder, write_atomically
+    from fineweb import LEAKED_SHARDS
     from hub import Damaged, Hub, Target
-    from manifest import FINEWEB_PREFIX, ROOT, command_to_train, read_object
+    from manifest import (
+        CASE_OPERATOR_EXPORT,
+        FINEWEB_PREFIX,
+        ROOT,
+        command_to_train,
+        read_object,
+    )
     from shards import byte_files_of, count_tokens, shards_of
     from tokenizer import open_tokenizer
 
 # The published variants, and the dataset repository of each.
-CASE_OPERATORS = "sp8192_lossless_caps_caseops_v1_reserved"
 REPOSITORIES = {
     "sp1024": "willdepueoai/parameter-golf",
     "byte260": "willdepueoai/parameter-golf",
     "sp4096": "kevclark/parameter-golf",
     "sp8192": "kevclark/parameter-golf",
-    CASE_OPERATORS: "romeerp/parameter-golf-caseops-v1",
+    CASE_OPERATOR_EXPORT: "romeerp/parameter-golf-caseops-v1",
 }
 # Of a variant that is not among them.
 REPOSITORY = REPOSITORIES["sp1024"]
-SHORT_NAMES = {"caseops": CASE_OPERATORS, "sp8192_caseops": CASE_OPERATORS}
+SHORT_NAMES = {"caseops": CASE_OPERATOR_EXPORT, "sp8192_caseops": CASE_OPERATOR_EXPORT}
 # The export's folder in a repository, its manifest, and its shards.
 EXPORT = "datasets"
 HUB_MANIFEST = f"{EXPORT}/manifest.json"
 SHARD = re.compile(rf"{EXPORT}/datasets/(\w+)/fineweb_(train|val)_(\d{{6}})\.bin")
-# What train_gpt.py uses if nothing is set.
+# As the challenge's own command has it; the README says which one to take.
 DEFAULT_VARIANT = "sp1024"
 SPLITS = ("val", "train")
 # Byte b is id b + 4. Such shards have no tokenizer's file that anybody needs.
 BYTES = "byte260"
 BYTE_IDS = 260
-# Training shards of case-operator data of which 40,000 documents are those of the validation split
-# (openai/parameter-golf, issue 2127).
-LEAKING_SHARDS = 1499
 # Bytes to be left free on the disk.
 SPARE_BYTES = 100_000_000
 
@@ -119,11 +122,11 @@ def find_export(hub: Hub, variant: str, staging: Path) -> Export:
     if not entries(manifest, "datasets"):
         manifest = manifest_of_files(hub.files)
     export = read_export(manifest, variant, hub)
-    if "caseops" in variant and export.shards["train"] == LEAKING_SHARDS:
+    if "caseops" in variant and export.shards["train"] == LEAKED_SHARDS:
         raise BadInput(
-            f"{hub.repository}: case-operator data with {LEAKING_SHARDS:,} training shards has "
+            f"{hub.repository}: case-operator data with {LEAKED_SHARDS:,} training shards has "
             "40,000 validation documents among them (openai/parameter-golf, issue 2127), so a "
-            f"score would be false: take {REPOSITORIES[CASE_OPERATORS]}"
+            f"score would be false: take {REPOSITORIES[CASE_OPERATOR_EXPORT]}"
         )
     return export
 
