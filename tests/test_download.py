@@ -292,7 +292,7 @@ def names(out: Path) -> list[str]:
 
 
 def failed_checks(folder: Path, capsys) -> list[str]:
-    """What check.py finds fault with; the stand-in is a part of the challenge's validation split."""
+    """What check.py faults; the stand-in is a part of the challenge's validation split."""
     capsys.readouterr()
     check.main([str(folder)])
     return re.findall(r"^(.+?) +FAIL", capsys.readouterr().out, re.MULTILINE)
