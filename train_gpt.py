@@ -42,6 +42,7 @@ import glob
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import math
 import os
@@ -55,7 +56,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -1932,36 +1933,50 @@ def check_tokens(tokens: np.ndarray, vocab_size: int, path: Path) -> None:
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:
-    """The files of a split in order of name, not opened.
+    """The files of a split in order of their numbers, not opened.
 
     Byte files (NAME_val_bytes_000000.bin) are no shards. UserError where there are none, where they
-    are of several data sets, and where one of the validation split is missing.
+    are of several data sets, where two have one number, and where one of the validation split is
+    missing, whose numbers begin at 0.
     """
-    files = {}
+    data_sets: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.glob(f"*_{split}_*.bin")):
         match = SHARD_NAME.fullmatch(path.name)
-        if match and match[2] == split:
-            files.setdefault(match[1], []).append(path)
-    require(files, f"{folder}: no {split} shards (*_{split}_*.bin)")
+        if not match or match[2] != split:
+            continue
+        files = data_sets.setdefault(match[1], {})
+        number = int(match[3])
+        require(
+            number not in files,
+            f"{path}: {files.get(number)} has the same number: remove the one that is not of this "
+            "data set",
+        )
+        files[number] = path
+    require(data_sets, f"{folder}: no {split} shards (*_{split}_*.bin)")
     require(
-        len(files) == 1,
-        f"{folder}: {split} shards of several data sets ({', '.join(files)}): give each a folder "
-        "of its own",
+        len(data_sets) == 1,
+        f"{folder}: {split} shards of several data sets ({', '.join(data_sets)}): give each a "
+        "folder of its own",
     )
-    (paths,) = files.values()
-    missing = missing_shards(paths)
+    (files,) = data_sets.values()
+    missing = "" if split == "train" else missing_numbers(files, 0)
     require(
-        split == "train" or not missing,
+        not missing,
         f"{folder}: {split} shards {missing} are missing: a score would leave out their text; get "
-        "or make them again",
+        "or make them again, or number them from 0 if these are all",
     )
-    return paths
+    return [files[number] for number in sorted(files)]
 
 
-def missing_shards(files: list[Path]) -> list[int]:
-    """The numbers that are left out between 0 and the last shard's."""
-    numbers = [int(SHARD_NAME.fullmatch(path.name)[3]) for path in files]
-    return sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
+def missing_numbers(numbers: Collection[int], first: int) -> str:
+    """The numbers that are left out from `first` to the largest, three at most; empty if none."""
+    largest = max(numbers)
+    count = largest + 1 - first - len(numbers)
+    if not count:
+        return ""
+    missing = (number for number in range(first, largest) if number not in numbers)
+    named = str(list(itertools.islice(missing, 3)))
+    return named if count <= 3 else f"{named} and {count - 3} more"
 
 
 def read_tokens(path: Path, first: int, count: int) -> np.ndarray:
@@ -2070,6 +2085,8 @@ class TrainingRows:
         # No row is read before one is asked for: then the clock of training runs.
         self.window = NO_WINDOW
         self.ahead: concurrent.futures.Future | None = None
+        # Whether no row will be asked for any more.
+        self.closed = False
         # Seconds for which rows had to wait for their window.
         self.waited = 0.0
 
@@ -2100,6 +2117,8 @@ class TrainingRows:
         window = int(np.searchsorted(epoch.window_ends, index, side="right"))
         tokens = {}
         for chunk_number in np.flatnonzero(epoch.window_of_chunk == window).tolist():
+            if self.closed:
+                return NO_WINDOW
             chunk = self.chunks[chunk_number]
             # Behind its rows stands a token that is only a target.
             count = len(chunk.rows) * self.length + 1
@@ -2127,6 +2146,11 @@ class TrainingRows:
         """Wait for what is being read ahead."""
         if self.ahead is not None:
             concurrent.futures.wait([self.ahead])
+
+    def close(self) -> None:
+        """Read no further, so that nothing is read when the clock of training has stopped."""
+        self.closed = True
+        self.settle()
 
     def row(self, position: int) -> np.ndarray:
         """The row at a position of the endless training order, int64 (length + 1,)."""
@@ -2190,7 +2214,8 @@ DATASETS = Path("data", "datasets")
 # 8,192 pieces about 0.03.
 CASE_OPERATOR_EXPORT = "sp8192_lossless_caps_caseops_v1_reserved"
 FINEWEB_VARIANTS = (CASE_OPERATOR_EXPORT, "sp8192", "sp4096", "sp1024", "byte260")
-# The validation split of these, 50,000 documents, has about so many tokens.
+# The validation split of all is the same documents. It has about so many tokens.
+FINEWEB_DOCUMENTS = 50_000
 FINEWEB_VALIDATION = {
     CASE_OPERATOR_EXPORT: 47_850_000,
     "sp8192": 40_540_000,
@@ -2235,7 +2260,11 @@ def find_fineweb(vocab_size: int) -> tuple[Path, str] | None:
     That is the first of FINEWEB_VARIANTS with this many pieces, of all if it is 0. UserError if
     there are others alone.
     """
-    here = [v for v in FINEWEB_VARIANTS if (DATASETS / f"fineweb10B_{v}").is_dir()]
+    here = []
+    for variant in FINEWEB_VARIANTS:
+        # A download that was stopped leaves a folder without shards.
+        if any((DATASETS / f"fineweb10B_{variant}").glob("*_val_*.bin")):
+            here.append(variant)
     if not here:
         return None
     fitting = [v for v in here if vocab_size in (0, vocabulary_of(v))]
@@ -2421,6 +2450,14 @@ class Tokenizer:
             processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)
         )
 
+    def piece_with_operator(self) -> str | None:
+        """A piece that has an operator for letter case beside other text; None if none has."""
+        for token in range(self.vocab_size if self.operators else 0):
+            text = self.piece_text(token)
+            if len(text) > 1 and not set(text).isdisjoint(OPERATORS):
+                return text
+        return None
+
     def has_space_piece(self) -> bool:
         """Whether the space has a piece of its own."""
         return self.processor.piece_to_id("▁") != self.processor.unk_id()
@@ -2479,6 +2516,12 @@ def load_tokenizer(path: Path, vocab_size: int = 0) -> Tokenizer | ByteTokenizer
         require(
             tokenizer.has_space_piece(),
             f"{path}: no piece ▁ of its own: a space would count as three bytes (#897)",
+        )
+        merged = tokenizer.piece_with_operator()
+        require(
+            merged is None,
+            f"{path}: the piece {merged!r} holds an operator for letter case beside other text, so "
+            "its bytes cannot be counted: make one in which operators are pieces of their own",
         )
     require(
         vocab_size in (0, tokenizer.vocab_size),
@@ -2541,6 +2584,10 @@ def behind_escapes(is_escape: np.ndarray) -> np.ndarray:
 
 
 # ---- What is refused: text and tokenizer that do not belong together
+# Characters that no text has by itself, as operators are.
+PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
+# Of text without capitals more than this share of such characters are operators.
+MOST_PRIVATE_USE = 0.005
 # Tokens of a split that are encoded again, from the beginnings of all shards together, but so many
 # of each at least.
 SAMPLE_TOKENS = 1 << 16
@@ -2557,10 +2604,12 @@ def check_documents(
 ) -> None:
     """UserError unless text at the beginning of each shard, decoded, has the same tokens again.
 
-    Shards of another tokenizer with as many pieces look right in every other way.
+    Shards of another tokenizer with as many pieces look right in every other way. So do shards of
+    rewritten text without a tokenizer that knows the operators.
     """
     is_control = np.array([tokenizer.is_control(token) for token in range(tokenizer.vocab_size)])
     length = max(LEAST_SAMPLE, SAMPLE_TOKENS // len(files))
+    decoded = []
     for path in files:
         tokens = open_shard(path)[:length].astype(np.int64)
         check_tokens(tokens, tokenizer.vocab_size, path)
@@ -2570,7 +2619,9 @@ def check_documents(
         difference = ""
         for document in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
             found = tokens[document].tolist()
-            again = tokenizer.encode(tokenizer.decode(found))
+            text = tokenizer.decode(found)
+            decoded.append(text)
+            again = tokenizer.encode(text)
             same = (collections.Counter(found) & collections.Counter(again)).total()
             others += max(len(found), len(again)) - same
             if not difference and found != again:
@@ -2583,6 +2634,17 @@ def check_documents(
             f"{path}: tokenizer {tokenizer_path} did not make this shard: {difference}; check "
             "TOKENIZER_PATH",
         )
+    text = "".join(decoded)
+    rewritten_text = (
+        len(PRIVATE_USE.findall(text)) > MOST_PRIVATE_USE * len(text)
+        and re.search("[A-Z]", text) is None
+    )
+    require(
+        not rewritten_text,
+        f"{files[0].parent}: capitals are rewritten as operators, which tokenizer {tokenizer_path} "
+        "does not have as four pieces of their own: their bytes cannot be counted; make the data "
+        "again (data/prepare.py --case-operators)",
+    )
 
 
 def same_beginning(one: list[int], other: list[int]) -> int:
@@ -2598,33 +2660,49 @@ def piece_name(tokenizer: Tokenizer | ByteTokenizer, tokens: list[int]) -> str:
     return repr(tokenizer.piece_text(tokens[0])) if tokens else "the end"
 
 
-def check_beginning(files: list[Path]) -> None:
-    """UserError unless the first shard of a split begins with BOS, behind which documents stand."""
-    first = open_shard(files[0])[:1].tolist()
+def check_beginning(files: list[Path], split: str) -> None:
+    """UserError unless documents of a split stand behind BOS.
+
+    The validation split must begin with one. Training shards may be some of many, cut anywhere.
+    """
+    first = open_shard(files[0])[: 1 if split == "val" else SAMPLE_TOKENS]
     require(
-        first == [BOS],
-        f"{files[0]}: begins with token {first}, not with BOS ({BOS}): its documents have no "
-        "beginnings, or an earlier shard is not here",
+        BOS in first,
+        f"{files[0]}: begins with token {first[:1].tolist()}, not with BOS ({BOS}): its documents "
+        "have no beginnings, or an earlier shard is not here",
     )
 
 
-def check_manifest(manifest: dict, folder: Path, tokenizer: Tokenizer | ByteTokenizer) -> None:
-    """UserError if what is noted beside the shards is not so."""
+def check_operators(manifest: dict, folder: Path, tokenizer: Tokenizer | ByteTokenizer) -> None:
+    """UserError if the manifest says otherwise whether the tokenizer has operators."""
     stated = table_of(manifest, "tokenizer").get("case_operators")
     require(
         stated in (None, bool(tokenizer.operators)),
         f"{folder}: the manifest says case_operators: {json.dumps(stated)}, but its tokenizer has "
         f"{len(tokenizer.operators)} of the four operators",
     )
-    files = table_of(manifest, "files")
-    for name in sorted(files):
-        path = folder / name
-        if not path.is_file():
-            # Training works on a part of its shards.
-            require("_val_" not in name, f"{path}: is not here, but the manifest lists it: get it")
-            continue
+
+
+def check_files(manifest: dict, folder: Path, train_files: list[Path], scored: list[Path]) -> None:
+    """UserError if files that a run will read are others than the manifest lists, where it does.
+
+    `scored` are the validation shards and their byte files. Of training shards there may be fewer
+    or more.
+    """
+    listed = table_of(manifest, "files")
+    if not listed:
+        return
+    for path in scored:
+        require(
+            path.name in listed,
+            f"{path}: the manifest does not list it: move it, or make the data again",
+        )
+    for name in sorted(listed):
+        here = not scored or "_val_" not in name or (folder / name).is_file()
+        require(here, f"{folder / name}: is not here, but the manifest lists it: get it")
+    for path in [*train_files, *scored]:
         size = path.stat().st_size
-        due = table_of(files, name).get("bytes", size)
+        due = table_of(listed, path.name).get("bytes", size)
         require(
             size == due,
             f"{path}: {size} bytes, but {due} in the manifest: get or make it again",
@@ -2663,12 +2741,24 @@ class ValidationExtent(NamedTuple):
         """Whether text of the whole split is not here."""
         return self.tokens < WHOLE * self.known
 
+    @property
+    def is_more(self) -> bool:
+        """Whether there is text that is not of the split."""
+        return 0 < self.known < WHOLE * self.tokens
+
     def __str__(self) -> str:
         if not self.known:
             return "not known"
         if self.is_part:
             return f"part: {self.tokens} of {self.known} tokens"
+        if self.is_more:
+            return f"more: {self.tokens} tokens, not {self.known}"
         return "whole"
+
+
+def names_of(folder: Path, manifest: dict) -> tuple[str, str]:
+    """What the data in a folder are called."""
+    return folder.absolute().name, str(manifest.get("name"))
 
 
 def validation_extent(folder: Path, manifest: dict, files: list[Path]) -> ValidationExtent:
@@ -2678,18 +2768,19 @@ def validation_extent(folder: Path, manifest: dict, files: list[Path]) -> Valida
     """
     stated = table_of(manifest, "val").get("tokens")
     known = stated if isinstance(stated, int) else 0
-    names = (folder.absolute().name, manifest.get("name"))
     for variant, tokens in FINEWEB_VALIDATION.items():
-        if f"fineweb10B_{variant}" in names:
-            known = max(known, tokens)
+        if f"fineweb10B_{variant}" in names_of(folder, manifest):
+            known = tokens
     return ValidationExtent(sum(count_tokens(path) for path in files), known)
 
 
 def find_byte_files(files: list[Path]) -> list[Path]:
     """The byte files beside the shards of a validation split, or none of them.
 
-    UserError if some lack, or if one is not for as many tokens as its shard has.
+    UserError if some lack, if one is of no shard, or not for as many tokens as its shard has.
     """
+    if not files:
+        return []
     found = []
     for path in files:
         name, split, number = SHARD_NAME.fullmatch(path.name).groups()
@@ -2699,6 +2790,11 @@ def find_byte_files(files: list[Path]) -> list[Path]:
         len(there) in (0, len(found)),
         f"{files[0].parent}: byte files for {len(there)} of {len(found)} validation shards: get "
         "the others, or remove them all",
+    )
+    stray = sorted(set(files[0].parent.glob("*_val_bytes_*.bin")) - set(found))
+    require(
+        not stray,
+        f"{stray[:1]}: a byte file without its validation shard: get the shard, or remove the file",
     )
     for path, shard in zip(there, files, strict=False):
         num_sizes = count_tokens(path)
@@ -2710,12 +2806,19 @@ def find_byte_files(files: list[Path]) -> list[Path]:
     return there
 
 
-def sizes_from_files(files: list[Path], by_pieces: np.ndarray) -> np.ndarray:
+def sizes_from_files(files: list[Path], tokens: np.ndarray, table: ByteTable) -> np.ndarray:
     """Bytes of the original text behind each token, uint16 (tokens,), from byte files.
 
-    UserError unless they agree with `by_pieces`, but for what a tokenizer has normalized.
+    UserError unless they agree with the table, but for what a tokenizer has normalized.
     """
+    by_pieces = table.sizes(tokens)
     sizes = np.concatenate([open_shard(path) for path in files])
+    # A control token, or an operator that is not escaped.
+    loud = np.flatnonzero((sizes > 0) & (by_pieces == 0) & (table.bytes[tokens] == 0))
+    require(
+        not len(loud),
+        f"{files[0]}: bytes behind token {loud[:1]}, which stands for none: not of these shards",
+    )
     other = np.flatnonzero(sizes != by_pieces)
     total = int(sizes.sum(dtype=np.int64))
     by_pieces_total = int(by_pieces.sum(dtype=np.int64))
@@ -4266,6 +4369,7 @@ class Trainer:
                 if progress == 1.0:
                     # There is no further step: writing this one took no time from training.
                     self.clock.start()
+        self.data.close()
         self.clock.pause()
         STOP.release()
 
@@ -4395,13 +4499,15 @@ class Run:
         log(f"settings:{json.dumps(dataclasses.asdict(s))}", console=False)
 
         self.manifest = read_data_manifest(self.folder)
-        check_manifest(self.manifest, self.folder, self.tokenizer)
+        check_operators(self.manifest, self.folder, self.tokenizer)
         self.train_files = [] if s.artifact else find_shards(self.folder, "train")
         self.val_files = [] if s.sample else find_shards(self.folder, "val")
         # The validation split, once it is opened, and when that was.
         self.validation: Text | None = None
         self.validation_opened = "never"
-        self.byte_files = find_byte_files(self.val_files) if self.val_files else []
+        self.byte_files = find_byte_files(self.val_files)
+        scored = self.val_files + self.byte_files
+        check_files(self.manifest, self.folder, self.train_files, scored)
         self.extent = validation_extent(self.folder, self.manifest, self.val_files)
         self.data_warnings = self.check_splits()
 
@@ -4445,17 +4551,18 @@ class Run:
         nothing can be scored.
         """
         warnings = []
-        for files in (self.train_files, self.val_files):
+        for split, files in (("train", self.train_files), ("val", self.val_files)):
             if files:
-                check_beginning(files)
-        if self.val_files and self.extent.is_part:
+                check_beginning(files, split)
+        if self.val_files and (self.extent.is_part or self.extent.is_more):
             warnings.append(f"the validation split is a {self.extent}: no score of the challenge")
         if self.tokenizer.operators and len(self.train_files) == LEAKED_SHARDS:
             warnings.append(
                 f"{LEAKED_SHARDS} training shards with case operators: the public export of which "
                 "40,000 validation documents are among the training documents (issue #2127)"
             )
-        missing = missing_shards(self.train_files)
+        numbers = {int(SHARD_NAME.fullmatch(path.name)[3]) for path in self.train_files}
+        missing = missing_numbers(numbers, min(numbers)) if numbers else ""
         if missing:
             warnings.append(f"training shards are missing: {missing}")
         for warning in warnings:
@@ -4468,19 +4575,27 @@ class Run:
         s = self.settings
         check_documents(self.val_files, self.tokenizer, self.tokenizer_path)
         tokens = load_validation(self.val_files, s.vocab_size)
-        sizes = self.evaluator.table.sizes(tokens)
         if self.byte_files:
-            sizes = sizes_from_files(self.byte_files, sizes)
+            sizes = sizes_from_files(self.byte_files, tokens, self.evaluator.table)
+        else:
+            sizes = self.evaluator.table.sizes(tokens)
         self.validation = Text(tokens, sizes)
         # A resumed run may have opened it before it was stopped. Without a number of steps in the
         # results, this is during training.
         steps = self.results.get("steps", math.inf)
         early = not s.artifact and 0 < s.val_loss_every <= steps
         self.validation_opened = "during training" if early else "after packing"
-        self.results["validation_documents"] = int(np.count_nonzero(tokens == BOS))
+        documents = int(np.count_nonzero(tokens == BOS))
+        self.results["validation_documents"] = documents
+        names = names_of(self.folder, self.manifest)
+        is_fineweb = any(name.startswith("fineweb10B_") for name in names)
+        if is_fineweb and documents != FINEWEB_DOCUMENTS:
+            warning = f"{documents} validation documents, not the challenge's {FINEWEB_DOCUMENTS}"
+            self.data_warnings.append(warning)
+            self.log(f"warning: data: {warning}")
         self.log(
             f"val_loader:shards:{len(self.val_files)} tokens:{len(tokens)} "
-            f"documents:{self.results['validation_documents']} "
+            f"documents:{documents} "
             f"bytes_by:{'byte files' if self.byte_files else 'pieces'} split:{self.extent}"
         )
 

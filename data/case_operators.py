@@ -29,6 +29,10 @@ CAPITAL = re.compile("[A-Z]")
 TO_UNDO = re.compile(
     r"\ue004([\ue001-\ue004])|\ue002([a-z]+)|[\ue001\ue003]([a-z])|[\ue001-\ue004]"
 )
+# Characters that no text has by itself, and their share above which text without capitals has been
+# rewritten.
+PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
+MOST_PRIVATE_USE = 0.005
 
 
 def with_operators(text: str) -> str:
@@ -63,6 +67,15 @@ def without_operators(text: str) -> str:
     An operator with nothing to act on, which no text has after with_operators, is left out.
     """
     return TO_UNDO.sub(undone, text)
+
+
+def is_rewritten(text: str) -> bool:
+    """Tell whether decoded text has operators, of this rule or another, in the place of capitals.
+
+    Then its tokenizer does not know them, and their bytes would count as text.
+    """
+    operators = len(PRIVATE_USE.findall(text))
+    return operators > MOST_PRIVATE_USE * len(text) and CAPITAL.search(text) is None
 
 
 def undone(match: re.Match) -> str:

@@ -141,16 +141,17 @@ def find_folder(
     names: Iterable[str] = (*FINEWEB, DEMO),
     bases: Iterable[Path] | None = None,
 ) -> Path | None:
-    """Return the given folder, else the first of these paths that is one; None if none is.
+    """Return the given folder, else the first of these paths with validation shards; or None.
 
-    Each path, if it is not empty, is looked for below each of the bases in turn.
+    Each path, if it is not empty, is looked for below each of the bases in turn. A download that
+    was stopped leaves a folder without shards.
     """
     if given is not None:
         return given
     places = tuple(bases or default_bases())
     for name in names:
         for base in places:
-            if name and (base / name).is_dir():
+            if name and any((base / name).glob("*_val_*.bin")):
                 return base / name
     return None
 

@@ -26,13 +26,23 @@ NAME = re.compile(r"(.+)_(train|val)_(\d+)\.bin")
 
 
 def shards_of(folder: Path, split: str) -> list[Path]:
-    """Return the shards of a split in the order of their names."""
-    found = []
-    for path in sorted(folder.glob(f"*_{split}_*.bin")):
+    """Return the shards of a split in the order of names and numbers.
+
+    BadInput if two have one name and number, as x_val_0.bin and x_val_000000.bin.
+    """
+    found: dict[tuple[str, int], Path] = {}
+    for path in folder.glob(f"*_{split}_*.bin"):
         match = NAME.fullmatch(path.name)
-        if match and match[2] == split:
-            found.append(path)
-    return found
+        if not match or match[2] != split:
+            continue
+        key = match[1], int(match[3])
+        if key in found:
+            raise BadInput(
+                f"{path}: {found[key].name} has the same number: remove the one that is not of "
+                "this data set"
+            )
+        found[key] = path
+    return [found[key] for key in sorted(found)]
 
 
 def byte_files_of(folder: Path) -> list[Path]:

@@ -115,6 +115,11 @@ class Tokenizer:
             missing.append("a piece for each byte")
         if self.size > MOST_PIECES:
             missing.append(f"{MOST_PIECES:,} pieces or less")
+        for number in range(self.size if self.case_operators else 0):
+            text = self.piece(number)
+            if len(text) > 1 and not set(text).isdisjoint(OPERATORS):
+                missing.append(f"operators that are pieces of their own, not a part of {text!r}")
+                break
         return missing
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from audit_log import check_log
 from audit_processes import Processes, Result
 from audit_text import Text, read_byte_files, read_validation
+from byte_files import Comparison
+from case_operators import is_rewritten
 from challenge import CAP
 from checks import CHECKS, Check, guarded
 from commands import BadInput
@@ -34,8 +36,8 @@ SUM_TOLERANCE = 1e-4
 CODING_TOLERANCE = 0.005
 # Standard errors in the interval of a score that is known from drawn windows.
 STANDARD_ERRORS = 4
-# Byte files count the original text, which a tokenizer that normalizes changes by less than this.
-BYTE_FILES_MAY = 0.005
+# Tokens of the validation split that are decoded to see whether it is text as people write it.
+SAMPLE_TOKENS = 1 << 16
 # Checks that a probe of the same name in audit_probes.py makes.
 PROBED = ("bytes", "targets", "causality", "normalization")
 # Until it is measured: seconds of a forward pass over a window.
@@ -75,7 +77,7 @@ class ArtifactAudit:
         self.tokens = read_text(data, self.text)
         # Bytes of each target as its piece says, and as byte files say, where there are such.
         self.sizes_by_pieces = self.text.bytes_of_targets(self.tokens)
-        self.sizes = read_sizes(data, self.sizes_by_pieces)
+        self.sizes = read_sizes(data, self.text, self.tokens)
         self.began = time.perf_counter()
         self.seconds = 60 * wishes.minutes * min(1, len(usable_cores()) / 2)
         self.generator = np.random.default_rng(wishes.seed)
@@ -357,24 +359,40 @@ def read_text(data: Data, text: Text) -> np.ndarray:
             f"{data.folder}: the validation split does not begin with token {BOS_ID}, or has "
             f"tokens beyond {text.size} of {data.tokenizer}: check --data and --tokenizer"
         )
+    if is_rewritten(text.decode(tokens[:SAMPLE_TOKENS]).decode()):
+        raise BadInput(
+            f"{data.folder}: capitals are rewritten as operators, which {data.tokenizer} does not "
+            "have as four pieces of their own: check --data and --tokenizer"
+        )
     return tokens
 
 
-def read_sizes(data: Data, by_pieces: np.ndarray) -> np.ndarray:
-    """The bytes of each target: those of the byte files, where there are some, else by_pieces.
+def read_sizes(data: Data, text: Text, tokens: np.ndarray) -> np.ndarray:
+    """The bytes of each of tokens[1:]: those of the byte files, where there are some.
 
-    BadInput unless both agree, but for what a tokenizer that normalizes has changed.
+    BadInput unless they agree with the pieces, but for what a tokenizer that normalizes has
+    changed: a control token, and an operator that is not escaped, stand for none.
     """
+    by_pieces = text.bytes_of_targets(tokens)
     stated = read_byte_files(data.folder)
     if stated is None:
         return by_pieces
-    same_length = len(stated) == len(by_pieces) + 1
-    if not same_length or abs(stated.sum(dtype=np.int64) / by_pieces.sum() - 1) > BYTE_FILES_MAY:
+    found = Comparison(len(tokens), bytes=int(stated.sum(dtype=np.int64)))
+    found.by_pieces = int(by_pieces.sum())
+    loud = 0
+    if len(stated) == len(tokens):
+        sizes = stated[1:]
+        other = np.flatnonzero(sizes != by_pieces)
+        found.other = len(other)
+        found.first = f"behind target {other[:1]}"
+        stands_for_none = (text.silent | text.operators)[tokens[1:]] & (by_pieces == 0)
+        loud = np.count_nonzero(sizes[stands_for_none])
+    if len(stated) != len(tokens) or loud or not found.agrees:
         raise BadInput(
-            f"{data.folder}: the byte files are not of these shards: {len(stated):,} tokens, "
-            f"{stated.sum(dtype=np.int64):,} bytes, but {by_pieces.sum():,} by the pieces"
+            f"{data.folder}: the byte files are not of these shards: {len(stated):,} sizes for "
+            f"{len(tokens):,} tokens, {found}; {loud:,} tokens have bytes that stand for none"
         )
-    return stated[1:].astype(np.int64)
+    return sizes.astype(np.int64)
 
 
 def judge_score(

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
+import check
 import train_gpt
-from case_operators import OPERATORS
+from audit_text import Text
+from audit_verdicts import read_sizes, read_text
+from case_operators import OPERATORS, with_operators
+from commands import BadInput
 from conftest import BOS, documents, write_shard
-from corpora import read_tokens, tokens_of, train_of_kind, write_dataset
+from corpora import read_tokens, tokens_of, train_of_kind, train_tokenizer, write_dataset
+from manifest import Data
 from runs import MACHINE, TINY_RUN, Done, is_one_error
 from tokenizer import BYTE_TOKENIZER
 from train_gpt import ARTIFACT_NAME
@@ -131,7 +138,7 @@ def test_a_sample_is_original_text(kind, tokenizers, start, run_here, tmp_path):
     model = str(BYTE_TOKENIZER if kind == "bytes" else tokenizers[kind])
     done = start(folder, TOKENIZER_PATH=model)
     # A manifest may tell of a validation split that nobody needs here.
-    note(folder, val={"tokens": 10**6})
+    note(folder, val={"tokens": 10**6}, files={"x_val_000001.bin": {"bytes": 7}})
     prompt = "The NASA iPhone is\nMcDonald's É "
     named = dict(DATA_PATH=str(folder), TOKENIZER_PATH=model, ARTIFACT=ARTIFACT_NAME)
     done = run_here(done.folder, **MACHINE, **named, SAMPLE=prompt, SAMPLE_TOKENS="9", RUN_ID="s")
@@ -221,6 +228,58 @@ def test_validation_shards_of_another_tokenizer_are_refused(tokenizers, start, t
     assert_refused(start(folder), message, trained=True)
 
 
+# How text without capitals may come to a tokenizer that has not the four operators as pieces.
+FOREIGN_RULES = {
+    "no operator is a piece": (with_operators, {}),
+    "three of four are pieces": (
+        with_operators,
+        dict(user_defined_symbols=list(OPERATORS[:3]), byte_fallback=True),
+    ),
+    "another rule": (lambda text: re.sub("[A-Z]", lambda m: "\ue000" + m[0].lower(), text), {}),
+}
+
+
+@pytest.mark.parametrize("rule", FOREIGN_RULES)
+def test_rewritten_text_whose_operators_are_no_pieces_is_refused(rule, start, tmp_path):
+    """Each operator would count as three bytes of text."""
+    rewrite, options = FOREIGN_RULES[rule]
+    training = [rewrite(text) for text in TRAINING_TEXTS]
+    model = train_tokenizer(tmp_path / "its.model", training, PIECES, **options)
+    # The text as it stands, by a tokenizer that does not rewrite it.
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(model, folder / "tokenizer.model")
+    for split, texts in (("train", training), ("val", [rewrite(text) for text in TEXTS])):
+        tokens = []
+        for text in texts:
+            tokens += [BOS, *processor.encode(text)]
+        write_shard(folder / f"x_{split}_000000.bin", tokens)
+    message = "data: capitals are rewritten as operators, which tokenizer .* does not have as four"
+    assert_refused(start(folder), message)
+    assert check.main([str(folder)]) == 1
+    with pytest.raises(BadInput, match="capitals are rewritten as operators"):
+        read_text(Data(folder, model), Text(model))
+
+
+def test_a_piece_that_holds_an_operator_beside_text_is_refused(start, tmp_path):
+    rewritten = [with_operators(text) for text in TRAINING_TEXTS]
+    symbols = [*OPERATORS, OPERATORS[0] + "the"]
+    model = train_tokenizer(tmp_path / "its.model", rewritten, PIECES, user_defined_symbols=symbols)
+    folder = write_data(tmp_path / "data", model)
+    message = r"tokenizer.model: the piece '\\ue001the' holds an operator for letter case"
+    assert_refused(start(folder), message)
+    assert check.main([str(folder)]) == 1
+
+
+def test_text_that_has_no_capitals_is_no_rewritten_one(start, tmp_path):
+    folder = tmp_path / "data"
+    texts = [text.lower() for text in TRAINING_TEXTS]
+    model = train_of_kind(tmp_path / "its.model", texts, PIECES, False)
+    write_dataset(folder, model, texts, [text.lower() for text in documents()[:5]])
+    assert start(folder).status == 0
+
+
 def test_another_vocab_size_than_the_datas_is_refused(tokenizers, start, tmp_path):
     folder = write_data(tmp_path / "data", tokenizers["plain"])
     done = start(folder, VOCAB_SIZE="1024")
@@ -257,13 +316,31 @@ def test_a_byte_file_is_no_text_and_counts_the_bytes(with_byte_file, start):
 
 def test_a_byte_file_of_another_text_is_refused(with_byte_file, start):
     sizes = read_tokens(with_byte_file / BYTE_FILE)
-    write_shard(with_byte_file / BYTE_FILE, np.roll(sizes, 1))
+    # The same sizes, in another order.
+    text = np.flatnonzero(sizes)
+    shifted = sizes.copy()
+    shifted[text] = np.roll(sizes[text], 1)
+    write_shard(with_byte_file / BYTE_FILE, shifted)
     message = rf"{BYTE_FILE}: \d+ bytes, but {BYTES} by the pieces, first different at token"
     assert_refused(start(with_byte_file), message, trained=True)
-    # That an operator is text of three bytes.
-    sizes[np.isin(read_tokens(with_byte_file / "x_val_000000.bin"), [4, 5, 6, 7])] = 3
+
+
+@pytest.mark.parametrize("token, size", [(BOS, 1), (4, 3)], ids=["BOS", "operator"])
+def test_a_byte_file_with_bytes_where_there_is_no_text_is_refused(
+    token, size, with_byte_file, start, tmp_path
+):
+    """However few they are: a count that is a little too high is a score that is too good."""
+    tokens = read_tokens(with_byte_file / "x_val_000000.bin")
+    sizes = read_tokens(with_byte_file / BYTE_FILE)
+    place = np.flatnonzero((tokens == token) & (sizes == 0))[0]
+    sizes[place] = size
     write_shard(with_byte_file / BYTE_FILE, sizes)
+    message = rf"{BYTE_FILE}: bytes behind token \[{place}\], which stands for none"
     assert_refused(start(with_byte_file), message, trained=True)
+    if place:
+        model = with_byte_file / "tokenizer.model"
+        with pytest.raises(BadInput, match="1 tokens have bytes that stand for none"):
+            read_sizes(Data(with_byte_file, model), Text(model), tokens)
 
 
 def test_byte_files_that_do_not_fit_are_refused(with_byte_file, start):
@@ -275,6 +352,13 @@ def test_byte_files_that_do_not_fit_are_refused(with_byte_file, start):
     assert_refused(start(with_byte_file), f"{BYTE_FILE}: no token shard")
     split_shard(with_byte_file / "x_val_000000.bin", 2)
     assert_refused(start(with_byte_file), "byte files for 1 of 2 validation shards")
+    # As if the second shard were not here.
+    write_shard(with_byte_file / "x_val_bytes_000001.bin", [3, 3])
+    (with_byte_file / "x_val_000001.bin").unlink()
+    message = (
+        r"x_val_bytes_000001.bin'\)\]: a byte file without its validation shard: get the shard"
+    )
+    assert_refused(start(with_byte_file), message)
 
 
 # ---- Parts and gaps
@@ -297,8 +381,48 @@ def test_a_part_of_the_validation_split_is_said(said, tokenizers, start, tmp_pat
     problem = f"the validation split is a part: {part} of {whole} tokens: no score of the challenge"
     compliance = done.results()["compliance"]
     assert compliance["validation_split"] == f"part: {part} of {whole} tokens"
-    assert compliance["data_warnings"] == [problem]
+    assert compliance["data_warnings"][0] == problem
     assert f"warning: data: {problem}\n" in done.out
+
+    more = [*tokens_of(tokenizers["plain"], TEXTS), *tokens_of(tokenizers["plain"], TEXTS[:3])]
+    write_shard(folder / "x_val_000000.bin", more)
+    compliance = start(folder).results()["compliance"]
+    assert compliance["validation_split"] == f"more: {len(more)} tokens, not {whole}"
+    assert "no score of the challenge" in compliance["data_warnings"][0]
+
+
+def test_an_export_of_few_documents_is_said(tokenizers, start, tmp_path):
+    """Of some exports no number of tokens is known, but all have the same documents."""
+    folder = write_data(tmp_path / "fineweb10B_sp4096", tokenizers["plain"])
+    done = start(folder)
+    said = f"{len(TEXTS)} validation documents, not the challenge's 50000"
+    assert assert_scored(done)["compliance"]["data_warnings"] == [said]
+    assert f"warning: data: {said}\n" in done.out
+
+
+def test_training_shards_may_begin_within_a_document(tokenizers, start, tmp_path):
+    """As those of a run with some of many shards, whose numbers may begin anywhere."""
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    path = folder / "x_train_000000.bin"
+    write_shard(folder / "x_train_000010.bin", read_tokens(path)[9:])
+    path.unlink()
+    assert assert_scored(start(folder))["compliance"]["data_warnings"] == []
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_two_shards_of_one_number_are_refused(split, tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    shutil.copy(folder / f"x_{split}_000000.bin", folder / f"x_{split}_0.bin")
+    message = f"x_{split}_000000.bin: .*x_{split}_0.bin has the same number: remove the one"
+    assert_refused(start(folder), message)
+
+
+def test_shards_are_read_in_the_order_of_their_numbers(tokenizers, start, tmp_path):
+    folder = write_data(tmp_path / "data", tokenizers["plain"])
+    split_shard(folder / "x_val_000000.bin", 12)
+    for path in sorted(folder.glob("x_val_*.bin")):
+        path.rename(folder / f"x_val_{int(path.stem[-6:])}.bin")
+    assert_scored(start(folder))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -322,6 +446,9 @@ def test_a_gap_in_the_validation_split_is_refused(tokenizers, start, tmp_path):
     split_shard(folder / "x_val_000000.bin", 4)
     (folder / "x_val_000001.bin").unlink()
     message = r"data: val shards \[1\] are missing: a score would leave out their text"
+    assert_refused(start(folder), message)
+    (folder / "x_val_000002.bin").rename(folder / "x_val_20261128.bin")
+    message = r"data: val shards \[1, 2, 4\] and 20261123 more are missing"
     assert_refused(start(folder), message)
 
 
@@ -384,8 +511,12 @@ def test_the_manifest_names_the_tokenizer(tokenizers, start, tmp_path):
             r"x_val_000000.bin: \d+ bytes, but 7 in the manifest: get or make it again",
         ),
         (
-            '{"files": {"x_val_000001.bin": {"bytes": 7}}}',
+            '{"files": {"x_val_000000.bin": {}, "x_val_000001.bin": {"bytes": 7}}}',
             "x_val_000001.bin: is not here, but the manifest lists it: get it",
+        ),
+        (
+            '{"files": {"x_train_000000.bin": {}}}',
+            "x_val_000000.bin: the manifest does not list it: move it, or make the data again",
         ),
     ],
 )

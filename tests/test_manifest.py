@@ -101,6 +101,18 @@ def test_a_folder_is_the_first_name_that_exists_below_a_base(bases):
     assert find_folder(None, ("of/a/log", PREFERRED), bases) == stated
 
 
+def test_a_download_that_was_stopped_is_no_data(tmp_path, monkeypatch):
+    """It has left a folder without shards, before another variant that is whole."""
+    first, second = FINEWEB[:2]
+    (tmp_path / first).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert find_folder(None, bases=[tmp_path]) is None
+    assert train_gpt.find_fineweb(0) is None
+    whole = make_shards(tmp_path / second)
+    assert find_folder(None, bases=[tmp_path]) == whole
+    assert train_gpt.find_fineweb(0) == (Path(second), "the only one that is here")
+
+
 def test_the_working_folder_comes_before_the_repository(bases, monkeypatch):
     monkeypatch.chdir(bases[0])
     monkeypatch.setattr(manifest, "ROOT", bases[1])

@@ -53,6 +53,31 @@ def rows(shards) -> TrainingRows:
     return TrainingRows(shards, LENGTH, 3, 65536)
 
 
+def test_nothing_is_read_once_the_rows_are_closed(rows, monkeypatch):
+    slow = threading.Event()
+    read = train_gpt.read_tokens
+    calls = []
+
+    def waiting(path: Path, first: int, count: int) -> np.ndarray:
+        if threading.current_thread().name == "background":
+            calls.append(path)
+            slow.wait(30)
+        return read(path, first, count)
+
+    monkeypatch.setattr(train_gpt, "read_tokens", waiting)
+    rows.row(0)
+    while not calls:
+        time.sleep(0.001)
+    closing = threading.Thread(target=rows.close)
+    closing.start()
+    while not rows.closed:
+        time.sleep(0.001)
+    slow.set()
+    closing.join(30)
+    # The one that had begun.
+    assert len(calls) == 1 and rows.ahead.done() and not closing.is_alive()
+
+
 class Reads:
     """Every read: the shard, its first token, how many; and the most tokens that were in memory."""
 
