@@ -365,6 +365,10 @@ def test_ranks_agree_on_a_clock_that_began_with_different_openings(data_folder):
             self.identity = {}
             self.evaluator = types.SimpleNamespace(warm_up=lambda model: None)
 
+        def open_training(self) -> train_gpt.TrainingRows:
+            """The rows, whatever tokenizer made them."""
+            return trainer.data
+
         def log(self, line: str) -> None:
             """Keep nothing."""
 
@@ -375,7 +379,8 @@ def test_ranks_agree_on_a_clock_that_began_with_different_openings(data_folder):
             self.stages[name] = 0.125
             return function(*arguments)
 
-    opening = Opening(build_trainer(data_folder, iterations=3))
+    trainer = build_trainer(data_folder, iterations=3)
+    opening = Opening(trainer)
     with pytest.raises(Reached, match="^7.0$"):
         opening.train(b"")
     assert 0.125 in asked
@@ -662,12 +667,12 @@ def test_a_failed_evaluation_leaves_no_final_line(
 ):
     score = Evaluator.score
 
-    def failing(evaluator, model, tokens, name):
+    def failing(evaluator, model, tokens, name, **how):
         if name == "sliding" and fault == "crash":
             raise RuntimeError("planted")
         if name == "sliding":
             model.embedding.weight.data[3:9] = math.nan
-        return score(evaluator, model, tokens, name)
+        return score(evaluator, model, tokens, name, **how)
 
     monkeypatch.setattr(Evaluator, "score", failing)
     artifact = str(first.folder / ARTIFACT_NAME)
