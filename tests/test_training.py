@@ -147,6 +147,28 @@ def test_training_ends_in_time_even_if_late_steps_are_slower(make_trainer, monke
         assert limit - 0.7 < trainer.clock.seconds <= limit + 1e-6, limit
 
 
+def test_training_ends_in_time_even_if_steps_vary(make_trainer, monkeypatch):
+    """By a tenth, as on a machine that others use too."""
+    clock = Time(monkeypatch)
+    trainer = make_trainer(iterations=1000)
+    generator = np.random.default_rng(0)
+
+    def step(plan: StepPlan) -> Tensor:
+        clock.now += 0.25 * generator.lognormal(0.0, 0.1)
+        trainer.steps += 1
+        return torch.zeros(())
+
+    trainer.step = step
+    for limit in np.linspace(10.0, 11.0, 200):
+        trainer.steps = 0
+        trainer.clock.seconds = 0.0
+        trainer.reserve = 0.0
+        settings = dataclasses.replace(trainer.settings, max_wallclock_seconds=limit)
+        trainer.schedule = train_gpt.Schedule(settings)
+        trainer.run(None)
+        assert limit - 0.7 < trainer.clock.seconds <= limit, limit
+
+
 # ---- What is exported
 
 
