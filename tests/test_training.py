@@ -126,47 +126,39 @@ def test_validation_during_training_is_outside_of_the_clock(make_trainer, monkey
     assert trainer.clock.seconds == 21.0 and trainer.steps == 7
 
 
-def test_training_ends_in_time_even_if_late_steps_are_slower(make_trainer, monkeypatch):
-    """Late QAT makes the last steps slower than those before."""
-    clock = Time(monkeypatch)
-    trainer = make_trainer(iterations=1000, warmdown_iters=40, late_qat_threshold=0.1)
-
-    def step(plan: StepPlan) -> Tensor:
-        clock.now += 0.3 if plan.late_qat_due else 0.25
-        trainer.steps += 1
-        return torch.zeros(())
-
-    trainer.step = step
-    for limit in np.linspace(20.0, 21.0, 38):
+def seconds_of_runs(trainer: Trainer, limits: np.ndarray) -> list[float]:
+    """The seconds of training of a run with each of these limits."""
+    found = []
+    for limit in limits:
         trainer.steps = 0
         trainer.clock.seconds = 0.0
         trainer.reserve = 0.0
         settings = dataclasses.replace(trainer.settings, max_wallclock_seconds=limit)
         trainer.schedule = train_gpt.Schedule(settings)
         trainer.run(None)
-        assert limit - 0.7 < trainer.clock.seconds <= limit + 1e-6, limit
+        found.append(trainer.clock.seconds)
+    return found
 
 
-def test_training_ends_in_time_even_if_steps_vary(make_trainer, monkeypatch):
-    """By a tenth, as on a machine that others use too."""
+# Late QAT makes the last steps slower than those before; others use the machine too.
+@pytest.mark.parametrize("varies", ["late steps are slower", "steps vary by a tenth"])
+def test_training_ends_in_time_however_long_its_steps_are(varies, make_trainer, monkeypatch):
     clock = Time(monkeypatch)
-    trainer = make_trainer(iterations=1000)
+    trainer = make_trainer(iterations=1000, warmdown_iters=40, late_qat_threshold=0.1)
     generator = np.random.default_rng(0)
 
     def step(plan: StepPlan) -> Tensor:
-        clock.now += 0.25 * generator.lognormal(0.0, 0.1)
+        if varies == "steps vary by a tenth":
+            clock.now += 0.25 * generator.lognormal(0.0, 0.1)
+        else:
+            clock.now += 0.3 if plan.late_qat_due else 0.25
         trainer.steps += 1
         return torch.zeros(())
 
     trainer.step = step
-    for limit in np.linspace(10.0, 11.0, 200):
-        trainer.steps = 0
-        trainer.clock.seconds = 0.0
-        trainer.reserve = 0.0
-        settings = dataclasses.replace(trainer.settings, max_wallclock_seconds=limit)
-        trainer.schedule = train_gpt.Schedule(settings)
-        trainer.run(None)
-        assert limit - 0.7 < trainer.clock.seconds <= limit, limit
+    limits = np.linspace(10.0, 11.0, 200)
+    for limit, seconds in zip(limits, seconds_of_runs(trainer, limits), strict=True):
+        assert limit - 0.7 < seconds <= limit + 1e-6
 
 
 # ---- What is exported
