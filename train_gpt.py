@@ -2634,17 +2634,18 @@ def check_documents(
             f"{path}: tokenizer {tokenizer_path} did not make this shard: {difference}; check "
             "TOKENIZER_PATH",
         )
-    text = "".join(decoded)
-    rewritten_text = (
-        len(PRIVATE_USE.findall(text)) > MOST_PRIVATE_USE * len(text)
-        and re.search("[A-Z]", text) is None
-    )
     require(
-        not rewritten_text,
+        not is_rewritten("".join(decoded)),
         f"{files[0].parent}: capitals are rewritten as operators, which tokenizer {tokenizer_path} "
         "does not have as four pieces of their own: their bytes cannot be counted; make the data "
         "again (data/prepare.py --case-operators)",
     )
+
+
+def is_rewritten(text: str) -> bool:
+    """Whether decoded text has operators, of any rule, in the place of capitals."""
+    operators = len(PRIVATE_USE.findall(text))
+    return operators > MOST_PRIVATE_USE * len(text) and re.search("[A-Z]", text) is None
 
 
 def same_beginning(one: list[int], other: list[int]) -> int:
@@ -2791,10 +2792,11 @@ def find_byte_files(files: list[Path]) -> list[Path]:
         f"{files[0].parent}: byte files for {len(there)} of {len(found)} validation shards: get "
         "the others, or remove them all",
     )
-    stray = sorted(set(files[0].parent.glob("*_val_bytes_*.bin")) - set(found))
+    stray = set(files[0].parent.glob("*_val_bytes_*.bin")) - set(found)
     require(
         not stray,
-        f"{stray[:1]}: a byte file without its validation shard: get the shard, or remove the file",
+        f"{min(stray, default='')}: a byte file without its validation shard: get the shard, or "
+        "remove the file",
     )
     for path, shard in zip(there, files, strict=False):
         num_sizes = count_tokens(path)

@@ -190,7 +190,7 @@ def check_files(folder: Folder, bar: tqdm) -> Check:
         said = f"{manifest.name} lists no files" if manifest.name else "there is none"
         return Check("manifest", None, said)
     for path in sorted(folder.path.glob("*_*_*.bin")):
-        if path.name not in files:
+        if files and path.name not in files:
             problems.append(f"{path.name} is not in {manifest.name}")
     for name in sorted(files):
         path = folder.path / name
