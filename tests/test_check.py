@@ -127,6 +127,13 @@ def test_a_gap_in_the_numbers_is_said_and_does_not_fail(folder, capsys):
     assert status == 0 and "train shard 4 is not there (2 numbers are missing)" in rows["shards"][1]
 
 
+def test_a_manifest_that_lists_no_files_faults_no_shard(folder, capsys):
+    write_manifest(folder, files={}, tokenizer={"file": "tokenizer.model", "sha256": "0" * 64})
+    status, rows, _ = run(folder, capsys)
+    assert status == 1 and "has another SHA-256" in rows["manifest"][1]
+    assert "is not in manifest.json" not in rows["manifest"][1]
+
+
 def test_a_large_split_is_encoded_again_in_part(folder, capsys, monkeypatch):
     held_out = documents()[::10]
     size = sum(len(text.encode()) for text in held_out)
