@@ -23,8 +23,9 @@ ablation. The file reads as it runs:
     Training        clock, steps, checkpoints
     Main            one run from settings to score
 
-Features of the model, each with an off value that adds no parameter: partial rotary positions,
-LN scale, SmearGate, BigramHash, memory tokens, backout, multi-token prediction, untied embeddings.
+Features of the model, each with an off value that adds no parameter: partial rotary positions, key
+offset, XSA, sparse attention gate, leaky ReLU, LN scale, skip gates, loops, two lanes, SmearGate,
+BigramHash, memory tokens, backout, multi-token prediction, untied embeddings.
 Numbers such as #339 are pull requests of openai/parameter-golf.
 """
 
@@ -186,9 +187,37 @@ class Settings:
     qk_gain_init: float = of_model(1.5, "initial gain of each query head, after the norm", low=0.0)
     rope_dims: int = of_model(16, "rotated dimensions of a head (partial RoPE); 0: all", low=0)
     rope_base: float = of_model(10000.0, "base of the rotary frequencies", low=1.0)
+    key_offset_enabled: bool = of_model(
+        False, "take the dimensions of a key that do not rotate from the position before"
+    )
+    xsa_last_n: int = of_model(
+        0, "last blocks with exclusive self-attention (XSA); 0: none", low=0, high=256
+    )
+    sparse_attn_gate_enabled: bool = of_model(
+        False, "gate each head by the first channels of what attention reads"
+    )
+    gate_window: int = of_model(12, "channels that the sparse attention gate reads", low=1)
+    sparse_attn_gate_scale: float = of_model(
+        0.5, "factor before the sigmoid of the sparse attention gate", low=0.0
+    )
     # MLP and norms.
     mlp_mult: float = of_model(3.0, "hidden width of the MLP over MODEL_DIM", low=0.01, high=64)
+    negative_slope: float = of_model(
+        0.0, "slope of the MLP's squared ReLU below 0 (leaky ReLU)", low=0.0, high=1.0
+    )
     ln_scale: bool = of_model(True, "scale the norms of a block by 1 / sqrt(layer + 1)")
+    # Trunk.
+    skip_gates_enabled: bool = of_model(
+        False, "blend skip connections into the stream by gates instead of adding them"
+    )
+    num_loops: int = of_model(
+        0, "how often the blocks LOOP_START to LOOP_END are repeated; 0: no loops", low=0, high=64
+    )
+    loop_start: int = of_model(3, "first block of the loop", low=0)
+    loop_end: int = of_model(5, "last block of the loop", low=0)
+    parallel_start_layer: int = of_model(
+        0, "first block in which attention and MLP have a lane each; 0: one lane", low=0
+    )
     # Features.
     smear_enabled: bool = of_model(True, "SmearGate: blend each embedding with the one before")
     bigram_vocab_size: int = of_model(
@@ -211,6 +240,10 @@ class Settings:
     )
     mtp_num_heads: int = of_training(0, "auxiliary heads that predict further ahead; 0: off", low=0)
     mtp_loss_weight: float = of_training(0.2, "weight of the mean loss of the MTP heads", low=0.0)
+    # Loops.
+    enable_looping_at: float = of_training(
+        0.35, "share of the run after which the loops begin", low=0.0, high=1.0
+    )
     # Batch and length of the run.
     train_batch_tokens: int = of_training(786432, "positions of a step over all ranks", low=1)
     iterations: int = of_training(9000, "most steps", low=1)
@@ -221,6 +254,7 @@ class Settings:
     warmdown_fraction: float = of_training(
         0.6, "most of a run that WARMDOWN_ITERS may take", low=0.0, high=1.0
     )
+    min_lr: float = of_training(0.0, "least learning-rate scale of the warmdown", low=0.0, high=1.0)
     warmup_steps: int = of_training(20, "steps to compile before the clock starts; undone", low=0)
     # Muon.
     matrix_lr: float = of_training(0.025, "learning rate of Muon", low=0.0)
@@ -234,6 +268,9 @@ class Settings:
         1500, "steps until MUON_MOMENTUM is reached", low=0
     )
     muon_backend_steps: int = of_training(5, "Newton-Schulz iterations of Muon", low=1, high=100)
+    muon_row_normalize: bool = of_training(
+        False, "give the rows of an update one length before Newton-Schulz (MuonEq-R)"
+    )
     muon_wd: float = of_training(0.04, "decoupled weight decay of Muon", low=0.0)
     # AdamW.
     tied_embed_lr: float = of_training(
@@ -257,6 +294,12 @@ class Settings:
     swa_start_scale: float = of_training(0.2, "learning-rate scale under which SWA starts", low=0.0)
     ema_enabled: bool = of_training(False, "export an exponential average (EMA), not SWA")
     ema_decay: float = of_training(0.997, "decay of EMA per step", low=0.0, high=1.0)
+    ema_span: float = of_training(
+        0.0,
+        "share of the run that EMA spans, in place of EMA_DECAY; 0: EMA_DECAY counts",
+        low=0.0,
+        high=1.0,
+    )
     ema_every: int = of_training(10, "steps between updates of EMA", low=1)
     ema_start_scale: float = of_training(0.5, "learning-rate scale under which EMA starts", low=0.0)
     # Late QAT and validation during training.
@@ -306,9 +349,14 @@ class Settings:
         return int(self.mlp_mult * self.model_dim)
 
     @property
-    def num_encoder_layers(self) -> int:
-        """Blocks of the U-Net's first half, which push their outputs for the second."""
-        return self.num_layers // 2
+    def num_visits(self) -> int:
+        """Blocks that the trunk runs, each repetition counted."""
+        return self.num_layers + self.num_loops * (self.loop_end + 1 - self.loop_start)
+
+    @property
+    def num_skips(self) -> int:
+        """Skip connections of the U-Net: one from each visit of its first half."""
+        return self.num_visits // 2
 
     @property
     def middle_layer(self) -> int:
@@ -491,6 +539,20 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
         problems.append(f"BACKOUT_LAYER={s.backout_layer} must be below NUM_LAYERS")
     if s.mlp_hidden < 1:
         problems.append(f"MLP_MULT={s.mlp_mult} leaves the MLP no hidden units")
+    if s.key_offset_enabled and s.rotary_dims >= s.head_dim:
+        problems.append(
+            f"KEY_OFFSET_ENABLED needs dimensions that do not rotate: ROPE_DIMS={s.rope_dims} "
+            f"leaves none of the {s.head_dim} of a head"
+        )
+    if s.sparse_attn_gate_enabled and s.gate_window > s.model_dim:
+        problems.append(f"GATE_WINDOW={s.gate_window} exceeds MODEL_DIM={s.model_dim}")
+    if s.num_loops and not s.loop_start <= s.loop_end < s.num_layers:
+        problems.append(
+            f"LOOP_START={s.loop_start} to LOOP_END={s.loop_end} are no blocks of "
+            f"NUM_LAYERS={s.num_layers}"
+        )
+    elif s.parallel_start_layer:
+        problems += lane_problems(s)
 
     # Rows, windows and batches.
     if s.row_tokens < 2 or s.window_tokens < 1:
@@ -527,6 +589,26 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
     return problems
 
 
+def lane_problems(s: Settings) -> list[str]:
+    """Why the stream cannot split into two lanes at PARALLEL_START_LAYER."""
+    start = s.parallel_start_layer
+    if start >= s.num_layers:
+        return [f"PARALLEL_START_LAYER={start} must be below NUM_LAYERS={s.num_layers}"]
+    # What is pushed, looped or backed out is a stream of one lane.
+    in_one_lane = [visit.layer for visit in trunk_order(s, s.num_loops) if visit.pushes]
+    if s.num_loops:
+        in_one_lane.append(s.loop_end)
+    if s.backout_enabled:
+        in_one_lane.append(s.middle_layer)
+    last = max(in_one_lane, default=-1)
+    if start <= last:
+        return [
+            f"PARALLEL_START_LAYER={start} must be above block {last}: encoder, loops and the "
+            "middle state have one lane"
+        ]
+    return []
+
+
 # ---- Names that the scripts of other entries read and this one does not. People bring such run
 # scripts, and a name that is ignored without a word looks as if it were on.
 
@@ -550,6 +632,11 @@ RENAMED_SETTINGS = {
     "EMA_UPDATE_EVERY": "ema_every",
     "EVAL_WINDOW_STRIDE": "eval_stride",
     "GRAD_CLIP": "grad_clip_norm",
+    "LEAKY_RELU_SLOPE": "negative_slope",
+    "LEAKY_RELU_SQ_SLOPE": "negative_slope",
+    "MIN_LR_FRAC": "min_lr",
+    "MLP_LEAKY_RELU_SLOPE": "negative_slope",
+    "MLP_NEGATIVE_SLOPE": "negative_slope",
     "MODEL_CODEC": "codec",
     "MODEL_COMPRESSOR": "codec",
     "MTP_HEADS": "mtp_num_heads",
@@ -564,6 +651,7 @@ RENAMED_SETTINGS = {
     "RESUME_CKPT": "resume",
     "ROPE_PARTIAL_DIMS": "rope_dims",
     "SEQ_LEN": "train_seq_len",
+    "SIGMOID_SKIP_GATES": "skip_gates_enabled",
     "SERIAL_COMPRESSOR": "codec",
     "SLIDING_BATCH_SIZE": "eval_batch_seqs",
     "SLIDING_EVAL_STRIDE": "eval_stride",
@@ -590,6 +678,8 @@ SWITCHES_OF_SETTINGS = {
     "COMPILE_ENABLED": "compile",
     "COMPILE_MODEL": "compile",
     "LATE_QAT": "late_qat_threshold",
+    "LEAKY_RELU": "negative_slope",
+    "LEAKY_RELU_ENABLED": "negative_slope",
     "MTP_ENABLED": "mtp_num_heads",
     "QAT": "late_qat_threshold",
     "TORCH_COMPILE": "compile",
@@ -597,6 +687,10 @@ SWITCHES_OF_SETTINGS = {
     "USE_COMPILE": "compile",
     "USE_LATE_QAT": "late_qat_threshold",
     "USE_QAT": "late_qat_threshold",
+    "USE_XSA": "xsa_last_n",
+    "XSA": "xsa_last_n",
+    "XSA_ALL_LAYERS": "xsa_last_n",
+    "XSA_ENABLED": "xsa_last_n",
 }
 OTHER_NAMES = {**RENAMED_SETTINGS, **SWITCHES_OF_SETTINGS}
 # Switches of what is always on here.
@@ -611,6 +705,7 @@ RELATED_SETTINGS = {
     "DATA_DIR": "DATA_PATH is the folder of the shards itself",
     "EMBED_WD": "ADAM_WD is for all of AdamW, embeddings too",
     "EMBED_WEIGHT_DECAY": "ADAM_WD is for all of AdamW, embeddings too",
+    "ENABLE_LOOPING_AT_STEP": "ENABLE_LOOPING_AT is a share of the run",
     "EVAL_ONLY": "ARTIFACT is the file to score",
     "GRAD_ACCUM_STEPS": "MICRO_BATCH_TOKENS is the most positions of a pass",
     "MLP_HIDDEN": "MLP_MULT is the hidden width over MODEL_DIM",
@@ -619,32 +714,31 @@ RELATED_SETTINGS = {
     "SWA_START_FRAC": "SWA_START_SCALE is a learning-rate scale",
     "WARMDOWN_FRAC": "WARMDOWN_FRACTION is the most of a run that WARMDOWN_ITERS takes",
     "WEIGHT_DECAY": "MUON_WD and ADAM_WD",
+    "XSA_START_LAYER": "XSA_LAST_N counts from the last block",
 }
 # What this script does not have; a star stands for any end. By topic: data, layers, depth,
 # training, quantization, evaluation. Whoever adds a setting takes its name out.
 ABSENT_SETTINGS = """
-    ARTIFACT_DIR CKPT_DIR COPY_ARTIFACT_TO_CKPT_DIR COPRIME_* LOADER_MODE TOKENIZER_META_PATH
+    ARTIFACT_DIR CKPT_DIR COPRIME_* COPY_ARTIFACT_TO_CKPT_DIR LOADER_MODE TOKENIZER_META_PATH
     TRAIN_SHARD_LIMIT VAL_BATCH_SIZE VAL_BATCH_TOKENS VAL_DOC_FRACTION VAL_MAX_TOKENS
     VAL_TOKEN_LIMIT
 
     ACTIVATION_* ASYM_LOGIT_* ATTENTION_SINK ATTN_OUT_GATE_* ATTN_SCALE_INIT BIGRAM_HASH_MODE
-    CANON_LAST_N DTG_ENABLED EMBEDDING_DIM ENGRAM_* GATED_* GATE_WINDOW HEAD_DROP LAYER_DROP
-    LEAKY_RELU* MLP_ACT MLP_LEAKY_RELU_SLOPE MLP_NEGATIVE_SLOPE MLP_SCALE_INIT MOE_* MTP_OFFSET
-    MTP_SHARE_LM_HEAD NEGATIVE_SLOPE QK_GAIN_DEPTH_* RESID_MIX_* ROPE_TRAIN_SEQ_LEN ROPE_YARN
-    SIGMOID_SKIP_GATES SKIP_GATES_ENABLED SMEAR_GATE_BOS_FIX SPARSE_ATTN_* STAR_RELU TRIGRAM*
-    USE_MOE USE_SWIGLU USE_XSA VALUE_RESID* VE_DIM VE_ENABLED VE_LAYERS VRL_ENABLED XSA*
+    CANON_LAST_N DTG_ENABLED EMBEDDING_DIM ENGRAM_* GATED_* HEAD_DROP LAYER_DROP
+    MLP_ACT MLP_SCALE_INIT MOE_* MTP_OFFSET MTP_SHARE_LM_HEAD QK_GAIN_DEPTH_* RESID_MIX_*
+    ROPE_TRAIN_SEQ_LEN ROPE_YARN SMEAR_GATE_BOS_FIX SPARSE_ATTN_GATE_INIT_STD STAR_RELU TRIGRAM*
+    USE_MOE USE_SWIGLU VALUE_RESID* VE_DIM VE_ENABLED VE_LAYERS VRL_ENABLED
 
-    DEPTH_RECUR* ENABLE_LOOPING_* ENABLE_PARALLEL_RESIDUAL_* EVAL_LOOP_DEPTH LOOP_* LORA_*
-    NUM_LOOPS NUM_SHARED_BLOCKS NUM_UNIQUE_LAYERS PARALLEL_FINAL_LANE PARALLEL_FREEZE_LANE0
-    PARALLEL_FROM_LAYER PARALLEL_RESIDUAL* PARALLEL_START_LAYER RECUR_* RECURRENCE_*
-    TRAIN_LOOP_PHASE_DEPTHS UNTIE_LOOP_MLPS
+    DEPTH_RECUR* ENABLE_PARALLEL_RESIDUAL_* EVAL_LOOP_DEPTH LOOP_COUNT LOOP_PHASE2_AT
+    LOOP_SCHEDULE LORA_* NUM_SHARED_BLOCKS
+    NUM_UNIQUE_LAYERS PARALLEL_FINAL_LANE PARALLEL_FREEZE_LANE0 PARALLEL_FROM_LAYER
+    PARALLEL_RESIDUAL* RECURRENCE_* RECUR_* TRAIN_LOOP_PHASE_DEPTHS UNTIE_LOOP_MLPS
 
-    ADAM_FUSED BATCH_MUON BETA2_NORMUON BYTE_WEIGHTED_* COMPILE_* DDP_BUCKET_CAP_MB
-    DECODER_LR_MULT DEEP_SUPERVISION* EMA_END_DECAY EMA_EVAL_AFTER_APPLY EMA_START_DECAY
-    EMA_START_FRAC EMA_START_STEP ENTROPY_LOSS ENTROPY_REG FA3_ENABLED FC_LR_MULT
-    FINAL_SELECT_METRIC FUSED_CE_ENABLED FUSE_QKV GRADIENT_CHECKPOINT_ENABLED LAWA_*
-    LAYER_LR_SCALE LR_SCHEDULE* MIN_LR MIN_LR_FRAC MOUSSE_* MUON_BETA2
-    MUON_MOMENTUM_WARMUP_FRACTION MUON_POST_NORM MUON_ROW_NORMALIZE PERLAYER_TRAIN_LR PROJ_LR_MULT
+    ADAM_FUSED BATCH_MUON BETA2_NORMUON BYTE_WEIGHTED_* COMPILE_* DDP_BUCKET_CAP_MB DECODER_LR_MULT
+    DEEP_SUPERVISION* EMA_END_DECAY EMA_EVAL_AFTER_APPLY EMA_START_DECAY EMA_START_FRAC
+    EMA_START_STEP ENTROPY_LOSS ENTROPY_REG FA3_ENABLED FC_LR_MULT FINAL_SELECT_METRIC
+    FUSED_CE_ENABLED FUSE_QKV GRADIENT_CHECKPOINT_ENABLED LAWA_* LAYER_LR_SCALE LR_SCHEDULE*
+    MOUSSE_* MUON_BETA2 MUON_MOMENTUM_WARMUP_FRACTION MUON_POST_NORM PERLAYER_TRAIN_LR PROJ_LR_MULT
     SDPA_BACKEND SEQ_CHANGE_WARMUP_STEPS SEQ_LEN_BUMP_FRAC SKYLIGHT_MUON SWA_DECAY SWA_DYNAMIC*
     SWA_FRAC SWA_START_STEP SWA_STEPS TRAIN_BATCH_TOKENS_SCHEDULE* TRAIN_SEQ_LEN_END
     TRAIN_SEQ_SCHEDULE* TRITON_ENABLED USE_FA3 USE_NORMUON UW_FLOOR WARMDOWN_SHAPE WD_TAPER_*
@@ -1028,6 +1122,54 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos, still), dim=-1)
 
 
+def offset_keys(keys: Tensor, rotary_dims: int) -> Tensor:
+    """Keys whose dimensions behind `rotary_dims` are those of the position before.
+
+    So a query can ask what came after a token like its own, in one layer: induction needs two
+    otherwise. The first position keeps its own. From modded-nanogpt #169; keys are (batch,
+    positions, kv_heads, head_dim).
+    """
+    turning = keys[..., :rotary_dims]
+    still = keys[..., rotary_dims:]
+    before = torch.cat((still[:, :1], still[:, :-1]), dim=1)
+    return torch.cat((turning, before), dim=-1)
+
+
+def exclude_own_value(attended: Tensor, values: Tensor) -> Tensor:
+    """What attention gathered, less its component along the position's own value (XSA).
+
+    What a position knows anyway need not take room in what it learns of others (arXiv 2603.09078,
+    #265). `attended` is (batch, positions, heads, head_dim), `values` have kv_heads. The first
+    position, which attends to itself alone, gets 0.
+    """
+    num_kv_heads = values.size(2)
+    # Query heads by the value head that they share.
+    grouped = attended.unflatten(2, (num_kv_heads, -1))
+    direction = F.normalize(values, dim=-1)[:, :, :, None]
+    own = (grouped * direction).sum(-1, keepdim=True) * direction
+    return (grouped - own).flatten(2, 3)
+
+
+class SparseAttentionGate(nn.Module):
+    """A gate on each head, which reads the first channels of attention's input (#1787).
+
+    At first all gates are half open.
+    """
+
+    parameter_roles = {"weight": "vector"}
+
+    def __init__(self, s: Settings):
+        super().__init__()
+        self.scale = s.sparse_attn_gate_scale
+        self.weight = constant(s.num_heads, s.gate_window, value=0.0)
+
+    def forward(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x (batch, positions, dim); attended (batch, positions, heads, head_dim) -> gated."""
+        window = x[..., : self.weight.size(1)].contiguous()
+        gate = torch.sigmoid(self.scale * linear(window, self.weight))
+        return gate[..., None] * attended
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023).
 
@@ -1047,12 +1189,15 @@ class Attention(nn.Module):
         self.layer = layer
         self.attend = attend
         self.head_dim = s.head_dim
+        self.offsets_keys = s.key_offset_enabled
+        self.excludes_own_value = layer >= s.num_layers - s.xsa_last_n
         self.query = orthogonal(s.model_dim, s.model_dim)
         self.key = orthogonal(s.num_kv_heads * s.head_dim, s.model_dim)
         self.value = orthogonal(s.num_kv_heads * s.head_dim, s.model_dim)
         # Small, so that the stream does not grow with the number of layers (GPT-2).
         self.out = orthogonal(s.model_dim, s.model_dim, gain=(2 * s.num_layers) ** -0.5)
         self.gain = constant(s.num_heads, value=s.qk_gain_init)
+        self.gate = SparseAttentionGate(s) if s.sparse_attn_gate_enabled else None
 
     def forward(self, x: Tensor, context: Context, scale: Tensor) -> Tensor:
         """x (batch, positions, dim), normed -> what to add to the stream, times scale (dim,)."""
@@ -1070,8 +1215,14 @@ class Attention(nn.Module):
         queries_and_keys = norm(queries_and_keys) * gain[..., None]
         queries_and_keys = rotate(queries_and_keys, context.rotation).to(x.dtype)
         queries, keys = queries_and_keys.split((num_queries, num_keys), dim=-2)
+        if self.offsets_keys:
+            keys = offset_keys(keys, 2 * context.rotation.size(-1))
 
         attended = self.attend(AttentionInputs(queries, keys, values))
+        if self.excludes_own_value:
+            attended = exclude_own_value(attended, values)
+        if self.gate is not None:
+            attended = self.gate(x, attended)
         # To scale the matrix costs less than to scale what it gives.
         return linear(attended.flatten(2), scale[:, None] * self.out)
 
@@ -1097,19 +1248,49 @@ class SquaredReLU(torch.autograd.Function):
 
 
 class MLP(nn.Module):
-    """Two matrices around a squared ReLU (So et al. 2021)."""
+    """Two matrices around a squared ReLU (So et al. 2021), which may be leaky (#549).
+
+    A leaky one has y = (slope * x)^2 below 0, so that no unit is ever without gradient.
+    """
 
     parameter_roles = {"up": "mlp", "down": "mlp"}
 
     def __init__(self, s: Settings):
         super().__init__()
+        self.negative_slope = s.negative_slope
         self.up = orthogonal(s.mlp_hidden, s.model_dim)
         self.down = orthogonal(s.model_dim, s.mlp_hidden, gain=(2 * s.num_layers) ** -0.5)
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """x (batch, positions, dim), normed -> what to add to the stream, times scale (dim,)."""
-        hidden = SquaredReLU.apply(linear(x, self.up))
+        hidden = linear(x, self.up)
+        if self.negative_slope:
+            hidden = F.leaky_relu(hidden, self.negative_slope).square()
+        else:
+            hidden = SquaredReLU.apply(hidden)
         return linear(hidden, scale[:, None] * self.down)
+
+
+class LaneWeights(nn.Module):
+    """How the two lanes of a block keep what they have and take what the block writes (#1530)."""
+
+    parameter_roles = {"keep": "vector", "write": "vector"}
+
+    def __init__(self):
+        super().__init__()
+        self.keep = constant(2, value=1.1)
+        # What attention and MLP write, each into both lanes.
+        self.write = constant(2, 2, value=1.0)
+
+    def forward(self, lanes: tuple[Tensor, Tensor], written: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """The lanes before, what attention and MLP add, (batch, positions, dim) each -> lanes."""
+        attended, transformed = written
+        results = []
+        for number, lane in enumerate(lanes):
+            keep = self.keep[number].to(lane.dtype)
+            write = self.write[:, number].to(lane.dtype)
+            results.append(keep * lane + write[0] * attended + write[1] * transformed)
+        return results
 
 
 class Block(nn.Module):
@@ -1132,12 +1313,35 @@ class Block(nn.Module):
         # all blocks share their compiled code.
         norm_scale = (layer + 1) ** -0.5 if s.ln_scale else 1.0
         self.register_buffer("norm_scale", torch.tensor(norm_scale), persistent=False)
+        has_lanes = s.parallel_start_layer and layer >= s.parallel_start_layer
+        self.lane_weights = LaneWeights() if has_lanes else None
+
+    def mixed(self, x: Tensor, context: Context) -> Tensor:
+        """The stream, mixed with the embedding."""
+        return self.mix[0].to(x.dtype) * x + self.mix[1].to(x.dtype) * context.embedding
+
+    def attend(self, x: Tensor, context: Context) -> Tensor:
+        """What attention adds to a stream (batch, positions, dim)."""
+        return self.attention(norm(x) * self.norm_scale, context, self.attention_scale)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """What the MLP adds to a stream (batch, positions, dim)."""
+        return self.mlp(norm(x) * self.norm_scale, self.mlp_scale)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """The stream before the block (batch, positions, dim) -> the stream after it."""
-        x = self.mix[0].to(x.dtype) * x + self.mix[1].to(x.dtype) * context.embedding
-        x = x + self.attention(norm(x) * self.norm_scale, context, self.attention_scale)
-        return x + self.mlp(norm(x) * self.norm_scale, self.mlp_scale)
+        x = self.mixed(x, context)
+        x = x + self.attend(x, context)
+        return x + self.transform(x)
+
+    def forward_in_lanes(self, lanes: tuple[Tensor, Tensor], context: Context) -> list[Tensor]:
+        """Attention reads the first lane and the MLP the second, both write into both.
+
+        Neither waits for what the other writes in this block.
+        """
+        attended = self.attend(self.mixed(lanes[0], context), context)
+        transformed = self.transform(lanes[1])
+        return self.lane_weights(lanes, (attended, transformed))
 
 
 class TokenEmbedding(nn.Module):
@@ -1242,23 +1446,34 @@ class MemoryTokens(nn.Module):
 
 
 class SkipConnections(nn.Module):
-    """The U-Net's: a decoder block adds an encoder block's output, scaled per channel."""
+    """The U-Net's: a decoder block adds an encoder block's output, scaled per channel.
 
-    parameter_roles = {"scales": "vector"}
+    With gates (#1218) it does not add the two but blends them, channel by channel. A gate starts
+    half open.
+    """
+
+    parameter_roles = {"scales": "vector", "gates": "vector"}
 
     def __init__(self, s: Settings):
         super().__init__()
-        self.scales = constant(s.num_encoder_layers, s.model_dim, value=1.0)
+        self.scales = constant(s.num_skips, s.model_dim, value=1.0)
+        self.gates = None
+        if s.skip_gates_enabled:
+            self.gates = constant(s.num_skips, s.model_dim, value=0.0)
 
     def forward(self, x: Tensor, skip: int, pushed: Tensor) -> Tensor:
-        """x with the pushed output, by the scale with number `skip`."""
-        return x + self.scales[skip].to(x.dtype) * pushed
+        """x with the pushed output, by the scale and the gate with number `skip`."""
+        scaled = self.scales[skip].to(x.dtype) * pushed
+        if self.gates is None:
+            return x + scaled
+        return torch.lerp(scaled, x, torch.sigmoid(self.gates[skip]).to(x.dtype))
 
 
 class Backout(nn.Module):
     """At the end, subtract lambda times the middle state: x <- x - lambda * middle (#339).
 
-    What earlier blocks wrote into the stream for later blocks need not reach the output.
+    What earlier blocks wrote into the stream for later blocks need not reach the output. Where the
+    middle block is looped, its last visit counts.
     """
 
     parameter_roles = {"amount": "vector"}
@@ -1396,16 +1611,20 @@ class Visit(NamedTuple):
     skip: int | None = None
 
 
-def trunk_order(s: Settings) -> list[Visit]:
-    """The U-Net: each encoder block pushes its output, decoder blocks take them in reverse.
+def trunk_order(s: Settings, num_loops: int) -> list[Visit]:
+    """The U-Net: visits of the first half push their outputs, later ones take them in reverse.
 
-    With an odd number of layers the last block takes nothing.
+    The blocks LOOP_START to LOOP_END are repeated `num_loops` times (#1394, #1420): more depth, no
+    more weights. With an odd number of visits the last takes nothing.
     """
-    encoder = [Visit(layer, pushes=True) for layer in range(s.num_encoder_layers)]
+    loop = list(range(s.loop_start, s.loop_end + 1))
+    layers = list(range(s.num_layers))
+    layers[s.loop_start : s.loop_start] = loop * num_loops
+    half = len(layers) // 2
+    encoder = [Visit(layer, pushes=True) for layer in layers[:half]]
     decoder = []
-    for layer in range(s.num_encoder_layers, s.num_layers):
-        skip = layer - s.num_encoder_layers
-        decoder.append(Visit(layer, skip=skip if skip < s.num_encoder_layers else None))
+    for skip, layer in enumerate(layers[half:]):
+        decoder.append(Visit(layer, skip=skip if skip < half else None))
     return encoder + decoder
 
 
@@ -1417,9 +1636,12 @@ class GPT(nn.Module):
         self.dtype = runtime.dtype
         self.softcap = s.logit_softcap
         self.memory_tokens = s.memory_tokens
-        self.order = trunk_order(s)
+        # Without and with the loops.
+        self.plain_order = trunk_order(s, num_loops=0)
+        self.looped_order = trunk_order(s, s.num_loops)
         self.middle_layer = s.middle_layer
         self.run_block = runtime.compile(Block.forward, "blocks")
+        self.run_block_in_lanes = runtime.compile(Block.forward_in_lanes, "blocks")
         self.losses_of_chunk = runtime.compile(softcapped_losses, "blocks")
         self.losses_and_slopes = runtime.compile(losses_and_slopes, "blocks")
 
@@ -1433,7 +1655,7 @@ class GPT(nn.Module):
         # Artifacts hold the parameters without their names, in this order.
         self.embedding = embedding
         self.head = None if s.tie_embeddings else OutputHead(s)
-        self.skips = SkipConnections(s) if s.num_encoder_layers else None
+        self.skips = SkipConnections(s) if s.num_skips else None
         self.memory = memory
         self.backout = Backout(s) if s.backout_enabled else None
         self.mtp = MultiTokenPrediction(s) if s.mtp_num_heads else None
@@ -1467,28 +1689,42 @@ class GPT(nn.Module):
             x = self.memory.prepend_to(x)
         return x
 
-    def trunk(self, x: Tensor, context: Context) -> Tensor:
-        """Run the blocks in their order: (batch, positions, dim) -> the same."""
+    def trunk(self, x: Tensor, context: Context, order: list[Visit]) -> Tensor:
+        """Run the blocks in this order: (batch, positions, dim) -> the same."""
         pushed = []
-        for visit in self.order:
+        # The MLP's lane, from the block on where attention and MLP have a lane each.
+        second = None
+        for visit in order:
+            block = self.blocks[visit.layer]
+            if block.lane_weights is not None and second is None:
+                second = x
             if visit.skip is not None:
                 x = self.skips(x, visit.skip, pushed.pop())
-            x = self.run_block(self.blocks[visit.layer], x, context)
+            if second is None:
+                x = self.run_block(block, x, context)
+            else:
+                x, second = self.run_block_in_lanes(block, (x, second), context)
             if visit.pushes:
                 pushed.append(x)
             if visit.layer == self.middle_layer:
                 middle = x
+        if second is not None:
+            x = (x + second) / 2
         if self.backout is not None:
             x = self.backout(x, middle)
         return x
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Final states of the tokens, normed: int64 (batch, tokens) -> (batch, tokens, dim)."""
+    def hidden(self, tokens: Tensor, looped: bool = True) -> Tensor:
+        """Final states of the tokens, normed: int64 (batch, tokens) -> (batch, tokens, dim).
+
+        Early in training the model, if it has loops, runs without them.
+        """
         embedding = self.embed(tokens)
         context = Context(embedding, tokens, self.rotary(embedding.size(1)))
         # Another view: were x the very tensor in the context, the first block would be compiled as
         # a case of its own.
-        x = self.trunk(embedding.view_as(embedding), context)
+        order = self.looped_order if looped else self.plain_order
+        x = self.trunk(embedding.view_as(embedding), context, order)
         return norm(x[:, self.memory_tokens :])
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -1519,7 +1755,9 @@ class GPT(nn.Module):
         """Nats of all targets, float32, by an output matrix."""
         return SummedLoss.apply(states, output, self.softcap, targets, self.losses_and_slopes)
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, targets: Tensor, looped: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Training losses of rows, int64 (rows, train_seq_len) each, summed over their targets.
 
         Returns what to minimise and, without gradient, its part that predicts the next token.
@@ -1527,7 +1765,7 @@ class GPT(nn.Module):
         # Memory tokens take the positions of a row's first tokens.
         tokens = tokens[:, self.memory_tokens :]
         targets = targets[:, self.memory_tokens :]
-        hidden = self.hidden(tokens)
+        hidden = self.hidden(tokens, looped)
         loss = self.summed_loss(hidden, self.output, targets)
         objective = loss
         if self.mtp is not None:
@@ -1620,6 +1858,17 @@ def as_wide(matrix: Tensor) -> Tensor:
     return matrix.T if matrix.size(0) > matrix.size(1) else matrix
 
 
+def with_equal_rows(matrices: Tensor, is_tall: Tensor) -> Tensor:
+    """The matrices (n, rows, columns) with rows of norm 1 (MuonEq-R, #1260).
+
+    A row belongs to an output; of tall matrices, which are transposed here, it is a column.
+    """
+    of_rows = matrices.norm(dim=2, keepdim=True)
+    of_columns = matrices.norm(dim=1, keepdim=True)
+    lengths = torch.where(is_tall, of_columns, of_rows)
+    return matrices / lengths.clamp(min=1e-7)
+
+
 class MuonBatch(NamedTuple):
     """Matrices of one shape, tall ones transposed, that are updated together."""
 
@@ -1627,6 +1876,8 @@ class MuonBatch(NamedTuple):
     # This rank's share of them, and their momentum: float32 (share, rows, columns).
     mine: list[nn.Parameter]
     momentum_buffer: Tensor
+    # Which of this rank's are transposed: (len(mine), 1, 1).
+    is_tall: Tensor
     # Factor of the learning rate for each matrix, by its shape: (parameters, 1, 1).
     shape_factors: Tensor
     learning_rate: float
@@ -1642,6 +1893,7 @@ class Muon:
 
     def __init__(self, groups: list[ParameterGroup], settings: Settings, runtime: Runtime):
         self.iterations = settings.muon_backend_steps
+        self.normalizes_rows = settings.muon_row_normalize
         self.runtime = runtime
         alike = collections.defaultdict(list)
         for group in groups:
@@ -1656,8 +1908,17 @@ class Muon:
             # Jordan's factor: the columns of an orthogonal tall matrix have norm 1, its rows less.
             factors = [max(1.0, p.size(0) / p.size(1)) ** 0.5 for p in parameters]
             factors = torch.tensor(factors, device=runtime.device)[:, None, None]
+            is_tall = [parameter.size(0) > parameter.size(1) for parameter in mine]
             self.batches.append(
-                MuonBatch(parameters, mine, momentum_buffer, factors, learning_rate, weight_decay)
+                MuonBatch(
+                    parameters=parameters,
+                    mine=mine,
+                    momentum_buffer=momentum_buffer,
+                    is_tall=torch.tensor(is_tall, device=runtime.device)[:, None, None],
+                    shape_factors=factors,
+                    learning_rate=learning_rate,
+                    weight_decay=weight_decay,
+                )
             )
 
     def updates_of_share(self, batch: MuonBatch, momentum: float) -> Tensor:
@@ -1668,6 +1929,8 @@ class Muon:
             gradients = torch.stack([as_wide(parameter.grad) for parameter in batch.mine])
             batch.momentum_buffer[:count].lerp_(gradients, 1 - momentum)
             gradients.lerp_(batch.momentum_buffer[:count], momentum)
+            if self.normalizes_rows:
+                gradients = with_equal_rows(gradients, batch.is_tall)
             updates[:count] = newton_schulz(gradients, self.iterations, self.runtime.dtype)
         return updates
 
@@ -1764,12 +2027,23 @@ class StepPlan(NamedTuple):
     scale: float
     # Momentum of Muon.
     momentum: float
+    # Whether the model runs with its loops.
+    looped: bool = True
     # Whether late QAT is to be on from this step at the latest. Once on, it stays on.
     late_qat_due: bool = False
     # Whether its gradients are a sample of what errors in the weights cost (QUANT=fit).
     samples_costs: bool = False
-    # Whether the weights after it are a sample of the average that is exported.
+    # Whether the weights after it are a sample of the average that is exported, and the decay of
+    # the samples before it.
     samples_weights: bool = False
+    average_decay: float = 1.0
+
+
+class Phase(NamedTuple):
+    """A kind of step that needs a compiled graph of its own."""
+
+    looped: bool
+    with_qat: bool
 
 
 class Schedule:
@@ -1812,14 +2086,27 @@ class Schedule:
             return 1.0
         return min(1.0, max(by_steps, seconds / limit))
 
-    def scale(self, step: int, progress: float) -> float:
-        """Learning-rate factor: 1, then linear to 0 over the warmdown, however the run will end."""
+    def expected_steps(self, step: int, progress: float) -> float:
+        """The steps that the run will have taken at its end."""
+        return step / progress if progress else self.settings.iterations
+
+    def remaining(self, step: int, progress: float) -> float:
+        """1, then linear to 0 over the warmdown, however the run will end."""
         s = self.settings
-        expected_steps = step / progress if progress else s.iterations
+        expected_steps = self.expected_steps(step, progress)
         warmdown = min(s.warmdown_iters, s.warmdown_fraction * expected_steps)
         if not warmdown:
             return 1.0
         return min(1.0, (expected_steps - step) / warmdown)
+
+    def average_decay(self, step: int, progress: float) -> float:
+        """What is left of the weight of earlier samples with each sample of an average."""
+        s = self.settings
+        if self.average != "ema":
+            return 1.0
+        if s.ema_span:
+            return math.exp(-s.ema_every / (s.ema_span * self.expected_steps(step, progress)))
+        return s.ema_decay**s.ema_every
 
     def momentum(self, step: int) -> float:
         """Muon's momentum, which rises linearly during its warm-up."""
@@ -1832,47 +2119,56 @@ class Schedule:
     def plan(self, step: int, progress: float) -> StepPlan:
         """What holds during `step`, counted from 0. Every phase of a run is a line here.
 
-        Late QAT begins at the first step whose scale is under its threshold. Under theirs, costs
-        are sampled in every step, and weights every `average_every` steps.
+        Late QAT begins with the loops, and where the warmdown, before MIN_LR holds it up, is under
+        its threshold. Under theirs, costs are sampled in every step, and weights every
+        `average_every` steps.
         """
         s = self.settings
-        scale = self.scale(step, progress)
+        remaining = self.remaining(step, progress)
+        looped = not s.num_loops or progress >= s.enable_looping_at
         takes_sample = (step + 1) % self.average_every == 0
         return StepPlan(
-            scale=scale,
+            scale=max(remaining, s.min_lr),
             momentum=self.momentum(step),
-            late_qat_due=scale < s.late_qat_threshold,
-            samples_costs=s.quant == "fit" and scale < self.COSTS_START_SCALE,
-            samples_weights=takes_sample and scale < self.average_start_scale,
+            looped=looped,
+            late_qat_due=looped and remaining < s.late_qat_threshold,
+            samples_costs=s.quant == "fit" and remaining < self.COSTS_START_SCALE,
+            samples_weights=takes_sample and remaining < self.average_start_scale,
+            average_decay=self.average_decay(step, progress),
         )
 
-    def qat_variants(self) -> list[bool]:
-        """Whether late QAT is on, for each kind of step that needs a compiled graph of its own."""
-        return [False, True] if self.settings.late_qat_threshold else [False]
+    def phases(self) -> list[Phase]:
+        """The kinds of steps that a run may have, in their order."""
+        s = self.settings
+        phases = []
+        if s.num_loops and s.enable_looping_at:
+            phases.append(Phase(looped=False, with_qat=False))
+        phases.append(Phase(looped=True, with_qat=False))
+        if s.late_qat_threshold:
+            phases.append(Phase(looped=True, with_qat=True))
+        return phases
 
 
 class WeightAverage:
     """Mean (SWA, Izmailov et al. 2018) or exponential moving average (EMA) of weights, in float32.
 
-    The n-th sample moves it by 1 / n, or by (1 - d) / (1 - d^n): at first by 1, so that initial
+    With each sample the weight of all earlier ones is multiplied by a decay: 1 for a mean. Initial
     weights are never a part of it.
     """
 
-    def __init__(self, s: Settings):
-        self.decay = s.ema_decay**s.ema_every if s.ema_enabled else 1.0
+    def __init__(self):
         self.samples = 0
+        # Of all samples together; the last has 1.
+        self.total = 0.0
         self.weights: list[Tensor] = []
 
-    def add(self, parameters: list[nn.Parameter]) -> None:
+    def add(self, parameters: list[nn.Parameter], decay: float) -> None:
         """Take a sample of the weights."""
         if not self.weights:
             self.weights = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         self.samples += 1
-        if self.decay == 1.0:
-            rate = 1 / self.samples
-        else:
-            rate = (1 - self.decay) / (1 - self.decay**self.samples)
-        torch._foreach_lerp_(self.weights, [p.detach() for p in parameters], rate)
+        self.total = decay * self.total + 1
+        torch._foreach_lerp_(self.weights, [p.detach() for p in parameters], 1 / self.total)
 
     def load_into(self, parameters: list[nn.Parameter]) -> bool:
         """Replace the parameters by their average; whether there is one."""
@@ -1883,11 +2179,12 @@ class WeightAverage:
 
     def state(self) -> dict:
         """What a checkpoint keeps of it."""
-        return dict(samples=self.samples, weights=self.weights)
+        return dict(samples=self.samples, total=self.total, weights=self.weights)
 
     def load_state(self, state: dict) -> None:
         """Go on from a checkpoint."""
         self.samples = state["samples"]
+        self.total = state["total"]
         self.weights = state["weights"]
 
 
@@ -2180,7 +2477,7 @@ class BatchPlan:
         self.rank = runtime.rank
         self.step_rows = s.step_rows
         self.rank_rows = -(-self.step_rows // runtime.world_size)
-        position_bytes = runtime.dtype.itemsize * s.num_layers * s.model_dim
+        position_bytes = runtime.dtype.itemsize * s.num_visits * s.model_dim
         fitting = self.MEMORY_SHARE * runtime.memory_bytes() / position_bytes
         micro_batch_tokens = int(s.micro_batch_tokens or fitting)
         most_rows = max(1, micro_batch_tokens // s.train_seq_len)
@@ -4108,21 +4405,22 @@ def training_loss(
     model: GPT,
     coded: dict[str, Tensor],
     grid: Grid | None,
+    looped: bool,
     tokens: Tensor,
     targets: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """GPT.forward; with a grid, on fake-quantized coded weights (late QAT).
 
-    The switch is an argument, for which torch.compile makes a graph of its own. An attribute of a
+    The switches are arguments, for which torch.compile makes graphs of their own. An attribute of a
     class was folded into the first graph, and late QAT never began (#1032).
     """
     if grid is None:
-        return model(tokens, targets)
+        return model(tokens, targets, looped)
     weights = {}
     for name, weight in coded.items():
         row_steps, column_steps = grid[name]
         weights[name] = fake_quantize(weight, row_steps, column_steps)
-    return torch.func.functional_call(model, weights, (tokens, targets))
+    return torch.func.functional_call(model, weights, (tokens, targets, looped))
 
 
 class Clock:
@@ -4207,7 +4505,7 @@ class Trainer:
         self.clock = Clock(runtime)
         self.schedule = Schedule(s)
         self.optimizer = Optimizer(model, s, runtime)
-        self.average = WeightAverage(s)
+        self.average = WeightAverage()
         # What is averaged and exported, and what of it becomes codes.
         self.stored = list(stored_parameters(model, s.quant).values())
         self.coded = coded_parameters(model, s.quant)
@@ -4270,13 +4568,15 @@ class Trainer:
         self.optimizer.adamw.load_state_dict(state["adamw"])
         torch.set_rng_state(state["random"].cpu())
 
-    def forward_backward(self, tokens: Tensor, targets: Tensor, grid: Grid | None) -> Tensor:
+    def forward_backward(
+        self, tokens: Tensor, targets: Tensor, grid: Grid | None, looped: bool = True
+    ) -> Tensor:
         """Add a micro-batch to the gradients; its share of the step's mean loss, on the device."""
         if self.runtime.on_gpu:
             device = self.runtime.device
             tokens = tokens.pin_memory().to(device, non_blocking=True)
             targets = targets.pin_memory().to(device, non_blocking=True)
-        objective, loss = self.loss(self.model, self.coded, grid, tokens, targets)
+        objective, loss = self.loss(self.model, self.coded, grid, looped, tokens, targets)
         (objective / self.targets_per_step).backward()
         return loss / self.targets_per_step
 
@@ -4286,10 +4586,10 @@ class Trainer:
         state = self.state()
         rows = self.batches.micro_batch_rows
         tokens = (torch.arange(rows * s.train_seq_len) % s.vocab_size).view(rows, -1)
-        for with_qat in self.schedule.qat_variants():
-            grid = row_grid(self.model, s) if with_qat else None
+        for phase in self.schedule.phases():
+            grid = row_grid(self.model, s) if phase.with_qat else None
             for step in range(s.warmup_steps):
-                self.forward_backward(tokens, tokens.clone(), grid)
+                self.forward_backward(tokens, tokens.clone(), grid, phase.looped)
                 # A rank may compile for longer than the others' GPUs would wait.
                 self.runtime.meet()
                 self.optimizer.step(1.0, self.schedule.momentum(step))
@@ -4320,7 +4620,7 @@ class Trainer:
         loss = 0.0
         for micro_step in range(self.batches.micro_steps):
             tokens, targets = self.batches.batch(self.data, self.steps, micro_step)
-            loss = loss + self.forward_backward(tokens, targets, self.grid)
+            loss = loss + self.forward_backward(tokens, targets, self.grid, plan.looped)
         self.runtime.sum_over_ranks(self.optimizer.gradients)
 
         if plan.samples_costs:
@@ -4328,7 +4628,7 @@ class Trainer:
         self.optimizer.step(plan.scale, plan.momentum)
         self.steps += 1
         if plan.samples_weights:
-            self.average.add(self.stored)
+            self.average.add(self.stored, plan.average_decay)
         return loss
 
     def progress(self, seconds: float) -> float:

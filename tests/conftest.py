@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VOCAB_SIZE = 384
 BOS = 1
 
-# Every feature of the model on, at sizes that take milliseconds. A row has 20 tokens of text behind
-# 4 memory tokens, and a step has 4 rows.
+# Every feature of the model on but for loops and lanes, which need a trunk of some length, at sizes
+# that take milliseconds. A row has 20 tokens of text behind 4 memory tokens, and a step has 4 rows.
 TINY = dict(
     num_layers=4,
     model_dim=32,
@@ -45,6 +45,12 @@ TINY = dict(
     num_heads=4,
     num_kv_heads=2,
     rope_dims=4,
+    key_offset_enabled=True,
+    xsa_last_n=3,
+    sparse_attn_gate_enabled=True,
+    gate_window=5,
+    negative_slope=0.5,
+    skip_gates_enabled=True,
     bigram_vocab_size=32,
     bigram_dim=8,
     memory_tokens=4,
@@ -62,6 +68,9 @@ TINY = dict(
     eval_stride=5,
     eval_batch_seqs=3,
 )
+# The trunk of TINY with its second block repeated, and two lanes in its last.
+LOOPED = dict(num_loops=1, loop_start=1, loop_end=1)
+LANES = dict(parallel_start_layer=3)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 import train_gpt
-from conftest import VOCAB_SIZE, quiet, tiny_model, tiny_settings
+from conftest import LANES, LOOPED, VOCAB_SIZE, quiet, tiny_model, tiny_settings
 from train_gpt import (
     ByteTable,
     Evaluator,
@@ -43,6 +43,7 @@ TRAINING = dict(
     five=dict(train_batch_tokens=120, micro_batch_tokens=48),
     one=dict(train_batch_tokens=24),
     ema=dict(ema_enabled=True),
+    trunk=dict(**LOOPED, **LANES, muon_row_normalize=True, min_lr=0.1),
 )
 # The pass, the number of tokens, and changes of the settings.
 EVALUATION = dict(

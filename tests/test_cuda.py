@@ -140,9 +140,9 @@ def test_a_micro_batch_needs_no_more_than_its_estimate():
 
 def test_averages_stay_on_the_device():
     model = tiny_model(gpu_runtime()).cuda()
-    average = WeightAverage(tiny_settings())
+    average = WeightAverage()
     for _ in range(2):
-        average.add(list(model.parameters()))
+        average.add(list(model.parameters()), 0.9)
     for weight in average.weights:
         assert weight.is_cuda and weight.dtype == torch.float32
 

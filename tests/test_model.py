@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_gpt
 from bench_worker import flops_per_token
-from conftest import BOS, random_tokens, tiny_model, tiny_settings
+from conftest import BOS, LANES, LOOPED, random_tokens, tiny_model, tiny_settings
 from train_gpt import (
     ATTENTION_BACKENDS,
     GPT,
@@ -26,6 +27,8 @@ from train_gpt import (
     Settings,
     SmearGate,
     Visit,
+    exclude_own_value,
+    offset_keys,
     rotate,
     stored_parameters,
     trunk_order,
@@ -40,7 +43,15 @@ OFF = dict(
     mtp=dict(mtp_num_heads=0),
     head=dict(tie_embeddings=True),
     ln_scale=dict(ln_scale=False),
-    rope=dict(rope_dims=0),
+    # The key offset needs dimensions that do not rotate.
+    rope=dict(rope_dims=0, key_offset_enabled=False),
+    offset=dict(key_offset_enabled=False),
+    xsa=dict(xsa_last_n=0),
+    gate=dict(sparse_attn_gate_enabled=False),
+    leak=dict(negative_slope=0.0),
+    skip_gates=dict(skip_gates_enabled=False),
+    loops=dict(num_loops=0),
+    lanes=dict(parallel_start_layer=0),
 )
 # The parameters that each has.
 OWN = dict(
@@ -52,8 +63,17 @@ OWN = dict(
     head={"head.weight"},
     ln_scale=set(),
     rope=set(),
+    offset=set(),
+    xsa=set(),
+    gate={f"blocks.{layer}.attention.gate.weight" for layer in range(4)},
+    leak=set(),
+    skip_gates={"skips.gates"},
+    loops=set(),
+    lanes={"blocks.3.lane_weights.keep", "blocks.3.lane_weights.write"},
 )
-ALL_ON = dict(tie_embeddings=False)
+# Those that have values with which they do nothing.
+WITH_NEUTRAL = ("smear", "bigram", "backout", "mtp", "head", "ln_scale", "rope")
+ALL_ON = dict(tie_embeddings=False, **LOOPED, **LANES)
 ALL_OFF = {name: value for changes in OFF.values() for name, value in changes.items()}
 
 
@@ -97,6 +117,10 @@ def test_off_takes_away_the_features_own_parameters_and_no_other(feature):
 def test_a_feature_alone_adds_its_own_parameters_and_no_other(feature):
     off = shapes_of(**ALL_OFF)
     others = {name: value for name, value in ALL_OFF.items() if name not in OFF[feature]}
+    if feature == "rope":
+        others["key_offset_enabled"] = False
+    elif feature == "offset":
+        others["rope_dims"] = 4
     on = shapes_of(**{**ALL_ON, **others})
     assert set(on) - set(off) == OWN[feature] and set(off) <= set(on)
 
@@ -130,7 +154,7 @@ def test_on_changes_the_objective(feature):
         tokens = tokens[:, 4:]
         targets = targets[:, 4:]
     without, _ = off(tokens, targets)
-    assert abs(objective - without) > 0.02
+    assert abs(objective - without) > 0.001
 
 
 @torch.no_grad()
@@ -149,11 +173,11 @@ def make_neutral(model: GPT, feature: str) -> None:
             block.norm_scale.fill_(1.0)
 
 
-@pytest.mark.parametrize("feature", [f for f in OFF if f != "memory"])
+@pytest.mark.parametrize("feature", WITH_NEUTRAL)
 @torch.no_grad()
 def test_a_feature_at_its_neutral_value_is_exactly_the_model_without_it(feature):
     # All dimensions of a head rotate, with or without saying so.
-    changes = dict(rope_dims=8) if feature == "rope" else {}
+    changes = dict(rope_dims=8, key_offset_enabled=False) if feature == "rope" else {}
     model = tiny_model(**ALL_ON, **changes)
     make_neutral(model, feature)
     off = switched_off(model, feature)
@@ -210,7 +234,7 @@ ORDERS = {
 @pytest.mark.parametrize("layers", ORDERS)
 def test_the_order_visits_each_layer_once_and_pairs_the_halves(layers):
     pushing, skips = ORDERS[layers]
-    order = trunk_order(Settings(num_layers=layers))
+    order = trunk_order(Settings(num_layers=layers), num_loops=0)
     assert [visit.layer for visit in order] == list(range(layers))
     assert [visit.layer for visit in order if visit.pushes] == pushing
     assert {v.layer: v.skip for v in order if v.skip is not None} == skips
@@ -229,7 +253,7 @@ def test_the_order_visits_each_layer_once_and_pairs_the_halves(layers):
 @pytest.mark.parametrize("layers", ORDERS)
 def test_there_is_a_scale_for_each_skip_of_the_order(layers):
     model = tiny_model(num_layers=layers)
-    skips = sorted(visit.skip for visit in model.order if visit.skip is not None)
+    skips = sorted(visit.skip for visit in model.looped_order if visit.skip is not None)
     rows = 0 if model.skips is None else len(model.skips.scales)
     assert skips == list(range(rows)) and rows == layers // 2
 
@@ -238,14 +262,14 @@ def test_there_is_a_scale_for_each_skip_of_the_order(layers):
 def test_a_trunk_may_visit_a_layer_twice():
     """As the model whose second copy of the layer has the same weights."""
     model = tiny_model(num_layers=2, ln_scale=False, backout_enabled=False)
-    model.order = [Visit(0, pushes=True), Visit(1), Visit(0, skip=0)]
+    model.looped_order = [Visit(0, pushes=True), Visit(1), Visit(0, skip=0)]
     longer = tiny_model(num_layers=3, ln_scale=False, backout_enabled=False)
     state = model.state_dict()
     for name, value in model.state_dict().items():
         if name.startswith("blocks.0."):
             state[name.replace("blocks.0.", "blocks.2.")] = value
     longer.load_state_dict(state)
-    longer.order = [Visit(0, pushes=True), Visit(1), Visit(2, skip=0)]
+    longer.looped_order = [Visit(0, pushes=True), Visit(1), Visit(2, skip=0)]
     assert torch.equal(model(*batch())[0], longer(*batch())[0])
 
 
@@ -253,7 +277,7 @@ def test_a_layer_that_is_visited_twice_learns_from_both_visits():
     gradients = []
     for order in ([Visit(0)], [Visit(0), Visit(0)]):
         model = tiny_model(num_layers=1, mtp_num_heads=0)
-        model.order = order
+        model.looped_order = order
         model(*batch())[0].backward()
         gradients.append(model.blocks[0].mlp.up.grad)
     assert all(gradient.any() for gradient in gradients)
@@ -368,9 +392,9 @@ def test_rows_and_windows_have_the_tokens_that_memory_tokens_leave(memory_tokens
     seen = []
     hidden = model.hidden
 
-    def keeping(tokens: Tensor) -> Tensor:
+    def keeping(tokens: Tensor, looped: bool) -> Tensor:
         seen.append(tokens.size(1))
-        return hidden(tokens)
+        return hidden(tokens, looped)
 
     model.hidden = keeping
     model(*batch())
@@ -593,41 +617,100 @@ def reference_attention(block: Block, s: Settings, y: Tensor) -> Tensor:
     """What a block's attention adds of a normed row, one head at a time."""
     length = len(y)
     dim = s.model_dim // s.num_heads
+    rotary_dims = s.rope_dims or dim
     attention = block.attention
-    q = rotated(rms(F.linear(y, attention.query).view(length, -1, dim)), s.rope_dims or dim)
-    k = rotated(rms(F.linear(y, attention.key).view(length, -1, dim)), s.rope_dims or dim)
+    q = rotated(rms(F.linear(y, attention.query).view(length, -1, dim)), rotary_dims)
+    k = rotated(rms(F.linear(y, attention.key).view(length, -1, dim)), rotary_dims)
     v = F.linear(y, attention.value).view(length, -1, dim)
+    if s.key_offset_enabled:
+        for place in range(length - 1, 0, -1):
+            k[place, :, rotary_dims:] = k[place - 1, :, rotary_dims:]
     future = torch.full((length, length), -math.inf).triu(1)
     heads = []
     for head in range(s.num_heads):
         shared = head * s.num_kv_heads // s.num_heads
         scores = attention.gain[head] * q[:, head] @ k[:, shared].T / math.sqrt(dim) + future
-        heads.append(scores.softmax(-1) @ v[:, shared])
+        out = scores.softmax(-1) @ v[:, shared]
+        if block.layer >= s.num_layers - s.xsa_last_n:
+            own = v[:, shared]
+            share = (out * own).sum(-1) / own.square().sum(-1)
+            out = out - share[:, None] * own
+        if s.sparse_attn_gate_enabled:
+            read = y[:, : s.gate_window] @ attention.gate.weight[head]
+            out = torch.sigmoid(s.sparse_attn_gate_scale * read)[:, None] * out
+        heads.append(out)
     return block.attention_scale * F.linear(torch.cat(heads, -1), attention.out)
 
 
-def reference_logits(model: GPT, s: Settings, tokens: Tensor) -> Tensor:
+def reference_mlp(block: Block, s: Settings, y: Tensor) -> Tensor:
+    """What a block's MLP adds of a normed row."""
+    hidden = F.linear(y, block.mlp.up)
+    hidden = torch.where(hidden > 0, hidden, s.negative_slope * hidden) ** 2
+    return block.mlp_scale * F.linear(hidden, block.mlp.down)
+
+
+def reference_logits(model: GPT, s: Settings, tokens: Tensor, loops: int | None = None) -> Tensor:
     """Logits of one row, (length, vocabulary), with skips by index."""
     x = reference_embedding(model, s, tokens)
     embedding = x
+    # The second lane, once there is one.
+    z = None
+    loops = s.num_loops if loops is None else loops
+    layers = list(range(s.loop_start)) if loops else []
+    for _ in range(loops + 1 if loops else 0):
+        layers += range(s.loop_start, s.loop_end + 1)
+    layers += range(layers[-1] + 1 if layers else 0, s.num_layers)
     outputs = []
-    half = s.num_layers // 2
-    for i, block in enumerate(model.blocks):
+    half = len(layers) // 2
+    for i, layer in enumerate(layers):
+        block = model.blocks[layer]
+        if s.parallel_start_layer and layer >= s.parallel_start_layer and z is None:
+            z = x
         if half <= i < 2 * half:
-            # The block at the same distance from the middle.
-            x = x + model.skips.scales[i - half] * outputs[2 * half - 1 - i]
-        x = block.mix[0] * x + block.mix[1] * embedding
-        divisor = math.sqrt(i + 1 if s.ln_scale else 1)
-        x = x + reference_attention(block, s, rms(x) / divisor)
-        hidden = F.relu(F.linear(rms(x) / divisor, block.mlp.up)) ** 2
-        x = x + block.mlp_scale * F.linear(hidden, block.mlp.down)
+            # The visit at the same distance from the middle.
+            pushed = model.skips.scales[i - half] * outputs[2 * half - 1 - i]
+            if s.skip_gates_enabled:
+                gate = torch.sigmoid(model.skips.gates[i - half])
+                x = gate * x + (1 - gate) * pushed
+            else:
+                x = x + pushed
+        divisor = math.sqrt(layer + 1 if s.ln_scale else 1)
+        mixed = block.mix[0] * x + block.mix[1] * embedding
+        attended = reference_attention(block, s, rms(mixed) / divisor)
+        if z is None:
+            x = mixed + attended
+            x = x + reference_mlp(block, s, rms(x) / divisor)
+        else:
+            transformed = reference_mlp(block, s, rms(z) / divisor)
+            keep = block.lane_weights.keep
+            write = block.lane_weights.write
+            x = keep[0] * x + write[0, 0] * attended + write[1, 0] * transformed
+            z = keep[1] * z + write[0, 1] * attended + write[1, 1] * transformed
         outputs.append(x)
+    if z is not None:
+        x = (x + z) / 2
     if model.backout is not None:
-        middle = half if s.backout_layer < 0 else s.backout_layer
-        x = x - model.backout.amount * outputs[middle]
+        middle = s.num_layers // 2 if s.backout_layer < 0 else s.backout_layer
+        last_visit = max(i for i, layer in enumerate(layers) if layer == middle)
+        x = x - model.backout.amount * outputs[last_visit]
     states = rms(x[s.memory_tokens :])
     output = model.embedding.weight if s.tie_embeddings else model.head.weight
     return s.logit_softcap * torch.tanh(states @ output.T / s.logit_softcap)
+
+
+# Every technique alone, on a plain transformer.
+TECHNIQUES = [
+    {**ALL_OFF, "rope_dims": 4, "key_offset_enabled": True},
+    {**ALL_OFF, "xsa_last_n": 4},
+    {**ALL_OFF, "xsa_last_n": 2, "num_kv_heads": 1},
+    {**ALL_OFF, "sparse_attn_gate_enabled": True},
+    {**ALL_OFF, "sparse_attn_gate_enabled": True, "gate_window": 32, "sparse_attn_gate_scale": 2.0},
+    {**ALL_OFF, "negative_slope": 0.3},
+    {**ALL_OFF, "skip_gates_enabled": True},
+    {**ALL_OFF, "num_loops": 3, "loop_start": 0, "loop_end": 3},
+    {**ALL_OFF, "num_layers": 11, "num_loops": 2, "loop_start": 3, "loop_end": 5},
+    {**ALL_OFF, "parallel_start_layer": 2},
+]
 
 
 @pytest.mark.parametrize(
@@ -640,12 +723,15 @@ def reference_logits(model: GPT, s: Settings, tokens: Tensor) -> Tensor:
         ALL_OFF,
         dict(memory_tokens=0),
         dict(ln_scale=False),
-        dict(rope_dims=0),
+        OFF["rope"],
         dict(tie_embeddings=False),
         dict(backout_layer=0),
         dict(backout_layer=3),
         dict(num_kv_heads=1),
         dict(num_kv_heads=4, logit_softcap=2.0),
+        ALL_ON,
+        dict(num_layers=11, num_loops=2, parallel_start_layer=8),
+        *TECHNIQUES,
     ],
     ids=str,
 )
@@ -656,6 +742,76 @@ def test_logits_equal_a_reference(changes):
     tokens = batch()[0][1, :8]
     expected = reference_logits(model, settings, tokens)
     torch.testing.assert_close(model.logits(tokens[None])[0], expected, rtol=1e-4, atol=2e-4)
+
+
+@torch.no_grad()
+def test_before_its_loops_begin_a_model_is_the_one_without_them():
+    changes = dict(num_layers=11, num_loops=2, parallel_start_layer=8)
+    model = tiny_model(**changes)
+    tokens, targets = batch()
+    _, plain = model(tokens, targets, looped=False)
+    _, looped = model(tokens, targets)
+    logits = reference_logits(model, tiny_settings(**changes), tokens[0, 4:12], loops=0)
+    hidden = model.hidden(tokens[:1, 4:12], looped=False)
+    found = train_gpt.softcapped_logits(hidden, model.output, model.softcap)
+    torch.testing.assert_close(found[0], logits, rtol=1e-4, atol=2e-4)
+    assert abs(plain - looped) > 0.1
+
+
+# ---- Key offset, XSA and gates
+
+
+def test_offset_keys_take_what_does_not_rotate_from_the_position_before():
+    keys = torch.randn(2, 5, 3, 8)
+    offset = offset_keys(keys, 4)
+    assert torch.equal(offset[..., :4], keys[..., :4])
+    assert torch.equal(offset[:, 1:, :, 4:], keys[:, :-1, :, 4:])
+    assert torch.equal(offset[:, 0], keys[:, 0])
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (3, 1)])
+def test_what_xsa_leaves_is_orthogonal_to_the_own_value(heads, kv_heads):
+    attended = torch.randn(2, 5, heads, 8)
+    values = torch.randn(2, 5, kv_heads, 8)
+    left = exclude_own_value(attended, values)
+    own = values.repeat_interleave(heads // kv_heads, dim=2)
+    assert (left * own).sum(-1).abs().max() < 1e-5
+    # What was orthogonal before stays.
+    torch.testing.assert_close(exclude_own_value(left, values), left)
+    nothing = exclude_own_value(own, values)
+    assert nothing.abs().max() < 1e-5
+
+
+def test_initial_gates_are_half_open():
+    model = tiny_model(stirred=False)
+    attended = torch.randn(2, 5, 4, 8)
+    gated = model.blocks[0].attention.gate(torch.randn(2, 5, 32), attended)
+    assert torch.equal(gated, attended / 2)
+    x = torch.randn(2, 5, 32)
+    pushed = torch.randn(2, 5, 32)
+    torch.testing.assert_close(model.skips(x, 0, pushed), (x + pushed) / 2)
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        (dict(rope_dims=0), "KEY_OFFSET_ENABLED needs dimensions that do not rotate"),
+        (dict(gate_window=33), "GATE_WINDOW=33 exceeds MODEL_DIM=32"),
+        (dict(num_loops=1, loop_start=3, loop_end=2), "LOOP_START=3 to LOOP_END=2 are no blocks"),
+        (dict(num_loops=1, loop_start=3, loop_end=4), "are no blocks of NUM_LAYERS=4"),
+        (dict(parallel_start_layer=4), "must be below NUM_LAYERS=4"),
+        (dict(parallel_start_layer=2), "PARALLEL_START_LAYER=2 must be above block 2"),
+        (dict(parallel_start_layer=1, backout_enabled=False), "must be above block 1"),
+        (
+            dict(parallel_start_layer=3, num_loops=1, loop_start=2, loop_end=3),
+            "must be above block 3",
+        ),
+    ],
+    ids=str,
+)
+def test_a_trunk_that_cannot_be_is_refused(changes, problem):
+    with pytest.raises(train_gpt.UserError, match=re.escape(problem)):
+        tiny_settings(**changes)
 
 
 # ---- Causality

@@ -280,8 +280,9 @@ def test_every_parameter_is_in_exactly_one_group(changes):
     assert counts == {id(p): 1 for p in model.parameters()}
     matrices = set()
     for name, parameter in model.named_parameters():
+        is_vector = name.endswith(("mix", "gate.weight"))
         in_block = name.startswith("blocks.") and parameter.ndim == 2
-        if name == "bigram.projection" or (in_block and not name.endswith("mix")):
+        if name == "bigram.projection" or (in_block and not is_vector):
             matrices.add(id(parameter))
     assert {id(p) for p in by_muon} == matrices
 
@@ -340,7 +341,12 @@ def test_newton_schulz_of_a_batch_is_that_of_each_matrix():
 
 
 def plain_muon(
-    weight: Tensor, gradients: list[Tensor], rates: list[float], momenta: list[float], decay: float
+    weight: Tensor,
+    gradients: list[Tensor],
+    rates: list[float],
+    momenta: list[float],
+    decay: float,
+    row_normalize: bool,
 ) -> Tensor:
     """Muon of one matrix as published: momentum, Nesterov, five iterations, scaled step."""
     momentum_buffer = torch.zeros_like(weight)
@@ -348,6 +354,8 @@ def plain_muon(
     for gradient, rate, momentum in zip(gradients, rates, momenta, strict=True):
         momentum_buffer = momentum * momentum_buffer + (1 - momentum) * gradient
         x = (1 - momentum) * gradient + momentum * momentum_buffer
+        if row_normalize:
+            x = torch.stack([row / row.norm() for row in x])
         x = x / x.norm()
         for _ in range(5):
             gram = x @ x.T
@@ -356,7 +364,8 @@ def plain_muon(
     return weight
 
 
-def test_muon_equals_a_plain_implementation_for_each_matrix():
+@pytest.mark.parametrize("row_normalize", [False, True])
+def test_muon_equals_a_plain_implementation_for_each_matrix(row_normalize):
     """Also where groups of other rates and decays share a shape."""
     torch.manual_seed(0)
     shapes = [(8, 8), (24, 8), (8, 8), (8, 24), (8, 8)]
@@ -371,13 +380,15 @@ def test_muon_equals_a_plain_implementation_for_each_matrix():
     members = collections.defaultdict(list)
     for weight, its_gradients, kind in zip(weights, gradients, kinds, strict=True):
         rates = [scale * kind[0] for scale in scales]
-        expected.append(plain_muon(weight.detach(), its_gradients, rates, momenta, kind[1]))
+        expected.append(
+            plain_muon(weight.detach(), its_gradients, rates, momenta, kind[1], row_normalize)
+        )
         members[kind].append(weight)
     groups = []
     for (rate, decay), parameters in members.items():
         groups.append(ParameterGroup("attention", parameters, rate, decay))
 
-    muon = Muon(groups, tiny_settings(), Runtime())
+    muon = Muon(groups, tiny_settings(muon_row_normalize=row_normalize), Runtime())
     for step in range(4):
         for weight, its_gradients in zip(weights, gradients, strict=True):
             weight.grad = its_gradients[step].clone()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from conftest import tiny_settings
+from conftest import LOOPED, tiny_settings
 from train_gpt import PRESETS, Schedule, Settings, StepPlan, WeightAverage
 
 # ---- Progress and scale
@@ -18,7 +19,8 @@ from train_gpt import PRESETS, Schedule, Settings, StepPlan, WeightAverage
 def scales_by_steps(s: Settings) -> list[float]:
     """The scale of every step of a run that ends by its steps."""
     schedule = Schedule(s)
-    return [schedule.scale(step, schedule.progress(step, 0.0)) for step in range(s.iterations)]
+    plans = [schedule.plan(step, schedule.progress(step, 0.0)) for step in range(s.iterations)]
+    return [plan.scale for plan in plans]
 
 
 def test_schedule_by_steps_is_constant_then_linear_to_zero():
@@ -104,8 +106,26 @@ def test_a_plan_has_the_scale_and_the_momentum_of_its_step():
     s = tiny_settings(**RUN)
     schedule = Schedule(s)
     for step, plan in enumerate(plans_of()):
-        assert plan.scale == schedule.scale(step, step / 100)
+        assert plan.scale == schedule.remaining(step, step / 100)
         assert plan.momentum == schedule.momentum(step)
+
+
+def test_the_least_scale_holds_up_the_end_of_the_warmdown_and_no_phase():
+    least = plans_of(min_lr=0.25, late_qat_threshold=0.1)
+    plain = plans_of(late_qat_threshold=0.1)
+    assert [plan.scale for plan in least] == [max(plan.scale, 0.25) for plan in plain]
+    assert [plan.late_qat_due for plan in least] == [plan.late_qat_due for plan in plain]
+    assert [plan.samples_costs for plan in least] == [plan.samples_costs for plan in plain]
+    assert [plan.samples_weights for plan in least] == [plan.samples_weights for plan in plain]
+
+
+def test_loops_begin_at_their_share_of_the_run():
+    looped = dict(**LOOPED, late_qat_threshold=0.1)
+    assert steps_in("looped", **looped, enable_looping_at=0.35) == list(range(35, 100))
+    assert steps_in("looped", **looped, enable_looping_at=0.0) == list(range(100))
+    assert steps_in("looped", num_loops=0) == list(range(100))
+    # Late QAT waits for them: else it would need a graph without them.
+    assert steps_in("late_qat_due", **looped, enable_looping_at=0.99) == [99]
 
 
 def test_momentum_rises_linearly_during_its_warm_up():
@@ -132,10 +152,21 @@ def test_late_qat_is_due_from_its_threshold_to_the_end(threshold, first):
     assert steps_in("late_qat_due", late_qat_threshold=threshold) == list(range(first, 100))
 
 
-@pytest.mark.parametrize("threshold, variants", [(0.0, [False]), (0.1, [False, True])])
-def test_late_qat_has_a_graph_of_its_own_if_it_can_come(threshold, variants):
-    schedule = Schedule(tiny_settings(late_qat_threshold=threshold))
-    assert schedule.qat_variants() == variants
+@pytest.mark.parametrize(
+    "changes, phases",
+    [
+        (dict(late_qat_threshold=0.0), [(True, False)]),
+        (dict(late_qat_threshold=0.1), [(True, False), (True, True)]),
+        (dict(late_qat_threshold=0.0, **LOOPED), [(False, False), (True, False)]),
+        (dict(late_qat_threshold=0.1, **LOOPED), [(False, False), (True, False), (True, True)]),
+        (dict(late_qat_threshold=0.0, **LOOPED, enable_looping_at=0.0), [(True, False)]),
+    ],
+    ids=str,
+)
+def test_each_kind_of_step_that_can_come_has_a_graph_of_its_own(changes, phases):
+    assert Schedule(tiny_settings(**changes)).phases() == phases
+    seen = {(plan.looped, plan.late_qat_due) for plan in plans_of(**changes)}
+    assert seen == set(phases)
 
 
 def test_costs_are_sampled_near_the_end_if_steps_are_fitted():
@@ -192,7 +223,15 @@ def test_a_phase_of_a_plan_is_off_unless_it_is_said():
 
 def test_every_part_of_a_plan_is_tested_here():
     """A new phase needs a test that says where it starts and ends."""
-    tested = ("scale", "momentum", "late_qat_due", "samples_costs", "samples_weights")
+    tested = (
+        "scale",
+        "momentum",
+        "looped",
+        "late_qat_due",
+        "samples_costs",
+        "samples_weights",
+        "average_decay",
+    )
     assert StepPlan._fields == tested
 
 
@@ -202,12 +241,13 @@ def test_every_part_of_a_plan_is_tested_here():
 def averaged(s: Settings, values: list[Tensor]) -> WeightAverage:
     """The average of a parameter that has these values after the steps of a run."""
     schedule = Schedule(s)
-    average = WeightAverage(s)
+    average = WeightAverage()
     parameter = torch.nn.Parameter(torch.zeros_like(values[0]))
     for step, value in enumerate(values):
         parameter.data.copy_(value)
-        if schedule.plan(step, step / len(values)).samples_weights:
-            average.add([parameter])
+        plan = schedule.plan(step, step / len(values))
+        if plan.samples_weights:
+            average.add([parameter], plan.average_decay)
     return average
 
 
@@ -246,24 +286,35 @@ def test_ema_is_its_definition_without_bias(every):
     torch.testing.assert_close(average.weights[0].double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_ema_may_span_a_share_of_the_run_however_long_it_is():
+    for iterations in (50, 100):
+        changes = dict(ema_enabled=True, ema_every=5, ema_span=0.1, iterations=iterations)
+        schedule = Schedule(tiny_settings(**changes))
+        for step in (0, iterations // 2):
+            decay = schedule.plan(step, step / iterations).average_decay
+            # After a tenth of the run, the weight of a sample is a factor e less.
+            assert decay ** (0.1 * iterations / 5) == pytest.approx(math.exp(-1))
+    assert all(plan.average_decay == 1.0 for plan in plans_of(swa_enabled=True, ema_span=0.1))
+
+
 def test_an_average_without_samples_replaces_nothing():
     parameter = torch.nn.Parameter(torch.ones(3))
-    average = WeightAverage(tiny_settings())
+    average = WeightAverage()
     assert not average.load_into([parameter]) and parameter.tolist() == [1, 1, 1]
-    average.add([torch.nn.Parameter(torch.full((3,), 2.0))])
+    average.add([torch.nn.Parameter(torch.full((3,), 2.0))], 1.0)
     assert average.load_into([parameter]) and parameter.tolist() == [2, 2, 2]
 
 
 def test_an_average_goes_on_from_its_state():
     values = [torch.nn.Parameter(torch.randn(4)) for _ in range(6)]
-    whole = WeightAverage(tiny_settings())
-    first = WeightAverage(tiny_settings())
+    whole = WeightAverage()
+    first = WeightAverage()
     for value in values[:3]:
-        whole.add([value])
-        first.add([value])
-    second = WeightAverage(tiny_settings())
+        whole.add([value], 0.9)
+        first.add([value], 0.9)
+    second = WeightAverage()
     second.load_state(first.state())
     for value in values[3:]:
-        whole.add([value])
-        second.add([value])
+        whole.add([value], 0.9)
+        second.add([value], 0.9)
     assert second.samples == 6 and torch.equal(whole.weights[0], second.weights[0])

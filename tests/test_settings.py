@@ -241,7 +241,7 @@ def test_an_empty_variable_is_one_that_is_not_set():
 def test_derived_sizes_follow_from_the_settings():
     s = Settings()
     assert (s.head_dim, s.rotary_dims, s.mlp_hidden) == (64, 16, 1536)
-    assert (s.num_encoder_layers, s.middle_layer) == (5, 5)
+    assert (s.num_visits, s.num_skips, s.middle_layer) == (11, 5, 5)
     assert (s.row_tokens, s.window_tokens, s.step_rows) == (1984, 1984, 384)
     s = settings(PRESET="entry_352")
     assert (s.row_tokens, s.window_tokens, s.step_rows) == (1984, 960, 256)
@@ -464,15 +464,15 @@ def test_no_variable_of_a_public_run_command_is_ignored_without_a_word(command):
 
 
 def test_what_is_not_here_is_named_in_one_line():
-    pairs = "PRESET=record XSA_LAST_N=4 MATRIX_CLIP_SIGMAS=12.85 TTT_ENABLED=1 VAL_BATCH_SIZE=8"
+    pairs = "PRESET=record VE_DIM=128 MATRIX_CLIP_SIGMAS=12.85 TTT_ENABLED=1 VAL_BATCH_SIZE=8"
     assert foreign(pairs) == [
-        f"{NOT_HERE}MATRIX_CLIP_SIGMAS=12.85, TTT_ENABLED=1, VAL_BATCH_SIZE=8, XSA_LAST_N=4"
+        f"{NOT_HERE}MATRIX_CLIP_SIGMAS=12.85, TTT_ENABLED=1, VAL_BATCH_SIZE=8, VE_DIM=128"
     ]
 
 
 @pytest.mark.parametrize("text", ["0", "0.0", "false", "off", "None", ""])
 def test_switching_off_what_is_not_here_needs_no_word(text):
-    assert foreign(f"PRESET=record TTT_ENABLED={text} XSA_LAST_N={text}") == []
+    assert foreign(f"PRESET=record TTT_ENABLED={text} VE_ENABLED={text}") == []
 
 
 @pytest.mark.parametrize(
@@ -553,7 +553,7 @@ def test_rank_0_warns_once_and_in_its_log(data_folder, tmp_path, monkeypatch, ca
     (tmp_path / "logs").mkdir()
     environment = {"PRESET": "pocket", "DEVICE": "cpu", "RUN_ID": "one", "RANK": rank}
     environment["DATA_PATH"] = str(data_folder)
-    names = {"XSA_LAST_N": "4", "MTP_HEADS": "2", "DATA_DIR": "./data", "NUM_LAYER": "9"}
+    names = {"VE_DIM": "4", "MTP_HEADS": "2", "DATA_DIR": "./data", "NUM_LAYER": "9"}
     monkeypatch.setattr(train_gpt, "start_runtime", lambda settings: Runtime(rank=int(rank)))
     monkeypatch.setattr(train_gpt, "train_and_score", lambda *arguments: None)
     train_gpt.start({**environment, **names})

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import train_gpt
-from conftest import VOCAB_SIZE
+from conftest import LANES, LOOPED, VOCAB_SIZE
 from runs import (
     MACHINE,
     SCRIPT,
@@ -273,6 +273,7 @@ def same(one: object, other: object) -> bool:
         dict(mtp_num_heads=0, bigram_vocab_size=0, memory_tokens=0),
         dict(late_qat_threshold=0.0),
         dict(micro_batch_tokens=24, train_batch_tokens=72),
+        dict(**LOOPED, **LANES, ema_enabled=True, ema_span=0.3, muon_row_normalize=True),
     ],
     ids=str,
 )

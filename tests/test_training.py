@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import train_gpt
-from conftest import VOCAB_SIZE, quiet, stir, tiny_model, tiny_settings, write_shard
+from conftest import LOOPED, VOCAB_SIZE, quiet, stir, tiny_model, tiny_settings, write_shard
 from train_gpt import (
     IGNORED,
     BatchPlan,
@@ -265,35 +265,42 @@ def graphs(monkeypatch):
 @pytest.mark.parametrize(
     "scheme", [dict(quant="rows", int5_mlp="1"), dict(quant="fit")], ids=["rows", "fit"]
 )
-def test_late_qat_fires_in_a_compiled_run_in_one_more_graph(make_trainer, graphs, scheme):
+def test_loops_and_late_qat_fire_in_a_compiled_run_in_a_graph_each(make_trainer, graphs, scheme):
     changes = dict(
         iterations=20,
         warmdown_iters=10,
         late_qat_threshold=0.35,
         num_layers=1,
+        num_loops=1,
+        loop_start=0,
+        loop_end=0,
         mtp_num_heads=0,
         **scheme,
     )
     trainer = make_trainer(runtime=Runtime(compiled="graph"), **changes)
     trainer.warm_up()
-    assert graphs.frame_count == 2
+    assert graphs.frame_count == 3
 
     # Each graph gives the loss of the weights that it is meant for.
     initial = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     stir(trainer.model)
     tokens, targets = trainer.batches.batch(trainer.data, 0, 0)
     grid = row_grid(trainer.model, trainer.settings)
-    _, plain = trainer.loss(trainer.model, trainer.coded, None, tokens, targets)
-    _, rounded = trainer.loss(trainer.model, trainer.coded, grid, tokens, targets)
+    model = trainer.model
+    _, early = trainer.loss(model, trainer.coded, None, False, tokens, targets)
+    _, looped = trainer.loss(model, trainer.coded, None, True, tokens, targets)
+    _, rounded = trainer.loss(model, trainer.coded, grid, True, tokens, targets)
     _, expected = really_quantized(trainer, grid)(tokens, targets)
-    assert abs(plain - expected) > 0.01
+    assert abs(looped - expected) > 0.01
+    assert abs(looped - early) > 0.01
     torch.testing.assert_close(rounded, expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(plain, trainer.model(tokens, targets)[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(looped, model(tokens, targets)[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(early, model(tokens, targets, looped=False)[1], rtol=1e-6, atol=0)
     trainer.model.load_state_dict(initial)
 
     # Nothing is compiled again while the clock runs.
     losses, _ = trained(trainer)
-    assert graphs.frame_count == 2
+    assert graphs.frame_count == 3
     # At scales 0.3, 0.2 and 0.1.
     assert trainer.qat_steps == 3
     eager, _ = trained(make_trainer(**changes))
@@ -510,18 +517,19 @@ def test_a_run_after_warm_up_equals_one_without_to_the_bit(make_trainer, thresho
 
 
 def test_warm_up_runs_every_graph(make_trainer):
-    trainer = make_trainer(warmup_steps=2)
+    trainer = make_trainer(warmup_steps=2, **LOOPED)
     seen = []
     loss = trainer.loss
 
-    def keeping(model, coded, grid: Grid | None, tokens: Tensor, targets: Tensor):
-        seen.append((grid is not None, tokens.shape))
-        return loss(model, coded, grid, tokens, targets)
+    def keeping(model, coded, grid: Grid | None, looped: bool, tokens: Tensor, targets: Tensor):
+        seen.append((looped, grid is not None, tokens.shape))
+        return loss(model, coded, grid, looped, tokens, targets)
 
     trainer.loss = keeping
     trainer.warm_up()
     shape = trainer.batches.batch(trainer.data, 0, 0)[0].shape
-    assert seen == [(False, shape)] * 2 + [(True, shape)] * 2
+    assert seen[:2] == [(False, False, shape)] * 2
+    assert seen[2:] == [(True, False, shape)] * 2 + [(True, True, shape)] * 2
 
 
 def test_runs_with_one_seed_agree_to_the_bit_and_another_seed_differs(make_trainer):

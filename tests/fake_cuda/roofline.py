@@ -1,10 +1,11 @@
 """Launches, memory traffic and arithmetic of the record preset's micro-step on an H100.
 
-    python tests/fake_cuda/roofline.py [--top N] [--qat] [--vocabulary N] [NAME=VALUE ...]
+    python tests/fake_cuda/roofline.py [--top N] [--qat] [--before-loops] [--vocabulary N] \
+        [NAME=VALUE ...]
 
-It needs no H100. NAME=VALUE is one of Inductor's options. It counts 48 rows of 2,048 positions,
-forward and backward. A kernel's traffic is the size of what it reads and writes, each once; what is
-still in the cache from the kernel before is counted too.
+It needs no H100. NAME=VALUE is a setting, or one of Inductor's options. It counts 48 rows of 2,048
+positions, forward and backward. A kernel's traffic is the size of what it reads and writes, each
+once; what is still in the cache from the kernel before is counted too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ KINDS = ("triton", "product", "attention", "other")
 
 
 def measure(
-    qat: bool = False, layers: int = 11, vocabulary: int = 1024, **options
+    qat: bool = False,
+    looped: bool = True,
+    settings: dict[str, str] | None = None,
+    **options,
 ) -> h100.Compiler:
     """Compile one micro-step, with Inductor's options; the graphs' order is forward, backward."""
     compiler = h100.Compiler(**options)
@@ -45,13 +49,13 @@ def measure(
     with fake_trainer.ranks(), fake_device.fake_cuda(), compiler, replaced:
         environment = {
             **fake_trainer.SETTINGS,
-            "NUM_LAYERS": str(layers),
-            "VOCAB_SIZE": str(vocabulary),
+            "VOCAB_SIZE": "1024",
+            **(settings or {}),
         }
         trainer = fake_trainer.make_trainer(environment, compiled="graph")
         tokens = torch.zeros(48, 2048, dtype=torch.long)
         grid = train_gpt.row_grid(trainer.model, trainer.settings) if qat else None
-        trainer.forward_backward(tokens, tokens.clone(), grid)
+        trainer.forward_backward(tokens, tokens.clone(), grid, looped)
     return compiler
 
 
@@ -117,15 +121,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("options", nargs="*")
     parser.add_argument("--top", type=int, default=12)
-    parser.add_argument("--layers", type=int, default=11)
     parser.add_argument("--vocabulary", type=int, default=1024)
     parser.add_argument("--qat", action="store_true")
+    parser.add_argument("--before-loops", action="store_true")
     chosen = parser.parse_args()
+    settings = {"VOCAB_SIZE": str(chosen.vocabulary)}
     options = {}
     for pair in chosen.options:
         name, value = pair.split("=", 1)
-        options[name] = ast.literal_eval(value)
-    compiler = measure(chosen.qat, chosen.layers, chosen.vocabulary, **options)
+        if name.isupper():
+            settings[name] = value
+        else:
+            options[name] = ast.literal_eval(value)
+    compiler = measure(chosen.qat, not chosen.before_loops, settings, **options)
     print(report(compiler, chosen.top))
 
 
