@@ -184,39 +184,39 @@ class Settings:
     num_kv_heads: int = of_model(
         4, "key and value heads (grouped-query attention)", low=1, high=1024
     )
-    qk_gain_init: float = of_model(1.5, "initial gain of each query head, after the norm", low=0.0)
+    qk_gain_init: float = of_model(5.0, "initial gain of each query head, after the norm", low=0.0)
     rope_dims: int = of_model(16, "rotated dimensions of a head (partial RoPE); 0: all", low=0)
     rope_base: float = of_model(10000.0, "base of the rotary frequencies", low=1.0)
     key_offset_enabled: bool = of_model(
-        False, "take the dimensions of a key that do not rotate from the position before"
+        True, "take the dimensions of a key that do not rotate from the position before"
     )
     xsa_last_n: int = of_model(
-        0, "last blocks with exclusive self-attention (XSA); 0: none", low=0, high=256
+        11, "last blocks with exclusive self-attention (XSA); 0: none", low=0, high=256
     )
     sparse_attn_gate_enabled: bool = of_model(
-        False, "gate each head by the first channels of what attention reads"
+        True, "gate each head by the first channels of what attention reads"
     )
     gate_window: int = of_model(12, "channels that the sparse attention gate reads", low=1)
     sparse_attn_gate_scale: float = of_model(
         0.5, "factor before the sigmoid of the sparse attention gate", low=0.0
     )
     # MLP and norms.
-    mlp_mult: float = of_model(3.0, "hidden width of the MLP over MODEL_DIM", low=0.01, high=64)
+    mlp_mult: float = of_model(4.0, "hidden width of the MLP over MODEL_DIM", low=0.01, high=64)
     negative_slope: float = of_model(
-        0.0, "slope of the MLP's squared ReLU below 0 (leaky ReLU)", low=0.0, high=1.0
+        0.5, "slope of the MLP's squared ReLU below 0 (leaky ReLU)", low=0.0, high=1.0
     )
     ln_scale: bool = of_model(True, "scale the norms of a block by 1 / sqrt(layer + 1)")
     # Trunk.
     skip_gates_enabled: bool = of_model(
-        False, "blend skip connections into the stream by gates instead of adding them"
+        True, "blend skip connections into the stream by gates instead of adding them"
     )
     num_loops: int = of_model(
-        0, "how often the blocks LOOP_START to LOOP_END are repeated; 0: no loops", low=0, high=64
+        2, "how often the blocks LOOP_START to LOOP_END are repeated; 0: no loops", low=0, high=64
     )
     loop_start: int = of_model(3, "first block of the loop", low=0)
     loop_end: int = of_model(5, "last block of the loop", low=0)
     parallel_start_layer: int = of_model(
-        0, "first block in which attention and MLP have a lane each; 0: one lane", low=0
+        8, "first block in which attention and MLP have a lane each; 0: none", low=0
     )
     # Features.
     smear_enabled: bool = of_model(True, "SmearGate: blend each embedding with the one before")
@@ -250,16 +250,16 @@ class Settings:
     max_wallclock_seconds: float = of_training(
         600.0, "most seconds of training; 0: no limit", low=0.0
     )
-    warmdown_iters: int = of_training(3000, "steps of linear decay to 0 at the end", low=0)
+    warmdown_iters: int = of_training(9000, "steps of linear decay to 0 at the end", low=0)
     warmdown_fraction: float = of_training(
-        0.6, "most of a run that WARMDOWN_ITERS may take", low=0.0, high=1.0
+        0.85, "most of a run that WARMDOWN_ITERS may take", low=0.0, high=1.0
     )
-    min_lr: float = of_training(0.0, "least learning-rate scale of the warmdown", low=0.0, high=1.0)
+    min_lr: float = of_training(0.1, "least learning-rate scale of the warmdown", low=0.0, high=1.0)
     warmup_steps: int = of_training(20, "steps to compile before the clock starts; undone", low=0)
     # Muon.
-    matrix_lr: float = of_training(0.025, "learning rate of Muon", low=0.0)
+    matrix_lr: float = of_training(0.026, "learning rate of Muon", low=0.0)
     muon_momentum: float = of_training(
-        0.99, "momentum of Muon after its warm-up", low=0.0, high=0.9999
+        0.97, "momentum of Muon after its warm-up", low=0.0, high=0.9999
     )
     muon_momentum_warmup_start: float = of_training(
         0.92, "momentum of Muon at step 0", low=0.0, high=0.9999
@@ -269,33 +269,38 @@ class Settings:
     )
     muon_backend_steps: int = of_training(5, "Newton-Schulz iterations of Muon", low=1, high=100)
     muon_row_normalize: bool = of_training(
-        False, "give the rows of an update one length before Newton-Schulz (MuonEq-R)"
+        True, "give the rows of an update one length before Newton-Schulz (MuonEq-R)"
     )
-    muon_wd: float = of_training(0.04, "decoupled weight decay of Muon", low=0.0)
+    muon_wd: float = of_training(0.095, "decoupled weight decay of Muon", low=0.0)
     # AdamW.
     tied_embed_lr: float = of_training(
-        0.035, "learning rate of tied embedding, memory, bigram table", low=0.0
+        0.03, "learning rate of tied embedding, memory, bigram table", low=0.0
     )
     embed_lr: float = of_training(0.6, "learning rate of an untied embedding", low=0.0)
     head_lr: float = of_training(
         0.008, "learning rate of an untied output matrix and MTP heads", low=0.0
     )
-    scalar_lr: float = of_training(0.025, "learning rate of vectors, gates and scalars", low=0.0)
-    adam_wd: float = of_training(0.04, "weight decay of AdamW; memory tokens have none", low=0.0)
+    scalar_lr: float = of_training(0.02, "learning rate of vectors, gates and scalars", low=0.0)
+    embed_wd: float = of_training(
+        0.085, "weight decay of embeddings and of the bigram table", low=0.0
+    )
+    adam_wd: float = of_training(
+        0.02, "weight decay of AdamW elsewhere; memory tokens have none", low=0.0
+    )
     beta1: float = of_training(0.9, "decay of AdamW's mean of gradients", low=0.0, high=0.9999)
-    beta2: float = of_training(0.95, "decay of AdamW's mean of squares", low=0.0, high=0.9999)
+    beta2: float = of_training(0.99, "decay of AdamW's mean of squares", low=0.0, high=0.9999)
     adam_eps: float = of_training(1e-8, "epsilon in AdamW's denominator", low=0.0)
     grad_clip_norm: float = of_training(
         0.3, "largest norm of the gradient; 0: no clipping", low=0.0
     )
     # Averages of the weights.
-    swa_enabled: bool = of_training(True, "export the mean of the weights near the end (SWA)")
+    swa_enabled: bool = of_training(False, "export the mean of the weights near the end (SWA)")
     swa_every: int = of_training(50, "steps between samples of SWA", low=1)
     swa_start_scale: float = of_training(0.2, "learning-rate scale under which SWA starts", low=0.0)
-    ema_enabled: bool = of_training(False, "export an exponential average (EMA), not SWA")
+    ema_enabled: bool = of_training(True, "export an exponential average (EMA), not SWA")
     ema_decay: float = of_training(0.997, "decay of EMA per step", low=0.0, high=1.0)
     ema_span: float = of_training(
-        0.0,
+        0.06,
         "share of the run that EMA spans, in place of EMA_DECAY; 0: EMA_DECAY counts",
         low=0.0,
         high=1.0,
@@ -348,10 +353,16 @@ class Settings:
         """Hidden units of an MLP."""
         return int(self.mlp_mult * self.model_dim)
 
+    def visited_layers(self, num_loops: int) -> list[int]:
+        """The blocks in the order in which the trunk runs them, with so many repetitions."""
+        layers = list(range(self.num_layers))
+        loop = layers[self.loop_start : self.loop_end + 1]
+        return layers[: self.loop_start] + num_loops * loop + layers[self.loop_start :]
+
     @property
     def num_visits(self) -> int:
         """Blocks that the trunk runs, each repetition counted."""
-        return self.num_layers + self.num_loops * (self.loop_end + 1 - self.loop_start)
+        return len(self.visited_layers(self.num_loops))
 
     @property
     def num_skips(self) -> int:
@@ -379,6 +390,34 @@ class Settings:
         return self.train_batch_tokens // self.train_seq_len
 
 
+# What the two entries of March 2026 had in common, where later records do otherwise.
+OF_MARCH_2026 = dict(
+    qk_gain_init=1.5,
+    key_offset_enabled=False,
+    xsa_last_n=0,
+    sparse_attn_gate_enabled=False,
+    mlp_mult=3.0,
+    negative_slope=0.0,
+    skip_gates_enabled=False,
+    num_loops=0,
+    parallel_start_layer=0,
+    warmdown_iters=3000,
+    warmdown_fraction=0.6,
+    min_lr=0.0,
+    muon_momentum_warmup_start=0.92,
+    muon_momentum_warmup_steps=1500,
+    muon_row_normalize=False,
+    muon_wd=0.04,
+    embed_wd=0.04,
+    adam_wd=0.04,
+    beta2=0.95,
+    swa_enabled=True,
+    swa_every=50,
+    swa_start_scale=0.2,
+    ema_enabled=False,
+    ema_span=0.0,
+)
+
 # What a preset sets, by name of the setting; for the rest it has the defaults. The two entries set
 # what their run commands named, also where that is the default today.
 PRESETS: dict[str, dict] = {
@@ -392,6 +431,9 @@ PRESETS: dict[str, dict] = {
         bigram_vocab_size=2048,
         bigram_dim=64,
         memory_tokens=8,
+        mlp_mult=3.0,
+        qk_gain_init=1.5,
+        num_loops=0,
         train_seq_len=256,
         train_batch_tokens=2048,
         micro_batch_tokens=2048,
@@ -400,13 +442,19 @@ PRESETS: dict[str, dict] = {
         warmup_steps=2,
         warmdown_fraction=0.5,
         matrix_lr=0.03,
-        muon_momentum=0.95,
+        muon_momentum=0.9,
         muon_momentum_warmup_start=0.85,
         muon_momentum_warmup_steps=200,
+        muon_wd=0.04,
+        embed_wd=0.04,
+        adam_wd=0.04,
+        beta2=0.95,
         tied_embed_lr=0.04,
         scalar_lr=0.03,
         grad_clip_norm=1.0,
-        swa_every=5,
+        ema_enabled=False,
+        # As many bits for a weight as the record's 16 MB give.
+        artifact_max_bytes=2_150_000,
         train_log_every=50,
         eval_seq_len=256,
         eval_batch_seqs=32,
@@ -414,6 +462,7 @@ PRESETS: dict[str, dict] = {
     # Entry A of March 2026: "11L Backout + Int6 + SWA", 1.1364 bpb, as published in #339: no memory
     # tokens yet, rotary positions on whole heads, six SWA samples 200 steps apart.
     "entry_339": dict(
+        OF_MARCH_2026,
         vocab_size=1024,
         num_layers=11,
         bigram_vocab_size=4096,
@@ -424,15 +473,10 @@ PRESETS: dict[str, dict] = {
         backout_lambda_init=0.2,
         iterations=9000,
         max_wallclock_seconds=600.0,
-        warmdown_iters=3000,
         matrix_lr=0.025,
         muon_momentum=0.99,
-        muon_momentum_warmup_start=0.92,
-        muon_momentum_warmup_steps=1500,
-        muon_wd=0.04,
         tied_embed_lr=0.035,
         scalar_lr=0.025,
-        adam_wd=0.04,
         swa_every=200,
         swa_start_scale=0.4,
         late_qat_threshold=0.0,
@@ -443,6 +487,7 @@ PRESETS: dict[str, dict] = {
     ),
     # Entry B of March 2026: "Memory Tokens + Mixed Quantization", 1.1659 bpb, as published in #352.
     "entry_352": dict(
+        OF_MARCH_2026,
         vocab_size=1024,
         num_layers=10,
         bigram_vocab_size=10240,
@@ -591,19 +636,17 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
 
 def lane_problems(s: Settings) -> list[str]:
     """Why the stream cannot split into two lanes at PARALLEL_START_LAYER."""
-    start = s.parallel_start_layer
-    if start >= s.num_layers:
-        return [f"PARALLEL_START_LAYER={start} must be below NUM_LAYERS={s.num_layers}"]
+    first = s.parallel_start_layer
     # What is pushed, looped or backed out is a stream of one lane.
-    in_one_lane = [visit.layer for visit in trunk_order(s, s.num_loops) if visit.pushes]
+    in_one_lane = s.visited_layers(s.num_loops)[: s.num_skips]
     if s.num_loops:
         in_one_lane.append(s.loop_end)
     if s.backout_enabled:
         in_one_lane.append(s.middle_layer)
     last = max(in_one_lane, default=-1)
-    if start <= last:
+    if first <= last:
         return [
-            f"PARALLEL_START_LAYER={start} must be above block {last}: encoder, loops and the "
+            f"PARALLEL_START_LAYER={first} must be above block {last}: encoder, loops and the "
             "middle state have one lane"
         ]
     return []
@@ -630,6 +673,7 @@ RENAMED_SETTINGS = {
     "COMPRESS_METHOD": "codec",
     "EMA": "ema_enabled",
     "EMA_UPDATE_EVERY": "ema_every",
+    "EMBED_WEIGHT_DECAY": "embed_wd",
     "EVAL_WINDOW_STRIDE": "eval_stride",
     "GRAD_CLIP": "grad_clip_norm",
     "LEAKY_RELU_SLOPE": "negative_slope",
@@ -703,8 +747,6 @@ RELATED_SETTINGS = {
     "CASEOPS_ENABLED": "the tokenizer says whether it has case operators",
     "CHECKPOINT_PATH": "ARTIFACT is the file to score",
     "DATA_DIR": "DATA_PATH is the folder of the shards itself",
-    "EMBED_WD": "ADAM_WD is for all of AdamW, embeddings too",
-    "EMBED_WEIGHT_DECAY": "ADAM_WD is for all of AdamW, embeddings too",
     "ENABLE_LOOPING_AT_STEP": "ENABLE_LOOPING_AT is a share of the run",
     "EVAL_ONLY": "ARTIFACT is the file to score",
     "GRAD_ACCUM_STEPS": "MICRO_BATCH_TOKENS is the most positions of a pass",
@@ -917,6 +959,12 @@ def settings_from(
         given.setdefault("quant", "rows")
     elif given.get("quant") == "fit":
         given.setdefault("int5_mlp", "auto")
+
+    # So does an average: what a preset has in its place would hide it.
+    if given.get("swa_enabled"):
+        given.setdefault("ema_enabled", False)
+    if "ema_decay" in given:
+        given.setdefault("ema_span", 0.0)
 
     preset, reason = choose_preset(given)
     settings = Settings(**{**PRESETS[preset], **stored, **given})
@@ -1617,9 +1665,7 @@ def trunk_order(s: Settings, num_loops: int) -> list[Visit]:
     The blocks LOOP_START to LOOP_END are repeated `num_loops` times (#1394, #1420): more depth, no
     more weights. With an odd number of visits the last takes nothing.
     """
-    loop = list(range(s.loop_start, s.loop_end + 1))
-    layers = list(range(s.num_layers))
-    layers[s.loop_start : s.loop_start] = loop * num_loops
+    layers = s.visited_layers(num_loops)
     half = len(layers) // 2
     encoder = [Visit(layer, pushes=True) for layer in layers[:half]]
     decoder = []
@@ -1805,9 +1851,9 @@ ROLES: dict[str, Role] = {
     "attention":         Role("muon",    "matrix_lr",      "muon_wd",    "int6",     "fitted"),
     "mlp":               Role("muon",    "matrix_lr",      "muon_wd",    "int6_or_int5", "fitted"),
     "bigram_projection": Role("muon",    "matrix_lr",      "muon_wd",    "int6",     "fitted"),
-    "bigram_table":      Role("adamw",   "tied_embed_lr",  "adam_wd",    "int6",     "fitted"),
-    "tied_embedding":    Role("adamw",   "tied_embed_lr",  "adam_wd",    "float16",  "fitted"),
-    "embedding":         Role("adamw",   "embed_lr",       "adam_wd",    "float16",  "fitted"),
+    "bigram_table":      Role("adamw",   "tied_embed_lr",  "embed_wd",   "int6",     "fitted"),
+    "tied_embedding":    Role("adamw",   "tied_embed_lr",  "embed_wd",   "float16",  "fitted"),
+    "embedding":         Role("adamw",   "embed_lr",       "embed_wd",   "float16",  "fitted"),
     "head":              Role("adamw",   "head_lr",        "adam_wd",    "float16",  "fitted"),
     # No decay on memory tokens (#351): they are normed where they are used.
     "memory":            Role("adamw",   "tied_embed_lr",  None,         "float16",  "fitted"),
@@ -3776,7 +3822,9 @@ def read_header(data: bytes, name: str) -> tuple[Codec, memoryview, int, int]:
     return list(CODECS.values())[codec], body, size, packed_size
 
 
-def read_manifest(codec: Codec, body: memoryview, size: int, packed_size: int) -> ArtifactParts:
+def read_manifest(
+    codec: Codec, body: memoryview, size: int, packed_size: int, name: str
+) -> ArtifactParts:
     """Unpack the first part and check the manifest: its settings must make a model."""
     first = unzstd(body[:packed_size], size)
     end = 4 + struct.unpack_from("<I", first)[0]
@@ -3784,8 +3832,15 @@ def read_manifest(codec: Codec, body: memoryview, size: int, packed_size: int) -
 
     fields = {field.name: field for field in fields_of("model", "evaluation")}
     values = {}
-    for name, value in manifest["settings"].items():
-        values[name] = parse_value(fields[name], as_typed(value))
+    for setting_name, value in manifest["settings"].items():
+        values[setting_name] = parse_value(fields[setting_name], as_typed(value))
+    # A default of today is not what an older script, without the setting, did.
+    missing = [field.name.upper() for field in fields_of("model") if field.name not in values]
+    require(
+        not missing,
+        f"{name}: another version of this script made it, without {', '.join(missing)}: score it "
+        "with that one",
+    )
     problems = combination_problems(Settings(**values), trains=False)
     require(not problems, "; ".join(problems), ValueError)
     known = manifest["quant"] in ("fit", "rows") and isinstance(manifest["tokenizer"], str)
@@ -3843,7 +3898,7 @@ def read_artifact(data: bytes, name: str) -> tuple[dict, dict[str, Tensor]]:
     """
     codec, body, size, packed_size = read_header(data, name)
     try:
-        parts = read_manifest(codec, body, size, packed_size)
+        parts = read_manifest(codec, body, size, packed_size, name)
         return parts.manifest, read_weights(parts)
     except DAMAGE as error:
         raise UserError(f"{name}: damaged: {' '.join(str(error).split())}") from None

@@ -32,7 +32,7 @@ PRODUCTS = 10
 
 
 def flops_per_token(model: train_gpt.GPT, settings: train_gpt.Settings) -> float:
-    """Operations to train on a position, memory tokens included.
+    """Operations to train on a position, memory tokens included, while blocks are looped.
 
     Causal attention's two products count 6 for each channel and position of a row. Embeddings are
     looked up, which is no operation. Bigrams and output matrices are not for memory tokens.
@@ -40,11 +40,18 @@ def flops_per_token(model: train_gpt.GPT, settings: train_gpt.Settings) -> float
     sizes = collections.Counter()
     for name, role in model.roles().items():
         sizes[role] += model.get_parameter(name).numel()
-    attended = settings.num_layers * settings.train_seq_len * settings.model_dim
-    everywhere = sizes["attention"] + sizes["mlp"] + attended
+    everywhere = settings.num_visits * settings.train_seq_len * settings.model_dim
+    for visit in model.looped_order:
+        everywhere += multiplied_weights(model.blocks[visit.layer])
     for_text = sizes["bigram_projection"] + sizes["mtp_head"] + model.output.numel()
     share_of_text = 1 - settings.memory_tokens / settings.train_seq_len
     return OPERATIONS_A_WEIGHT * (everywhere + for_text * share_of_text)
+
+
+def multiplied_weights(block: train_gpt.Block) -> int:
+    """How many weights each position is multiplied by in a block."""
+    matrices = [*block.attention.parameters(), *block.mlp.parameters()]
+    return sum(matrix.numel() for matrix in matrices if matrix.ndim == 2)
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -59,10 +66,14 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def first_plan(trainer: train_gpt.Trainer) -> object:
-    """What Trainer.step takes for the first step: a script without a Schedule takes the scale."""
+    """What Trainer.step takes for the first step: a script without a Schedule takes the scale.
+
+    Where blocks are looped later in a run, they are looped here: so are most steps.
+    """
     if not hasattr(trainer, "schedule"):
         return 1.0
-    return trainer.schedule.plan(step=0, progress=0.0)
+    plan = trainer.schedule.plan(step=0, progress=0.0)
+    return plan._replace(looped=True) if hasattr(plan, "looped") else plan
 
 
 # ---- The plain path, where a variant does without an optimization

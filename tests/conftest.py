@@ -39,6 +39,12 @@ BOS = 1
 # Every feature of the model on but for loops and lanes, which need a trunk of some length, at sizes
 # that take milliseconds. A row has 20 tokens of text behind 4 memory tokens, and a step has 4 rows.
 TINY = dict(
+    train_gpt.OF_MARCH_2026,
+    embed_wd=0.05,
+    matrix_lr=0.025,
+    tied_embed_lr=0.035,
+    scalar_lr=0.025,
+    muon_momentum=0.99,
     num_layers=4,
     model_dim=32,
     vocab_size=64,

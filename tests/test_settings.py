@@ -43,26 +43,36 @@ TREE = ast.parse(SOURCE)
 NAMES = [field.name.upper() for field in fields_of()]
 
 RECORD_DEFAULTS = """
-    NUM_LAYERS=11 MODEL_DIM=512 VOCAB_SIZE=0 NUM_HEADS=8 NUM_KV_HEADS=4 QK_GAIN_INIT=1.5
-    ROPE_DIMS=16 ROPE_BASE=10000 MLP_MULT=3 SMEAR_ENABLED=1 BIGRAM_VOCAB_SIZE=4096 BIGRAM_DIM=128
+    NUM_LAYERS=11 MODEL_DIM=512 VOCAB_SIZE=0 NUM_HEADS=8 NUM_KV_HEADS=4 QK_GAIN_INIT=5
+    ROPE_DIMS=16 ROPE_BASE=10000 KEY_OFFSET_ENABLED=1 XSA_LAST_N=11 SPARSE_ATTN_GATE_ENABLED=1
+    GATE_WINDOW=12 SPARSE_ATTN_GATE_SCALE=0.5 MLP_MULT=4 NEGATIVE_SLOPE=0.5 LN_SCALE=1
+    SKIP_GATES_ENABLED=1 NUM_LOOPS=2 LOOP_START=3 LOOP_END=5 ENABLE_LOOPING_AT=0.35
+    PARALLEL_START_LAYER=8 SMEAR_ENABLED=1 BIGRAM_VOCAB_SIZE=4096 BIGRAM_DIM=128
     MEMORY_TOKENS=64 BACKOUT_ENABLED=1 BACKOUT_LAMBDA_INIT=0.2 BACKOUT_LAYER=-1 TIE_EMBEDDINGS=1
-    LOGIT_SOFTCAP=30 LN_SCALE=1 MTP_NUM_HEADS=0 MTP_LOSS_WEIGHT=0.2 TIED_EMBED_INIT_STD=0.005
-    MATRIX_LR=0.025 MUON_MOMENTUM=0.99 MUON_MOMENTUM_WARMUP_START=0.92
-    MUON_MOMENTUM_WARMUP_STEPS=1500 MUON_BACKEND_STEPS=5 MUON_WD=0.04 TIED_EMBED_LR=0.035
-    SCALAR_LR=0.025 ADAM_WD=0.04 BETA1=0.9 BETA2=0.95 ADAM_EPS=1e-8 ITERATIONS=9000
-    WARMDOWN_ITERS=3000 MAX_WALLCLOCK_SECONDS=600 GRAD_CLIP_NORM=0.3 TRAIN_BATCH_TOKENS=786432
-    TRAIN_SEQ_LEN=2048 WARMUP_STEPS=20 SWA_ENABLED=1 SWA_EVERY=50 SWA_START_SCALE=0.2
-    EMA_ENABLED=0 EMA_DECAY=0.997 EMA_EVERY=10 LATE_QAT_THRESHOLD=0.1 INT5_MLP=auto ZSTD_LEVEL=22
-    ARTIFACT_MAX_BYTES=16000000 EVAL_STRIDE=64 EVAL_SEQ_LEN=2048 EVAL_BATCH_SEQS=256
-    VAL_LOSS_EVERY=0
+    LOGIT_SOFTCAP=30 MTP_NUM_HEADS=0 MTP_LOSS_WEIGHT=0.2 TIED_EMBED_INIT_STD=0.005
+    MATRIX_LR=0.026 MUON_MOMENTUM=0.97 MUON_MOMENTUM_WARMUP_START=0.92
+    MUON_MOMENTUM_WARMUP_STEPS=1500 MUON_BACKEND_STEPS=5 MUON_ROW_NORMALIZE=1 MUON_WD=0.095
+    TIED_EMBED_LR=0.03 EMBED_WD=0.085 SCALAR_LR=0.02 ADAM_WD=0.02 BETA1=0.9 BETA2=0.99
+    ADAM_EPS=1e-8 ITERATIONS=9000 WARMDOWN_ITERS=9000 WARMDOWN_FRACTION=0.85 MIN_LR=0.1
+    MAX_WALLCLOCK_SECONDS=600 GRAD_CLIP_NORM=0.3 TRAIN_BATCH_TOKENS=786432 TRAIN_SEQ_LEN=2048
+    WARMUP_STEPS=20 SWA_ENABLED=0 SWA_EVERY=50 SWA_START_SCALE=0.2 EMA_ENABLED=1 EMA_SPAN=0.06
+    EMA_EVERY=10 LATE_QAT_THRESHOLD=0.1 INT5_MLP=auto ZSTD_LEVEL=22 ARTIFACT_MAX_BYTES=16000000
+    EVAL_STRIDE=64 EVAL_SEQ_LEN=2048 EVAL_BATCH_SEQS=256 VAL_LOSS_EVERY=0
 """
 
+# What both entries did without or set otherwise than the record preset of today.
+OF_MARCH = """
+    QK_GAIN_INIT=1.5 KEY_OFFSET_ENABLED=0 XSA_LAST_N=0 SPARSE_ATTN_GATE_ENABLED=0 MLP_MULT=3
+    NEGATIVE_SLOPE=0 SKIP_GATES_ENABLED=0 NUM_LOOPS=0 PARALLEL_START_LAYER=0 WARMDOWN_ITERS=3000
+    WARMDOWN_FRACTION=0.6 MIN_LR=0 MUON_MOMENTUM_WARMUP_START=0.92 MUON_MOMENTUM_WARMUP_STEPS=1500
+    MUON_ROW_NORMALIZE=0 MUON_WD=0.04 EMBED_WD=0.04 ADAM_WD=0.04 BETA2=0.95 SWA_ENABLED=1
+    EMA_SPAN=0
+"""
 # The public entries as variables over PRESET=record.
 ENTRY_339 = """
     NUM_LAYERS=11 BIGRAM_VOCAB_SIZE=4096 MEMORY_TOKENS=0 ROPE_DIMS=0 LN_SCALE=0
-    LATE_QAT_THRESHOLD=0 INT5_MLP=0 CODEC=zstd MUON_WD=0.04 ADAM_WD=0.04 MATRIX_LR=0.025
-    SCALAR_LR=0.025 TIED_EMBED_LR=0.035 MUON_MOMENTUM=0.99 MUON_MOMENTUM_WARMUP_START=0.92
-    MUON_MOMENTUM_WARMUP_STEPS=1500 WARMDOWN_ITERS=3000 ITERATIONS=9000 MAX_WALLCLOCK_SECONDS=600
+    LATE_QAT_THRESHOLD=0 INT5_MLP=0 CODEC=zstd MATRIX_LR=0.025 SCALAR_LR=0.025
+    TIED_EMBED_LR=0.035 MUON_MOMENTUM=0.99 EMA_ENABLED=0 ITERATIONS=9000 MAX_WALLCLOCK_SECONDS=600
     EVAL_STRIDE=64 BACKOUT_ENABLED=1 BACKOUT_LAMBDA_INIT=0.2 SWA_EVERY=200 SWA_START_SCALE=0.4
 """
 ENTRY_352 = """
@@ -131,7 +141,6 @@ def test_pocket_keeps_eleven_layers_and_every_feature():
     for feature in (
         "smear_enabled",
         "backout_enabled",
-        "swa_enabled",
         "ln_scale",
         "tie_embeddings",
         "rope_dims",
@@ -141,7 +150,14 @@ def test_pocket_keeps_eleven_layers_and_every_feature():
     ):
         assert getattr(pocket, feature), feature
     assert pocket.max_wallclock_seconds == 150
-    assert pocket.muon_momentum == 0.95
+
+
+def test_an_average_that_is_asked_for_is_not_hidden_by_that_of_the_preset():
+    assert settings("PRESET=record").ema_enabled
+    assert not settings("PRESET=record SWA_ENABLED=1").ema_enabled
+    assert settings("PRESET=record SWA_ENABLED=1 EMA_ENABLED=1").ema_enabled
+    assert settings("PRESET=record EMA_DECAY=0.99").ema_span == 0
+    assert settings("PRESET=record EMA_DECAY=0.99 EMA_SPAN=0.1").ema_span == 0.1
 
 
 def test_preset_follows_the_device(monkeypatch):
@@ -178,7 +194,7 @@ def test_a_variable_wins_over_the_preset(preset):
     "preset, pairs", [("entry_339", ENTRY_339), ("entry_352", ENTRY_352)], ids=["339", "352"]
 )
 def test_the_preset_of_an_entry_is_its_variables(preset, pairs):
-    as_variables = settings(f"VOCAB_SIZE=1024 {pairs}", PRESET="record")
+    as_variables = settings(f"VOCAB_SIZE=1024 {OF_MARCH} {pairs}", PRESET="record")
     as_preset = settings(PRESET=preset)
     assert dataclasses.replace(as_preset, preset="record") == as_variables
     assert settings_from({"PRESET": preset})[1] == f"preset:{preset} (asked for)"
@@ -240,8 +256,10 @@ def test_an_empty_variable_is_one_that_is_not_set():
 
 def test_derived_sizes_follow_from_the_settings():
     s = Settings()
-    assert (s.head_dim, s.rotary_dims, s.mlp_hidden) == (64, 16, 1536)
-    assert (s.num_visits, s.num_skips, s.middle_layer) == (11, 5, 5)
+    assert (s.head_dim, s.rotary_dims, s.mlp_hidden) == (64, 16, 2048)
+    assert (s.num_visits, s.num_skips, s.middle_layer) == (17, 8, 5)
+    assert s.visited_layers(0) == list(range(11))
+    assert s.visited_layers(2) == [0, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10]
     assert (s.row_tokens, s.window_tokens, s.step_rows) == (1984, 1984, 384)
     s = settings(PRESET="entry_352")
     assert (s.row_tokens, s.window_tokens, s.step_rows) == (1984, 960, 256)
@@ -324,8 +342,13 @@ def test_an_impossible_combination_is_refused(pairs):
     "pairs",
     [
         "MODEL_DIM=504 NUM_HEADS=12",
-        "ROPE_DIMS=64",
-        "BACKOUT_LAYER=10",
+        "ROPE_DIMS=62",
+        "ROPE_DIMS=64 KEY_OFFSET_ENABLED=0",
+        "BACKOUT_LAYER=10 PARALLEL_START_LAYER=0",
+        "PARALLEL_START_LAYER=10",
+        "LOOP_END=10 PARALLEL_START_LAYER=0",
+        # A trunk that ends before has one lane.
+        "NUM_LAYERS=8",
         "MEMORY_TOKENS=1984 EVAL_STRIDE=64",
         "EVAL_STRIDE=1984",
         "MICRO_BATCH_TOKENS=2048",
@@ -430,7 +453,9 @@ def test_every_name_that_public_scripts_read_is_known():
     names = field_settings.NAMES_READ.split()
     assert len(names) > 309
     assert len(names) == len(set(names))
-    assert [name for name in names if not is_foreign_setting(name)] == []
+    settings = {field.name.upper() for field in train_gpt.fields_of()}
+    unknown = [name for name in names if name not in settings and not is_foreign_setting(name)]
+    assert unknown == []
 
 
 def test_a_name_of_other_entries_is_no_mistyped_one():
@@ -478,13 +503,13 @@ def test_switching_off_what_is_not_here_needs_no_word(text):
 @pytest.mark.parametrize(
     "pair, said",
     [
-        ("MUON_WEIGHT_DECAY=0.095", "MUON_WD (now 0.04)"),
+        ("MUON_WEIGHT_DECAY=0.04", "MUON_WD (now 0.095)"),
         ("MTP_HEADS=2", "MTP_NUM_HEADS (now 0)"),
         ("MTP_ENABLED=1", "MTP_NUM_HEADS (now 0)"),
         ("SLIDING_EVAL_STRIDE=32", "EVAL_STRIDE (now 64)"),
         ("BIGRAM_BUCKETS=10240", "BIGRAM_VOCAB_SIZE (now 4096)"),
         ("COMPRESSOR=brotli", "CODEC (now rans)"),
-        ("EMA=1", "EMA_ENABLED (now 0)"),
+        ("SWA=1", "SWA_ENABLED (now 0)"),
         ("SMEAR=maybe", "SMEAR_ENABLED (now 1)"),
     ],
 )
@@ -495,10 +520,10 @@ def test_another_name_for_a_setting_is_answered_with_the_name_here(pair, said):
 @pytest.mark.parametrize(
     "pairs",
     [
-        "MUON_WEIGHT_DECAY=0.040",
-        "SMEAR_GATE_ENABLED=1 BIGRAM_HASH=1 EMA=0 SWA=1 LATE_QAT=1 MTP_HEADS=0 TORCH_COMPILE=1",
-        "MUON_WEIGHT_DECAY=0.095 MUON_WD=0.095",
-        "SMEAR=0 SMEAR_ENABLED=0 BIGRAM_HASH=0 BIGRAM_VOCAB_SIZE=0 EMA=1 EMA_ENABLED=1",
+        "MUON_WEIGHT_DECAY=0.0950",
+        "SMEAR_GATE_ENABLED=1 BIGRAM_HASH=1 EMA=1 SWA=0 LATE_QAT=1 MTP_HEADS=0 TORCH_COMPILE=1",
+        "MUON_WEIGHT_DECAY=0.04 MUON_WD=0.04",
+        "SMEAR=0 SMEAR_ENABLED=0 BIGRAM_HASH=0 BIGRAM_VOCAB_SIZE=0 EMA=0 EMA_ENABLED=0",
         "UNET_SKIPS=1 ORTHO_INIT=1 SLIDING_EVAL=1",
     ],
 )
@@ -521,7 +546,7 @@ def test_a_name_with_another_meaning_here_is_explained(name):
         ("BIGRAM_HASH=0", "BIGRAM_VOCAB_SIZE here, which is 4096: set that"),
         ("BIGRAM_BUCKETS=0", "BIGRAM_VOCAB_SIZE"),
         ("EMA=0 EMA_ENABLED=1", "EMA_ENABLED"),
-        ("SWA=0", "SWA_ENABLED"),
+        ("SWA=0 SWA_ENABLED=1", "SWA_ENABLED"),
         ("BACKOUT=0", "BACKOUT_ENABLED"),
         ("QAT=0", "LATE_QAT_THRESHOLD"),
         ("MUON_WEIGHT_DECAY=0", "MUON_WD"),
@@ -572,18 +597,18 @@ def test_rank_0_warns_once_and_in_its_log(data_folder, tmp_path, monkeypatch, ca
 
 
 def test_an_artifact_wins_over_the_preset_and_a_variable_over_its_evaluation():
-    stored = dict(model_dim=64, num_heads=4, num_kv_heads=2, eval_stride=32, eval_seq_len=128)
+    stored = dict(model_dim=128, num_heads=4, num_kv_heads=2, eval_stride=32, eval_seq_len=128)
     found = settings("PRESET=pocket ARTIFACT=a.ptz EVAL_STRIDE=16", stored)
-    assert (found.model_dim, found.num_heads) == (64, 4)
+    assert (found.model_dim, found.num_heads) == (128, 4)
     assert (found.eval_seq_len, found.eval_stride) == (128, 16)
 
 
 def test_a_variable_must_not_contradict_an_artifact():
-    stored = dict(model_dim=64, num_heads=4, num_kv_heads=2)
+    stored = dict(model_dim=128, num_heads=4, num_kv_heads=2)
     pairs = "PRESET=pocket ARTIFACT=a.ptz"
-    assert settings(f"{pairs} MODEL_DIM=64", stored).model_dim == 64
-    with pytest.raises(UserError, match=r"MODEL_DIM.*64.*NUM_HEADS.*4"):
-        settings(f"{pairs} MODEL_DIM=128 NUM_HEADS=8", stored)
+    assert settings(f"{pairs} MODEL_DIM=128", stored).model_dim == 128
+    with pytest.raises(UserError, match=r"MODEL_DIM.*128.*NUM_HEADS.*4"):
+        settings(f"{pairs} MODEL_DIM=256 NUM_HEADS=8", stored)
 
 
 def test_a_variable_must_not_contradict_a_checkpoint():
