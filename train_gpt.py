@@ -422,15 +422,16 @@ OF_MARCH_2026 = dict(
 # what their run commands named, also where that is the default today.
 PRESETS: dict[str, dict] = {
     "record": {},
-    # For two CPU cores, which take hundreds of steps, not 7,000: momentum must forget within 20
-    # steps, and the average spans a few dozen.
+    # For two CPU cores, which take hundreds of steps, not 5,000: momentum must forget within 10
+    # steps, an average of weights loses more than it brings, and loops cost too many steps. Memory
+    # tokens would take 3% of every row.
     "pocket": dict(
         model_dim=192,
         num_heads=3,
         num_kv_heads=1,
         bigram_vocab_size=2048,
         bigram_dim=64,
-        memory_tokens=8,
+        memory_tokens=0,
         mlp_mult=3.0,
         qk_gain_init=1.5,
         num_loops=0,
@@ -452,6 +453,7 @@ PRESETS: dict[str, dict] = {
         tied_embed_lr=0.04,
         scalar_lr=0.03,
         grad_clip_norm=1.0,
+        swa_every=5,
         ema_enabled=False,
         # As many bits for a weight as the record's 16 MB give.
         artifact_max_bytes=2_150_000,

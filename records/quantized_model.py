@@ -272,17 +272,19 @@ def codes_in(
 
 
 def inputs_of_products(comparison: Comparison) -> list[list[str]]:
-    """The matrices in the order in which the model multiplies by them.
+    """The matrices in the order in which the model multiplies by them, again in each repetition.
 
     Those that share a product stand together.
     """
     groups = []
     if comparison.model.bigram is not None:
         groups.append(["bigram.projection"])
-    for layer in range(comparison.settings.num_layers):
-        attention = f"blocks.{layer}.attention"
-        mlp = f"blocks.{layer}.mlp"
+    for visit in comparison.model.looped_order:
+        attention = f"blocks.{visit.layer}.attention"
+        mlp = f"blocks.{visit.layer}.mlp"
         groups.append([f"{attention}.query", f"{attention}.key", f"{attention}.value"])
+        if comparison.settings.sparse_attn_gate_enabled:
+            groups.append([f"{attention}.gate.weight"])
         groups.append([f"{attention}.out"])
         groups.append([f"{mlp}.up"])
         groups.append([f"{mlp}.down"])
@@ -325,11 +327,16 @@ def input_factors(comparison: Comparison) -> dict[str, torch.Tensor]:
     2022).
     """
     groups = inputs_of_products(comparison)
-    factors = {}
+    of_groups: dict[tuple[str, ...], torch.Tensor] = {}
     for names, covariance in zip(groups, covariances(comparison, len(groups)), strict=True):
         for name in names:
-            if comparison.weight(name).size(1) != len(covariance):
+            if comparison.model.get_parameter(name).size(1) != len(covariance):
                 raise ValueError(f"{name} is not the matrix of its place in the forward pass")
+        # The visits of a looped block share its matrices.
+        of_groups[tuple(names)] = of_groups.get(tuple(names), 0.0) + covariance
+
+    factors = {}
+    for names, covariance in of_groups.items():
         covariance.diagonal().add_(DAMPING * covariance.diagonal().mean())
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
         factor = torch.linalg.cholesky(inverse, upper=True).float()

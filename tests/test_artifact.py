@@ -871,6 +871,19 @@ def test_forged_settings_are_found(artifact, changes):
     assert_refused(forge(artifact, change))
 
 
+def test_an_artifact_of_a_script_without_a_setting_is_refused(artifact):
+    """The setting's default of today would make another model."""
+
+    def change(manifest: dict, halves: bytes, codes: bytes) -> tuple:
+        del manifest["settings"]["key_offset_enabled"]
+        return manifest, halves, codes
+
+    assert_refused(
+        forge(artifact, change),
+        r"^a\.ptz: another version of this script made it, without KEY_OFFSET_ENABLED: score it ",
+    )
+
+
 def without_quant(manifest: dict) -> dict:
     """The manifest without one of its entries."""
     del manifest["quant"]

@@ -135,7 +135,7 @@ def test_every_record_default_is_inside_its_own_limits():
     assert record == Settings(preset="record")
 
 
-def test_pocket_keeps_eleven_layers_and_every_feature():
+def test_pocket_keeps_eleven_layers_and_the_features_that_help_it():
     pocket = settings(PRESET="pocket")
     assert pocket.num_layers == 11
     for feature in (
@@ -145,7 +145,13 @@ def test_pocket_keeps_eleven_layers_and_every_feature():
         "tie_embeddings",
         "rope_dims",
         "bigram_vocab_size",
-        "memory_tokens",
+        "key_offset_enabled",
+        "xsa_last_n",
+        "sparse_attn_gate_enabled",
+        "negative_slope",
+        "skip_gates_enabled",
+        "parallel_start_layer",
+        "muon_row_normalize",
         "late_qat_threshold",
     ):
         assert getattr(pocket, feature), feature
@@ -665,6 +671,17 @@ def test_a_document_has_the_table_of_settings():
     assert tables, f"no {settings_table.BEGIN} in any of {settings_table.DOCUMENTS}"
     for table in tables:
         assert table.splitlines() == settings_table.settings_table().splitlines()
+
+
+def test_the_example_of_a_feature_in_the_readme_is_the_script_as_it_is():
+    text = README.read_text(encoding="utf-8")
+    section = text.partition("## Add a feature")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert len(blocks) == 5
+    lines_of_script = "\n".join(line.strip() for line in SOURCE.splitlines())
+    for block in blocks:
+        lines = [line.strip() for line in block.strip().splitlines()]
+        assert "\n".join(lines) in lines_of_script, block
 
 
 def test_a_document_has_the_names_of_other_entries():

@@ -44,7 +44,8 @@ def check_step() -> None:
         trainer = make_trainer(ODD)
         trainer.warm_up()
         assert {dtype for _, dtype in products.counts} == {torch.bfloat16}, products.counts
-        assert products.counts["flash_forward", torch.bfloat16] == 2 * 3
+        # Before the loop three visits, then four, with late QAT and without.
+        assert products.counts["flash_forward", torch.bfloat16] == 3 + 2 * 4
         trainer.step(STEP)
 
         fit = train_gpt.Fit(trainer.coded)
@@ -58,10 +59,11 @@ def check_step() -> None:
         # This rank has no matrices of some shapes.
         make_trainer(ODD, rank=7).optimizer.step(scale=1.0, momentum=0.99)
 
-        # All eleven layers of a rank's 48 rows fit an H100 in one pass.
-        settings = train_gpt.settings_from(SETTINGS)[0]
-        batches = train_gpt.BatchPlan(settings, trainer.runtime)
-        assert (batches.micro_batch_rows, batches.micro_steps) == (48, 1)
+        # Without loops a rank's 48 rows fit an H100 in one pass, with 17 visits in two.
+        for num_loops, expected in (("0", (48, 1)), ("2", (24, 2))):
+            settings = train_gpt.settings_from({**SETTINGS, "NUM_LOOPS": num_loops})[0]
+            batches = train_gpt.BatchPlan(settings, trainer.runtime)
+            assert (batches.micro_batch_rows, batches.micro_steps) == expected
 
 
 def check_sdpa() -> None:
@@ -130,11 +132,11 @@ def check_graphs() -> None:
         evaluator = Evaluator(trainer.settings, trainer.runtime, None, quiet)
         trainer.warm_up()
         evaluator.warm_up(trainer.model)
-        assert counter.frame_count == 4, counter.frame_count
+        assert counter.frame_count == 5, counter.frame_count
         with torch.compiler.set_stance("fail_on_recompile"):
             trainer.warm_up()
             evaluator.warm_up(trainer.model)
-    assert counter.frame_count == 4
+    assert counter.frame_count == 5
     assert not counters["graph_break"], counters["graph_break"]
 
 

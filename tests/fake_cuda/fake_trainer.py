@@ -17,9 +17,11 @@ from train_gpt import Runtime, Trainer
 
 # QUANT=fit would need to know the gradients.
 SETTINGS = dict(PRESET="record", VOCAB_SIZE="1024", INT5_MLP="1", WARMUP_STEPS="1")
-# Few layers have as many graphs and the same types as eleven. Of three the last takes no skip.
-SHALLOW = dict(SETTINGS, NUM_LAYERS="2")
-ODD = dict(SETTINGS, NUM_LAYERS="3")
+# Few layers have as many graphs and the same types as eleven: the first is looped, the last has two
+# lanes. Of three, not looped yet, the last takes no skip.
+LOOPED = dict(SETTINGS, NUM_LOOPS="1", LOOP_START="0", LOOP_END="0")
+SHALLOW = dict(LOOPED, NUM_LAYERS="2", BACKOUT_LAYER="0", PARALLEL_START_LAYER="1")
+ODD = dict(LOOPED, NUM_LAYERS="3", BACKOUT_LAYER="1", PARALLEL_START_LAYER="2")
 
 
 class Rows:

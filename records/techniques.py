@@ -1,0 +1,186 @@
+"""Every technique that was tried, in one report: records/ablations.md and records/ablations.png.
+
+    python records/techniques.py
+
+The figures are those of the ablations in records/ablations/<experiment>/ablation.json, which
+records/ablate.py wrote. techniques.json beside them lists the experiments, and of each technique
+the settings that switch it on and off, its lines of code, whether it was kept, and why. An
+experiment whose base has a technique was run without it, and the other way round: the report turns
+all effects into those of switching it on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+# The commands share modules of data/.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "data"))
+
+from commands import BadInput, Parser, command, packages_from
+
+with packages_from("requirements.txt"):
+    from ablation_outcomes import Row, compare
+    from ablation_plot import COLOURS, DOTS_PER_INCH
+    from ablation_report import read_report, results_table, shown_interval
+    from files import write_atomically
+    from manifest import ROOT
+    from markdown_table import table
+
+FOLDER = ROOT / "records" / "ablations"
+# Inches.
+WIDTH = 9.0
+HEIGHT_OF_A_TECHNIQUE = 0.42
+HEIGHT_AROUND = 1.3
+INTRODUCTION = """\
+# Techniques, and what they brought
+
+Written by `python records/techniques.py` from the ablations in [ablations/](ablations/). An effect
+is the difference in bits per byte that switching a technique on makes, in pairs of runs with one
+seed, and below 0 it helps; in brackets its 95% interval (Student's t on the pairs), behind it the
+number of pairs. With two pairs an interval is very wide. All runs of an experiment have equal
+tokens; what a technique costs in time stands beside it.
+"""
+
+
+class Experiment(NamedTuple):
+    """One ablation, and what it was run on."""
+
+    name: str
+    title: str
+
+
+class Technique(NamedTuple):
+    """A technique as techniques.json has it. `on` and `off` are changes as people type them."""
+
+    name: str
+    on: str
+    off: str
+    lines: int
+    time: str
+    kept: str
+    why: str
+
+
+class Effect(NamedTuple):
+    """What switching a technique on does, in bits per byte; no interval with one pair of runs."""
+
+    difference: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" {shown_interval(self.low, self.high, '+.4f')}"
+        return f"{self.difference:+.4f}{interval}, {self.pairs}"
+
+
+def effect_of(technique: Technique, rows: list[Row]) -> Effect | None:
+    """Its effect by the rows of an experiment; None where it was not tried there."""
+    for row in rows:
+        if not row.paired or row.label not in (technique.on, technique.off):
+            continue
+        if row.label == technique.on:
+            return Effect(row.difference, row.paired_low, row.paired_high, len(row.paired))
+        ends = (None, None)
+        if row.paired_low is not None:
+            ends = (-row.paired_high, -row.paired_low)
+        return Effect(-row.difference, *ends, len(row.paired))
+    return None
+
+
+def read_list(folder: Path) -> tuple[list[Experiment], list[Technique]]:
+    """The experiments and techniques of techniques.json; BadInput if it is not as it should be."""
+    path = folder / "techniques.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        experiments = [Experiment(**each) for each in content["experiments"]]
+        return experiments, [Technique(**each) for each in content["techniques"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def report(
+    experiments: list[Experiment], techniques: list[Technique], rows: dict[str, list[Row]]
+) -> str:
+    """The report in Markdown: all techniques in one table, then each experiment's own table."""
+    head = ["technique", *(each.title for each in experiments), "time", "lines", "kept", "why"]
+    cells = []
+    for technique in techniques:
+        effects = [effect_of(technique, rows[each.name]) for each in experiments]
+        shown = ["-" if effect is None else str(effect) for effect in effects]
+        name = f"{technique.name} (`{technique.on}`)"
+        cells.append(
+            [name, *shown, technique.time, str(technique.lines), technique.kept, technique.why]
+        )
+    parts = [INTRODUCTION, *table(head, cells), "![effects of the techniques](ablations.png)", ""]
+    for each in experiments:
+        about = json.loads((FOLDER / each.name / "ablation.json").read_text(encoding="utf-8"))
+        parts += [f"## {each.title}", "", f"    {about['command']}", ""]
+        parts += [f"- {about['device'][0]}", f"- {about['versions'][0]}", f"- {about['date']}", ""]
+        parts += results_table(rows[each.name])
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def draw(
+    experiments: list[Experiment], techniques: list[Technique], rows: dict[str, list[Row]]
+) -> bytes:
+    """The effects and their intervals as PNG, a colour for each experiment."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    height = HEIGHT_AROUND + HEIGHT_OF_A_TECHNIQUE * len(techniques)
+    figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained")
+    axes.axvline(0, color="black", linewidth=1)
+    extent = 0.0
+    for number, (experiment, colour) in enumerate(zip(experiments, COLOURS, strict=False)):
+        # Each experiment has a line of its own within a technique's.
+        shift = 0.6 * (number / max(1, len(experiments) - 1) - 0.5)
+        places = []
+        values = []
+        for place, technique in enumerate(techniques):
+            effect = effect_of(technique, rows[experiment.name])
+            if effect is None:
+                continue
+            places.append(place + shift)
+            values.append(effect.difference)
+            if effect.low is not None:
+                axes.plot([effect.low, effect.high], [place + shift] * 2, color=colour, alpha=0.5)
+        axes.plot(values, places, "o", color=colour, label=experiment.title, markersize=6)
+        extent = max([extent, *map(abs, values)])
+    axes.set_yticks(range(len(techniques)), [technique.name for technique in techniques])
+    axes.set_ylim(len(techniques) - 0.5, -0.5)
+    # Intervals of two pairs would flatten everything.
+    axes.set_xlim(-1.15 * extent, 1.15 * extent)
+    axes.set_xlabel("bits per byte that switching it on changes (left is better); 95% intervals")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DOTS_PER_INCH)
+    pyplot.close(figure)
+    return picture.getvalue()
+
+
+@command()
+def main(arguments: list[str] | None = None) -> int:
+    """Write the report and its plot; exit status 0."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    experiments, techniques = read_list(FOLDER)
+    rows = {each.name: compare(read_report(FOLDER / each.name)) for each in experiments}
+    text = report(experiments, techniques, rows)
+    picture = draw(experiments, techniques, rows)
+    write_atomically(FOLDER.parent / "ablations.md", text.encode())
+    write_atomically(FOLDER.parent / "ablations.png", picture)
+    print(f"{FOLDER.parent}/ablations.md, .png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
