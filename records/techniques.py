@@ -55,11 +55,14 @@ class Experiment(NamedTuple):
 
 
 class Technique(NamedTuple):
-    """A technique as techniques.json has it. `on` and `off` are changes as people type them."""
+    """A technique as techniques.json has it. `on` and `off` are changes as people type them.
+
+    There may be several that switch it off, since bases differ.
+    """
 
     name: str
     on: str
-    off: str
+    off: list[str]
     lines: int
     time: str
     kept: str
@@ -82,7 +85,7 @@ class Effect(NamedTuple):
 def effect_of(technique: Technique, rows: list[Row]) -> Effect | None:
     """Its effect by the rows of an experiment; None where it was not tried there."""
     for row in rows:
-        if not row.paired or row.label not in (technique.on, technique.off):
+        if not row.paired or row.label not in (technique.on, *technique.off):
             continue
         if row.label == technique.on:
             return Effect(row.difference, row.paired_low, row.paired_high, len(row.paired))

@@ -15,7 +15,7 @@ from techniques import Effect, Technique, effect_of
 SKIP_GATES = Technique(
     name="skip gates",
     on="SKIP_GATES_ENABLED=1",
-    off="SKIP_GATES_ENABLED=0",
+    off=["SKIP_GATES_ENABLED=0"],
     lines=6,
     time="1.00",
     kept="record",
@@ -55,7 +55,7 @@ def test_one_pair_has_no_interval_and_another_change_no_effect():
 
 def write_folder(folder, runs: list[Outcome]) -> None:
     """An experiment and a list of techniques with and without an effect in it."""
-    other = SKIP_GATES._replace(name="nothing", on="MIN_LR=0.1", off="MIN_LR=0")
+    other = SKIP_GATES._replace(name="nothing", on="MIN_LR=0.1", off=["MIN_LR=0"])
     content = dict(
         experiments=[dict(name="tiny", title="tiny model")],
         techniques=[SKIP_GATES._asdict(), other._asdict()],
