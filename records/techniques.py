@@ -43,7 +43,7 @@ Written by `python records/techniques.py` from the ablations in [ablations/](abl
 is the difference in bits per byte that switching a technique on makes, in pairs of runs with one
 seed, and below 0 it helps; in brackets its 95% interval (Student's t on the pairs), behind it the
 number of pairs. With two pairs an interval is very wide. All runs of an experiment have equal
-tokens; what a technique costs in time stands beside it.
+tokens, or equal seconds where its title says so; what a technique costs in time stands beside it.
 """
 
 
