@@ -1,7 +1,7 @@
 """Compare changes of train_gpt.py's settings with a base configuration, each with several seeds.
 
-    python records/ablate.py --seeds 3 BACKOUT_ENABLED=0 MEMORY_TOKENS=0,32 \\
-        "SWA_ENABLED=0 EMA_ENABLED=1"
+    python records/ablate.py --seeds 3 BACKOUT_ENABLED=0 XSA_LAST_N=0,4 \\
+        "EMA_ENABLED=1 EMA_EVERY=1"
     python records/ablate.py --base ITERATIONS=400 --grid MATRIX_LR=0.02,0.03 MUON_WD=0,0.04
     python records/ablate.py --equal seconds QUANT=rows \\
         --launcher "torchrun --standalone --nproc_per_node=8"
