@@ -36,7 +36,7 @@ from train_gpt import (
 
 # A rate and a decay for each setting that a role can name, no two alike.
 RATES = dict(matrix_lr=0.01, tied_embed_lr=0.02, embed_lr=0.03, head_lr=0.04, scalar_lr=0.05)
-DECAYS = dict(muon_wd=0.5, adam_wd=0.25)
+DECAYS = dict(muon_wd=0.5, adam_wd=0.25, embed_wd=0.125)
 MATRIX_ROLES = [role for role in ROLES if role not in ("vector", "mtp_head")]
 
 
@@ -139,6 +139,8 @@ def test_weight_decay_is_decoupled_and_spares_the_memory_tokens():
     factors["memory"] = 1.0
     for role in ("attention", "mlp", "bigram_projection"):
         factors[role] = 1 - RATES["matrix_lr"] * 0.5
+    for role in ("tied_embedding", "embedding", "bigram_table"):
+        factors[role] = 1 - RATES[ROLES[role].learning_rate] * 0.125
     model = tiny_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     Optimizer(model, s, Runtime()).step(scale=1.0, momentum=0.9)
