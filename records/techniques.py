@@ -141,7 +141,7 @@ def draw(
     height = HEIGHT_AROUND + HEIGHT_OF_A_TECHNIQUE * len(techniques)
     figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained")
     axes.axvline(0, color="black", linewidth=1)
-    extent = 0.0
+    shown = [0.0]
     for number, (experiment, colour) in enumerate(zip(experiments, COLOURS, strict=False)):
         # Each experiment has a line of its own within a technique's.
         shift = 0.6 * (number / max(1, len(experiments) - 1) - 0.5)
@@ -156,14 +156,15 @@ def draw(
             if effect.low is not None:
                 axes.plot([effect.low, effect.high], [place + shift] * 2, color=colour, alpha=0.5)
         axes.plot(values, places, "o", color=colour, label=experiment.title, markersize=6)
-        extent = max([extent, *map(abs, values)])
+        shown += values
     axes.set_yticks(range(len(techniques)), [technique.name for technique in techniques])
     axes.set_ylim(len(techniques) - 0.5, -0.5)
     # Intervals of two pairs would flatten everything.
-    axes.set_xlim(-1.15 * extent, 1.15 * extent)
+    margin = 0.15 * (max(shown) - min(shown)) or 1.0
+    axes.set_xlim(min(shown) - margin, max(shown) + margin)
     axes.set_xlabel("bits per byte that switching it on changes (left is better); 95% intervals")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=DOTS_PER_INCH)
     pyplot.close(figure)
