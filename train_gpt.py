@@ -423,8 +423,8 @@ OF_MARCH_2026 = dict(
 PRESETS: dict[str, dict] = {
     "record": {},
     # For two CPU cores, which take hundreds of steps, not 5,000: momentum must forget within 10
-    # steps, an average of weights loses more than it brings, and loops cost too many steps. Memory
-    # tokens would take 3% of every row.
+    # steps, and an average of weights loses more than it brings. Loops would make a step half as
+    # long again, memory tokens take 3% of every row.
     "pocket": dict(
         model_dim=192,
         num_heads=3,
@@ -2167,9 +2167,9 @@ class Schedule:
     def plan(self, step: int, progress: float) -> StepPlan:
         """What holds during `step`, counted from 0. Every phase of a run is a line here.
 
-        Late QAT begins with the loops, and where the warmdown, before MIN_LR holds it up, is under
-        its threshold. Under theirs, costs are sampled in every step, and weights every
-        `average_every` steps.
+        Thresholds are of the warmdown as it would be without MIN_LR. Late QAT begins at the first
+        step under its own in which the loops are on. Under theirs, costs are sampled in every step,
+        and weights every `average_every` steps.
         """
         s = self.settings
         remaining = self.remaining(step, progress)
@@ -2517,7 +2517,7 @@ class BatchPlan:
     up the last.
     """
 
-    # Activations take about 1 / 0.015 = 67 numbers for each position, layer and channel of a pass,
+    # Activations take about 1 / 0.015 = 67 numbers for each position, channel and run of a block,
     # as measured.
     MEMORY_SHARE = 0.015
 
