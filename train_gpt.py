@@ -200,6 +200,9 @@ class Settings:
     sparse_attn_gate_scale: float = of_model(
         0.5, "factor before the sigmoid of the sparse attention gate", low=0.0
     )
+    document_attention: bool = of_model(
+        True, "attend to tokens of the same document only; off with memory tokens"
+    )
     # MLP and norms.
     mlp_mult: float = of_model(4.0, "hidden width of the MLP over MODEL_DIM", low=0.01, high=64)
     negative_slope: float = of_model(
@@ -224,7 +227,7 @@ class Settings:
         4096, "BigramHash: rows of the table; 0: off", low=0, high=1 << 24
     )
     bigram_dim: int = of_model(128, "BigramHash: width of the table", low=1, high=16384)
-    memory_tokens: int = of_model(64, "learned vectors before every row; 0: off", low=0, high=16384)
+    memory_tokens: int = of_model(0, "learned vectors before every row; 0: off", low=0, high=16384)
     backout_enabled: bool = of_model(True, "backout: at the end, subtract lambda * a middle state")
     backout_lambda_init: float = of_model(0.2, "initial lambda of backout")
     backout_layer: int = of_model(-1, "block that is backed out; -1: NUM_LAYERS // 2", low=-1)
@@ -246,6 +249,9 @@ class Settings:
     )
     # Batch and length of the run.
     train_batch_tokens: int = of_training(786432, "positions of a step over all ranks", low=1)
+    train_seq_schedule: str = of_training(
+        "", "how far attention reaches within rows, until which share of the run: 1024@0.1,2048@1"
+    )
     iterations: int = of_training(9000, "most steps", low=1)
     max_wallclock_seconds: float = of_training(
         600.0, "most seconds of training; 0: no limit", low=0.0
@@ -385,6 +391,15 @@ class Settings:
         return self.eval_seq_len - self.memory_tokens
 
     @property
+    def reaches(self) -> list[tuple[int, float]]:
+        """TRAIN_SEQ_SCHEDULE: positions that attention spans, and the share of the run until which.
+
+        ValueError if it is not so written.
+        """
+        pairs = [part.split("@") for part in self.train_seq_schedule.split(",") if part]
+        return [(int(length), float(share)) for length, share in pairs]
+
+    @property
     def step_rows(self) -> int:
         """Rows of an optimizer step over all ranks."""
         return self.train_batch_tokens // self.train_seq_len
@@ -396,6 +411,7 @@ OF_MARCH_2026 = dict(
     key_offset_enabled=False,
     xsa_last_n=0,
     sparse_attn_gate_enabled=False,
+    document_attention=False,
     mlp_mult=3.0,
     negative_slope=0.0,
     skip_gates_enabled=False,
@@ -431,7 +447,7 @@ PRESETS: dict[str, dict] = {
         num_kv_heads=1,
         bigram_vocab_size=2048,
         bigram_dim=64,
-        memory_tokens=0,
+        document_attention=False,
         mlp_mult=3.0,
         qk_gain_init=1.5,
         num_loops=0,
@@ -611,6 +627,16 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
             f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of "
             f"TRAIN_SEQ_LEN={s.train_seq_len}"
         )
+    if trains and not has_valid_reaches(s):
+        problems.append(
+            f"TRAIN_SEQ_SCHEDULE={s.train_seq_schedule} must be pairs LENGTH@SHARE like "
+            f"1024@0.1,2048@1: lengths up to TRAIN_SEQ_LEN={s.train_seq_len}, shares rising to 1"
+        )
+    if s.memory_tokens and (s.document_attention or s.train_seq_schedule):
+        problems.append(
+            f"MEMORY_TOKENS={s.memory_tokens} stand before a row, where its later segments would "
+            "not see them: it needs DOCUMENT_ATTENTION=0 and no TRAIN_SEQ_SCHEDULE"
+        )
     if trains and 0 < s.micro_batch_tokens < s.train_seq_len:
         problems.append(
             f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} must hold a row of "
@@ -634,6 +660,20 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
         if taken_by.exists():
             problems.append(f"RUN_ID={s.run_id} is taken: {taken_by} exists; choose another")
     return problems
+
+
+def has_valid_reaches(s: Settings) -> bool:
+    """Whether TRAIN_SEQ_SCHEDULE, if it is set, covers the whole run with lengths of a row."""
+    try:
+        reaches = s.reaches
+    except ValueError:
+        return False
+    if not s.train_seq_schedule:
+        return True
+    shares = [share for _, share in reaches]
+    rise = all(one < other for one, other in itertools.pairwise([0.0, *shares]))
+    fit = all(1 <= length <= s.train_seq_len for length, _ in reaches)
+    return rise and fit and shares[-1:] == [1.0]
 
 
 def lane_problems(s: Settings) -> list[str]:
@@ -785,7 +825,7 @@ ABSENT_SETTINGS = """
     MOUSSE_* MUON_BETA2 MUON_MOMENTUM_WARMUP_FRACTION MUON_POST_NORM PERLAYER_TRAIN_LR PROJ_LR_MULT
     SDPA_BACKEND SEQ_CHANGE_WARMUP_STEPS SEQ_LEN_BUMP_FRAC SKYLIGHT_MUON SWA_DECAY SWA_DYNAMIC*
     SWA_FRAC SWA_START_STEP SWA_STEPS TRAIN_BATCH_TOKENS_SCHEDULE* TRAIN_SEQ_LEN_END
-    TRAIN_SEQ_SCHEDULE* TRITON_ENABLED USE_FA3 USE_NORMUON UW_FLOOR WARMDOWN_SHAPE WD_TAPER_*
+    TRAIN_SEQ_SCHEDULE_MODE TRITON_ENABLED USE_FA3 USE_NORMUON UW_FLOOR WARMDOWN_SHAPE WD_TAPER_*
     Z_LOSS
 
     AR_CALIB_* ATTN_CLIP_SIGMAS ATTN_QUANT_BITS AWQ_* BANK_QAT_* BLOCKWISE_* BROTLI_* BYTE_SHUFFLE*
@@ -1009,29 +1049,74 @@ IGNORED = -1
 
 
 class AttentionInputs(NamedTuple):
-    """All that a backend gets. What limits attention further (documents, windows) belongs here."""
+    """All that a backend gets."""
 
     # (batch, positions, heads, head_dim)
     queries: Tensor
     # (batch, positions, kv_heads, head_dim), as is `values`; each serves heads / kv_heads queries.
     keys: Tensor
     values: Tensor
+    # What keeps a query to its segment, in the backend's form; None: a row is one segment.
+    limits: Tensor | None = None
+
+
+def segment_mask(starts: Tensor) -> Tensor:
+    """Which keys a query may attend to: itself and what is before it in its segment.
+
+    `starts` says where segments begin, bool (batch, positions) -> bool (batch, queries, keys).
+    """
+    segments = starts.cumsum(1)
+    same = segments[:, :, None] == segments[:, None, :]
+    return same.tril()
+
+
+def segment_ends(starts: Tensor) -> Tensor:
+    """Where each segment begins in the rows laid end to end, and where the last ends: int32 (n,).
+
+    n does not depend on the tokens, since each number of segments would need a compiled graph of
+    its own: what is left over are empty segments. There is room for one in 64 positions and three
+    more in each row, on average; documents beyond that are joined to the one before.
+    """
+    batch, length = starts.shape
+    total = starts.numel()
+    most = batch * (length // 64 + 4)
+    positions = torch.arange(total, device=starts.device)
+    begins_row = positions % length == 0
+    begins_inside = starts.flatten() & ~begins_row
+    has_room = begins_inside.cumsum(0) <= most - batch
+    begins = begins_row | begins_inside & has_room
+    found = torch.where(begins, positions, total).sort().values[:most]
+    return F.pad(found, (0, 1), value=total).int()
+
+
+def in_segments(attend: Callable, inputs: AttentionInputs) -> Tensor:
+    """Attention of a package's function for sequences of several lengths, laid end to end."""
+    batch, length = inputs.queries.shape[:2]
+    ends = inputs.limits
+    flat = [x.flatten(0, 1) for x in (inputs.queries, inputs.keys, inputs.values)]
+    return attend(*flat, ends, ends, length, length, causal=True)
 
 
 def attend_flash3(inputs: AttentionInputs) -> Tensor:
     """FlashAttention-3 (Shah et al. 2024), for Hopper."""
-    from flash_attn_interface import flash_attn_func
+    from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
 
-    out = flash_attn_func(inputs.queries, inputs.keys, inputs.values, causal=True)
+    if inputs.limits is None:
+        out = flash_attn_func(inputs.queries, inputs.keys, inputs.values, causal=True)
+    else:
+        out = in_segments(flash_attn_varlen_func, inputs)
     # Versions differ in whether the row sums come with it.
-    return out[0] if isinstance(out, tuple) else out
+    out = out[0] if isinstance(out, tuple) else out
+    return out.view_as(inputs.queries)
 
 
 def attend_flash2(inputs: AttentionInputs) -> Tensor:
     """FlashAttention-2 (Dao 2023), for Ampere and newer."""
-    from flash_attn import flash_attn_func
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
 
-    return flash_attn_func(inputs.queries, inputs.keys, inputs.values, causal=True)
+    if inputs.limits is None:
+        return flash_attn_func(inputs.queries, inputs.keys, inputs.values, causal=True)
+    return in_segments(flash_attn_varlen_func, inputs).view_as(inputs.queries)
 
 
 def attend_sdpa(inputs: AttentionInputs) -> Tensor:
@@ -1044,7 +1129,8 @@ def attend_sdpa(inputs: AttentionInputs) -> Tensor:
         group = q.size(1) // k.size(1)
         k = k.repeat_interleave(group, 1)
         v = v.repeat_interleave(group, 1)
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    mask = None if inputs.limits is None else inputs.limits[:, None]
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
     return out.transpose(1, 2)
 
 
@@ -1068,13 +1154,18 @@ def attend_blocked(inputs: AttentionInputs) -> Tensor:
     k = inputs.keys.transpose(1, 2).reshape(-1, length, head_dim)
     v = inputs.values.transpose(1, 2).reshape(-1, length, head_dim)
 
-    positions = torch.arange(length, dtype=torch.int32, device=q.device)
-    future = torch.where(positions <= positions[:, None], 0.0, -math.inf)[:, None]
+    allowed = inputs.limits
+    if allowed is None:
+        positions = torch.arange(length, dtype=torch.int32, device=q.device)
+        allowed = (positions <= positions[:, None])[None]
+    # (batch or 1, 1, queries, 1, keys)
+    hidden = torch.where(allowed, 0.0, -math.inf)[:, None, :, None]
     outputs = []
     for start in range(0, length, block):
         end = min(start + block, length)
         scores = torch.bmm(q[:, start * group : end * group], k[:, :end].transpose(1, 2))
-        scores = scores.view(len(q), -1, group, end).float() + future[start:end, :, :end]
+        scores = scores.view(batch, kv_heads, -1, group, end).float()
+        scores = scores + hidden[:, :, start:end, :, :end]
         largest = scores.detach().amax(-1, keepdim=True)
         weights = (scores - largest).exp().to(v.dtype).view(len(q), -1, end)
         out = torch.bmm(weights, v[:, :end]).float() / weights.float().sum(-1, keepdim=True)
@@ -1083,12 +1174,20 @@ def attend_blocked(inputs: AttentionInputs) -> Tensor:
     return out.transpose(1, 2).reshape(batch, length, heads, head_dim)
 
 
-# Causal attention: AttentionInputs -> (batch, positions, heads, head_dim).
-ATTENTION_BACKENDS: dict[str, Callable[[AttentionInputs], Tensor]] = {
-    "flash3": attend_flash3,
-    "flash2": attend_flash2,
-    "sdpa": attend_sdpa,
-    "blocked": attend_blocked,
+class AttentionBackend(NamedTuple):
+    """Causal attention, and the form in which it takes limits."""
+
+    # AttentionInputs -> (batch, positions, heads, head_dim).
+    attend: Callable[[AttentionInputs], Tensor]
+    # Where segments begin, bool (batch, positions) -> the limits.
+    limits_of: Callable[[Tensor], Tensor]
+
+
+ATTENTION_BACKENDS = {
+    "flash3": AttentionBackend(attend_flash3, segment_ends),
+    "flash2": AttentionBackend(attend_flash2, segment_ends),
+    "sdpa": AttentionBackend(attend_sdpa, segment_mask),
+    "blocked": AttentionBackend(attend_blocked, segment_mask),
 }
 
 
@@ -1108,6 +1207,10 @@ class Context(NamedTuple):
     tokens: Tensor
     # Cosines and sines of the positions, see Rotary: float32 (2, positions, 1, rotary_dims / 2).
     rotation: Tensor
+    # Where the segments begin that attention does not leave, bool (batch, positions), and the same
+    # in the backend's form; None: rows are not divided.
+    starts: Tensor | None = None
+    limits: Tensor | None = None
 
 
 def norm(x: Tensor) -> Tensor:
@@ -1172,16 +1275,18 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos, still), dim=-1)
 
 
-def offset_keys(keys: Tensor, rotary_dims: int) -> Tensor:
+def offset_keys(keys: Tensor, rotary_dims: int, starts: Tensor | None = None) -> Tensor:
     """Keys whose dimensions behind `rotary_dims` are those of the position before.
 
     So a query can ask what came after a token like its own, in one layer: induction needs two
-    otherwise. The first position keeps its own. From modded-nanogpt #169; keys are (batch,
-    positions, kv_heads, head_dim).
+    otherwise. The first position of a row keeps its own, and so do those where segments start, bool
+    (batch, positions). From modded-nanogpt #169; keys are (batch, positions, kv_heads, head_dim).
     """
     turning = keys[..., :rotary_dims]
     still = keys[..., rotary_dims:]
     before = torch.cat((still[:, :1], still[:, :-1]), dim=1)
+    if starts is not None:
+        before = torch.where(starts[..., None, None], still, before)
     return torch.cat((turning, before), dim=-1)
 
 
@@ -1266,9 +1371,9 @@ class Attention(nn.Module):
         queries_and_keys = rotate(queries_and_keys, context.rotation).to(x.dtype)
         queries, keys = queries_and_keys.split((num_queries, num_keys), dim=-2)
         if self.offsets_keys:
-            keys = offset_keys(keys, 2 * context.rotation.size(-1))
+            keys = offset_keys(keys, 2 * context.rotation.size(-1), context.starts)
 
-        attended = self.attend(AttentionInputs(queries, keys, values))
+        attended = self.attend(AttentionInputs(queries, keys, values, context.limits))
         if self.excludes_own_value:
             attended = exclude_own_value(attended, values)
         if self.gate is not None:
@@ -1684,6 +1789,7 @@ class GPT(nn.Module):
         self.dtype = runtime.dtype
         self.softcap = s.logit_softcap
         self.memory_tokens = s.memory_tokens
+        self.separates_documents = s.document_attention
         # Without and with the loops.
         self.plain_order = trunk_order(s, num_loops=0)
         self.looped_order = trunk_order(s, s.num_loops)
@@ -1694,9 +1800,10 @@ class GPT(nn.Module):
         self.losses_and_slopes = runtime.compile(losses_and_slopes, "blocks")
 
         # Initial values are drawn in this order, which is a part of what SEED means.
-        attend = ATTENTION_BACKENDS[runtime.attention]
+        backend = ATTENTION_BACKENDS[runtime.attention]
+        self.limits_of = backend.limits_of
         embedding = TokenEmbedding(s)
-        blocks = [Block(s, layer, attend) for layer in range(s.num_layers)]
+        blocks = [Block(s, layer, backend.attend) for layer in range(s.num_layers)]
         bigram = BigramHash(s) if s.bigram_vocab_size else None
         memory = MemoryTokens(s) if s.memory_tokens else None
 
@@ -1762,13 +1869,30 @@ class GPT(nn.Module):
             x = self.backout(x, middle)
         return x
 
-    def hidden(self, tokens: Tensor, looped: bool = True) -> Tensor:
+    def segment_starts(self, tokens: Tensor, longest: Tensor | None) -> Tensor | None:
+        """Where attention begins anew, bool (batch, tokens); None if it never does in a row.
+
+        At documents, and with `longest` after so many positions at the latest.
+        """
+        if longest is None and not self.separates_documents:
+            return None
+        positions = torch.arange(tokens.size(1), device=tokens.device)
+        starts = positions == 0 if longest is None else positions % longest == 0
+        if self.separates_documents:
+            return starts | (tokens == BOS)
+        return starts.expand(tokens.shape)
+
+    def hidden(self, tokens: Tensor, looped: bool = True, longest: Tensor | None = None) -> Tensor:
         """Final states of the tokens, normed: int64 (batch, tokens) -> (batch, tokens, dim).
 
-        Early in training the model, if it has loops, runs without them.
+        Early in training the model, if it has loops, runs without them, and attention may reach
+        over `longest` positions at most, an int64 scalar.
         """
         embedding = self.embed(tokens)
-        context = Context(embedding, tokens, self.rotary(embedding.size(1)))
+        starts = self.segment_starts(tokens, longest)
+        limits = None if starts is None else self.limits_of(starts)
+        rotation = self.rotary(embedding.size(1))
+        context = Context(embedding, tokens, rotation, starts, limits)
         # Another view: were x the very tensor in the context, the first block would be compiled as
         # a case of its own.
         order = self.looped_order if looped else self.plain_order
@@ -1804,7 +1928,11 @@ class GPT(nn.Module):
         return SummedLoss.apply(states, output, self.softcap, targets, self.losses_and_slopes)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor, looped: bool = True
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        looped: bool = True,
+        longest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Training losses of rows, int64 (rows, train_seq_len) each, summed over their targets.
 
@@ -1813,7 +1941,7 @@ class GPT(nn.Module):
         # Memory tokens take the positions of a row's first tokens.
         tokens = tokens[:, self.memory_tokens :]
         targets = targets[:, self.memory_tokens :]
-        hidden = self.hidden(tokens, looped)
+        hidden = self.hidden(tokens, looped, longest)
         loss = self.summed_loss(hidden, self.output, targets)
         objective = loss
         if self.mtp is not None:
@@ -2077,6 +2205,8 @@ class StepPlan(NamedTuple):
     momentum: float
     # Whether the model runs with its loops.
     looped: bool = True
+    # Positions that attention may span; 0: whole rows.
+    longest: int = 0
     # Whether late QAT is to be on from this step at the latest. Once on, it stays on.
     late_qat_due: bool = False
     # Whether its gradients are a sample of what errors in the weights cost (QUANT=fit).
@@ -2164,6 +2294,13 @@ class Schedule:
             warm = min(1.0, step / s.muon_momentum_warmup_steps)
         return (1 - warm) * s.muon_momentum_warmup_start + warm * s.muon_momentum
 
+    def longest(self, progress: float) -> int:
+        """Positions that attention may span (growing lengths, #2014); 0: whole rows."""
+        for length, share in self.settings.reaches:
+            if progress < share:
+                return length
+        return 0
+
     def plan(self, step: int, progress: float) -> StepPlan:
         """What holds during `step`, counted from 0. Every phase of a run is a line here.
 
@@ -2179,6 +2316,7 @@ class Schedule:
             scale=max(remaining, s.min_lr),
             momentum=self.momentum(step),
             looped=looped,
+            longest=self.longest(progress),
             late_qat_due=looped and remaining < s.late_qat_threshold,
             samples_costs=s.quant == "fit" and remaining < self.COSTS_START_SCALE,
             samples_weights=takes_sample and remaining < self.average_start_scale,
@@ -2517,16 +2655,19 @@ class BatchPlan:
     up the last.
     """
 
-    # Activations take about 1 / 0.015 = 67 numbers for each position, channel and run of a block,
-    # as measured.
-    MEMORY_SHARE = 0.015
+    # A run of a block keeps 21 numbers for each position and channel until the backward pass, 28
+    # uncompiled, as counted on simulated tensors. With what comes and goes 40 are planned for: the
+    # record preset's looped model, 98,304 positions a GPU, took 41.7 GB in a public record (#1855).
+    NUMBERS_KEPT = 40
+    # For weights, optimizer and the logits of a chunk.
+    OTHER_BYTES = 2e9
 
     def __init__(self, s: Settings, runtime: Runtime):
         self.rank = runtime.rank
         self.step_rows = s.step_rows
         self.rank_rows = -(-self.step_rows // runtime.world_size)
         position_bytes = runtime.dtype.itemsize * s.num_visits * s.model_dim
-        fitting = self.MEMORY_SHARE * runtime.memory_bytes() / position_bytes
+        fitting = (runtime.memory_bytes() - self.OTHER_BYTES) / (self.NUMBERS_KEPT * position_bytes)
         micro_batch_tokens = int(s.micro_batch_tokens or fitting)
         most_rows = max(1, micro_batch_tokens // s.train_seq_len)
         self.micro_steps = -(-self.rank_rows // most_rows)
@@ -4463,6 +4604,7 @@ def training_loss(
     coded: dict[str, Tensor],
     grid: Grid | None,
     looped: bool,
+    longest: Tensor | None,
     tokens: Tensor,
     targets: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -4472,12 +4614,12 @@ def training_loss(
     class was folded into the first graph, and late QAT never began (#1032).
     """
     if grid is None:
-        return model(tokens, targets, looped)
+        return model(tokens, targets, looped, longest)
     weights = {}
     for name, weight in coded.items():
         row_steps, column_steps = grid[name]
         weights[name] = fake_quantize(weight, row_steps, column_steps)
-    return torch.func.functional_call(model, weights, (tokens, targets, looped))
+    return torch.func.functional_call(model, weights, (tokens, targets, looped, longest))
 
 
 class Clock:
@@ -4569,6 +4711,11 @@ class Trainer:
         self.fit = Fit(self.coded) if s.quant == "fit" else None
         # What late QAT quantizes the coded weights with; None: it is not on yet.
         self.grid: Grid | None = None
+        # Positions that attention may span, a tensor: with a number each would need a graph. None
+        # if they never change.
+        self.longest = None
+        if s.train_seq_schedule:
+            self.longest = torch.tensor(s.train_seq_len, device=runtime.device)
         self.targets_per_step = s.step_rows * s.row_tokens
 
         self.steps = 0
@@ -4633,7 +4780,9 @@ class Trainer:
             device = self.runtime.device
             tokens = tokens.pin_memory().to(device, non_blocking=True)
             targets = targets.pin_memory().to(device, non_blocking=True)
-        objective, loss = self.loss(self.model, self.coded, grid, looped, tokens, targets)
+        objective, loss = self.loss(
+            self.model, self.coded, grid, looped, self.longest, tokens, targets
+        )
         (objective / self.targets_per_step).backward()
         return loss / self.targets_per_step
 
@@ -4674,6 +4823,8 @@ class Trainer:
         if self.grid is not None:
             self.qat_steps += 1
 
+        if self.longest is not None:
+            self.longest.fill_(plan.longest or self.settings.train_seq_len)
         loss = 0.0
         for micro_step in range(self.batches.micro_steps):
             tokens, targets = self.batches.batch(self.data, self.steps, micro_step)

@@ -60,6 +60,8 @@ TINY = dict(
     bigram_vocab_size=32,
     bigram_dim=8,
     memory_tokens=4,
+    # Not with memory tokens.
+    document_attention=False,
     train_seq_len=24,
     train_batch_tokens=96,
     mtp_num_heads=2,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
+import sys
+import types
 
 import pytest
 import torch
@@ -31,6 +34,7 @@ from train_gpt import (
     exclude_own_value,
     offset_keys,
     rotate,
+    segment_ends,
     stored_parameters,
     trunk_order,
 )
@@ -393,9 +397,9 @@ def test_rows_and_windows_have_the_tokens_that_memory_tokens_leave(memory_tokens
     seen = []
     hidden = model.hidden
 
-    def keeping(tokens: Tensor, looped: bool) -> Tensor:
+    def keeping(tokens: Tensor, looped: bool, longest: Tensor | None) -> Tensor:
         seen.append(tokens.size(1))
-        return hidden(tokens, looped)
+        return hidden(tokens, looped, longest)
 
     model.hidden = keeping
     model(*batch())
@@ -560,8 +564,8 @@ def test_no_logits_of_a_whole_batch_are_made(mtp_num_heads, monkeypatch):
 @pytest.mark.parametrize(
     "settings, count",
     [
-        (Settings(vocab_size=1024), 32_898_700),
-        (Settings(vocab_size=8192), 36_568_716),
+        (Settings(vocab_size=1024), 32_865_932),
+        (Settings(vocab_size=8192), 36_535_948),
         (Settings(**PRESETS["entry_339"]), 27_092_058),
         # The base that #339 was built on, #198.
         (
@@ -769,6 +773,13 @@ def test_offset_keys_take_what_does_not_rotate_from_the_position_before():
     assert torch.equal(offset[..., :4], keys[..., :4])
     assert torch.equal(offset[:, 1:, :, 4:], keys[:, :-1, :, 4:])
     assert torch.equal(offset[:, 0], keys[:, 0])
+    # Where a segment starts there is no position before.
+    starts = torch.zeros(2, 5, dtype=torch.bool)
+    starts[:, 0] = starts[1, 3] = True
+    limited = offset_keys(keys, 4, starts)
+    assert torch.equal(limited[1, 3], keys[1, 3]) and not torch.equal(limited[1, 3], offset[1, 3])
+    limited[1, 3] = offset[1, 3]
+    assert torch.equal(limited, offset)
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (3, 1)])
@@ -871,14 +882,18 @@ def random_inputs(
     return AttentionInputs(*parts)
 
 
-def attention_by_definition(inputs: AttentionInputs) -> Tensor:
-    """Causal grouped-query attention in float64."""
+def attention_by_definition(inputs: AttentionInputs, starts: Tensor | None = None) -> Tensor:
+    """Causal grouped-query attention in float64, within the segments that begin at `starts`."""
     group = inputs.queries.size(2) // inputs.keys.size(2)
     keys = inputs.keys.double().repeat_interleave(group, dim=2)
     values = inputs.values.double().repeat_interleave(group, dim=2)
     positions = torch.arange(keys.size(1))
     scores = torch.einsum("bihd,bjhd->bhij", inputs.queries.double(), keys) / math.sqrt(8)
     scores = scores.masked_fill(positions > positions[:, None], -math.inf)
+    if starts is not None:
+        for row, begins in enumerate(starts):
+            for place in begins.nonzero()[:, 0]:
+                scores[row, :, place:, :place] = -math.inf
     return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), values)
 
 
@@ -892,7 +907,7 @@ def test_blocked_attention_equals_sdpa_and_the_definition(
     inputs = random_inputs(length, heads, kv_heads, dtype)
     expected = attention_by_definition(inputs)
     for backend in ("sdpa", "blocked"):
-        out = ATTENTION_BACKENDS[backend](inputs)
+        out = ATTENTION_BACKENDS[backend].attend(inputs)
         assert out.dtype == dtype and out.shape == inputs.queries.shape
         torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -904,28 +919,119 @@ def test_gradients_of_blocked_attention_equal_those_of_sdpa(kv_heads, length):
     gradients = []
     for backend in ("sdpa", "blocked"):
         inputs = random_inputs(length, 4, kv_heads)
-        for part in inputs:
+        for part in inputs[:3]:
             part.requires_grad_()
-        (ATTENTION_BACKENDS[backend](inputs) * weights).sum().backward()
-        gradients.append([part.grad for part in inputs])
+        (ATTENTION_BACKENDS[backend].attend(inputs) * weights).sum().backward()
+        gradients.append([part.grad for part in inputs[:3]])
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_blocked_attention_is_causal_to_the_bit(dtype, kv_heads):
-    attend = ATTENTION_BACKENDS["blocked"]
+    attend = ATTENTION_BACKENDS["blocked"].attend
     inputs = random_inputs(300, 4, kv_heads, dtype)
     before = attend(inputs)
     for place in (1, 127, 128, 200, 256, 299):
         changed = []
-        for part in inputs:
+        for part in inputs[:3]:
             part = part.clone()
             part[:, place:] = 50 * torch.randn(part[:, place:].shape).to(dtype)
             changed.append(part)
         after = attend(AttentionInputs(*changed))
         assert torch.equal(after[:, :place], before[:, :place])
         assert not torch.equal(after[:, place], before[:, place])
+
+
+# ---- Segments: attention within documents, and within lengths that grow
+
+
+def flash_varlen_by_definition(q, k, v, ends_q, ends_k, longest_q, longest_k, causal):
+    """What flash-attn's function for sequences of several lengths gives; they lie end to end."""
+    assert causal and ends_q is ends_k and ends_q.dtype == torch.int32
+    assert longest_q == longest_k >= ends_q.diff().max() and ends_q.diff().min() >= 0
+    assert ends_q[0] == 0 and ends_q[-1] == len(q)
+    parts = []
+    for start, end in itertools.pairwise(ends_q.tolist()):
+        inputs = AttentionInputs(*(x[start:end][None] for x in (q, k, v)))
+        parts.append(attention_by_definition(inputs)[0].to(q.dtype))
+    return torch.cat(parts)
+
+
+@pytest.fixture
+def flash_packages(monkeypatch):
+    """Both packages of flash-attn, as far as they are used with segments."""
+    for name in ("flash_attn", "flash_attn_interface"):
+        package = types.ModuleType(name)
+        package.flash_attn_func = None
+        package.flash_attn_varlen_func = flash_varlen_by_definition
+        monkeypatch.setitem(sys.modules, name, package)
+
+
+@pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
+@pytest.mark.parametrize("heads, kv_heads", [(4, 2), (3, 1)])
+@pytest.mark.parametrize("length", [1, 7, 200, 300])
+def test_every_backend_keeps_to_segments(flash_packages, backend, heads, kv_heads, length):
+    inputs = random_inputs(length, heads, kv_heads)
+    starts = torch.rand(2, length, generator=torch.Generator().manual_seed(1)) < 0.01
+    starts[:, 0] = True
+    starts[1, length // 2] = True
+    attend, limits_of = ATTENTION_BACKENDS[backend]
+    out = attend(inputs._replace(limits=limits_of(starts)))
+    expected = attention_by_definition(inputs, starts)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_ends_of_segments_have_one_shape_for_any_number_of_documents():
+    starts = torch.zeros(2, 100, dtype=torch.bool)
+    starts[:, 0] = True
+    # Five for each row of 100.
+    assert segment_ends(starts).tolist() == [0, 100] + 9 * [200]
+    starts[0, 50] = True
+    starts[1, 7] = True
+    assert segment_ends(starts).tolist() == [0, 50, 100, 107] + 7 * [200]
+    # Rows never run together; of the documents too many, the last stay with the one before.
+    starts[0, ::10] = True
+    assert segment_ends(starts).tolist() == [*range(0, 90, 10), 100, 200]
+
+
+# Documents of 6, 1, 9 and 8 tokens, and of 24.
+DOCUMENTS = torch.zeros(2, 24, dtype=torch.bool)
+DOCUMENTS[0, [0, 6, 7, 16]] = True
+DOCUMENTS[1, 0] = True
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "blocked"])
+@torch.no_grad()
+def test_a_document_gets_the_logits_that_it_gets_alone(backend):
+    """But for BigramHash, which looks one token back anywhere."""
+    changes = dict(memory_tokens=0, document_attention=True, bigram_vocab_size=0, **LOOPED, **LANES)
+    model = tiny_model(Runtime(attention=backend), **changes)
+    tokens = random_tokens(2, 24, 3)
+    tokens[tokens == BOS] = BOS + 1
+    tokens[DOCUMENTS] = BOS
+    logits = model.logits(tokens)
+    for row in range(2):
+        starts = DOCUMENTS[row].nonzero()[:, 0].tolist()
+        for start, end in itertools.pairwise([*starts, 24]):
+            alone = model.logits(tokens[row, start:end][None])[0]
+            torch.testing.assert_close(logits[row, start:end], alone, rtol=1e-4, atol=1e-4)
+    together = tiny_model(Runtime(attention=backend), **{**changes, "document_attention": False})
+    assert not torch.allclose(together.logits(tokens)[0, 6:], logits[0, 6:], atol=1e-2)
+
+
+@torch.no_grad()
+def test_attention_that_spans_a_part_of_a_row_sees_shorter_rows():
+    changes = dict(memory_tokens=0, bigram_vocab_size=0, smear_enabled=False, mtp_num_heads=0)
+    for separate in (False, True):
+        model = tiny_model(**changes, document_attention=separate)
+        tokens, targets = batch()
+        spanned = model(tokens, targets, longest=torch.tensor(8))[1]
+        shorter = model(tokens.reshape(9, 8), targets.reshape(9, 8))[1]
+        torch.testing.assert_close(spanned, shorter)
+        assert abs(spanned - model(tokens, targets)[1]) > 0.01
+        whole = model(tokens, targets, longest=torch.tensor(24))[1]
+        torch.testing.assert_close(whole, model(tokens, targets)[1])
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "blocked"])
@@ -1043,7 +1149,13 @@ def test_initial_loss_is_about_that_of_a_uniform_guess():
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(train_seq_len=64, memory_tokens=8, rope_dims=0, key_offset_enabled=False),
+        dict(
+            train_seq_len=64,
+            memory_tokens=8,
+            document_attention=False,
+            rope_dims=0,
+            key_offset_enabled=False,
+        ),
         dict(
             train_seq_len=128,
             memory_tokens=0,

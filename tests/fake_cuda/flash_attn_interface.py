@@ -98,6 +98,30 @@ def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> tu
     return flash_forward(q, k, v)
 
 
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ends_q: Tensor,
+    ends_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    causal: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """What the package's function for sequences of several lengths, end to end, gives.
+
+    Here they count as sequences of the greatest length.
+    """
+    for ends, longest, x in ((ends_q, longest_q, q), (ends_k, longest_k, k)):
+        if ends.dtype != torch.int32 or ends.dim() != 1 or ends.device != x.device:
+            raise TypeError(f"FlashAttention-3 takes ends in int32, not {ends.dtype}")
+        if x.dim() != 3 or not isinstance(longest, int):
+            raise ValueError(f"FlashAttention-3 takes sequences end to end, not {x.shape}")
+    rows = [x.unflatten(0, (-1, longest_q)) for x in (q, k, v)]
+    out, row_sums = flash_attn_func(*rows, causal=causal)
+    return out.flatten(0, 1), row_sums
+
+
 def causal_flops(q_shape, products: int) -> int:
     """Operations of products that each are over half of the length x length pairs."""
     batch, length, heads, dim = q_shape
