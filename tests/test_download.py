@@ -773,9 +773,7 @@ def test_a_drip_costs_the_patience_that_it_takes(hub, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize("place", ["revision/main", "train_000000"])
-def test_a_request_that_no_timeout_sees_ends_in_one_line(
-    hub, tmp_path, capsys, monkeypatch, place
-):
+def test_a_request_that_no_timeout_sees_ends_in_one_line(hub, tmp_path, capsys, monkeypatch, place):
     """As a server that sends a byte of its headers now and then."""
     monkeypatch.setattr(hub_module, "WATCH_SECONDS", 0.3)
     hold = threading.Event()
