@@ -2793,6 +2793,10 @@ def undone(match: re.Match) -> str:
 
 
 # ---- Tokenizers
+# Text that any normalization but identity changes: letters and spaces of other kinds, line ends.
+TO_NORMALIZE = "x ﬁ ½ Å \u00a0 \u3000 two  spaces\tand\r\nlines \n "
+
+
 class Tokenizer:
     """All that this script asks of a tokenizer, answered by a SentencePiece model.
 
@@ -2847,6 +2851,10 @@ class Tokenizer:
                 return text
         return None
 
+    def normalizes(self) -> bool:
+        """Whether it changes some text: what it decodes to is not what was encoded."""
+        return self.decode(self.encode(TO_NORMALIZE)) != TO_NORMALIZE
+
     def has_space_piece(self) -> bool:
         """Whether the space has a piece of its own."""
         return self.processor.piece_to_id("▁") != self.processor.unk_id()
@@ -2885,6 +2893,10 @@ class ByteTokenizer:
         return token >= self.FIRST
 
     is_silent = is_control
+
+    def normalizes(self) -> bool:
+        """Whether it changes some text."""
+        return False
 
     def strips_first_space(self) -> bool:
         """Whether decoding drops a space at the beginning of a document."""
@@ -3144,6 +3156,22 @@ class ValidationExtent(NamedTuple):
         if self.is_more:
             return f"more: {self.tokens} tokens, not {self.known}"
         return "whole"
+
+
+def normalization_of(manifest: dict, tokenizer: Tokenizer | ByteTokenizer) -> str:
+    """What normalizing has changed of the text, whose bytes are then those of what is left of it.
+
+    Empty where the tokenizer changes no text. data/prepare.py --normalized notes it.
+    """
+    noted = table_of(manifest, "normalized")
+    if noted:
+        numbers = [noted.get(f"{unit}_changed", "some") for unit in ("documents", "bytes")]
+        wholes = [noted.get(name, "all") for name in ("documents", "bytes_before")]
+        return (
+            f"{numbers[0]} of {wholes[0]} documents and {numbers[1]} of {wholes[1]} bytes of the "
+            "original text are changed"
+        )
+    return "how much of the text is not stated" if tokenizer.normalizes() else ""
 
 
 def names_of(folder: Path, manifest: dict) -> tuple[str, str]:
@@ -4936,6 +4964,7 @@ class Run:
         scored = self.val_files + self.byte_files
         check_files(self.manifest, self.folder, self.train_files, scored)
         self.extent = validation_extent(self.folder, self.manifest, self.val_files)
+        self.normalization = normalization_of(self.manifest, self.tokenizer)
         self.data_warnings = self.check_splits()
 
         versions = {m.__name__: m.__version__ for m in (torch, np, sentencepiece, zstandard)}
@@ -4985,6 +5014,11 @@ class Run:
                 check_beginning(files, split)
         if self.val_files and (self.extent.is_part or self.extent.is_more):
             warnings.append(f"the validation split is a {self.extent}: no score of the challenge")
+        if table_of(self.manifest, "normalized"):
+            warnings.append(
+                f"the text is normalized ({self.normalization}), and the bytes are those of what "
+                "is left: no score of the challenge"
+            )
         if self.tokenizer.operators and len(self.train_files) == LEAKED_SHARDS:
             warnings.append(
                 f"{LEAKED_SHARDS} training shards with case operators: the public export of which "
@@ -5241,6 +5275,7 @@ class Run:
         results = self.results
         train_seconds = results.get("train_seconds")
         eval_seconds = results["eval_seconds"]
+        normalized = {"normalized": self.normalization} if self.normalization else {}
         return dict(
             # No adaptation is handed to the evaluator: the model is a fixed predictor.
             track="A",
@@ -5257,6 +5292,7 @@ class Run:
             train_under_600s=None if train_seconds is None else train_seconds <= 600,
             eval_under_600s=eval_seconds <= 600 if scores else None,
             artifact_under_16mb=results["bytes_total"] <= 16_000_000,
+            **normalized,
         )
 
     def finish(self) -> None:
