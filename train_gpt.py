@@ -3171,7 +3171,7 @@ def normalization_of(manifest: dict, tokenizer: Tokenizer | ByteTokenizer) -> st
             f"{numbers[0]} of {wholes[0]} documents and {numbers[1]} of {wholes[1]} bytes of the "
             "original text are changed"
         )
-    return "how much of the text is not stated" if tokenizer.normalizes() else ""
+    return "by the tokenizer; what it changed is not stated" if tokenizer.normalizes() else ""
 
 
 def names_of(folder: Path, manifest: dict) -> tuple[str, str]:
@@ -4469,8 +4469,9 @@ class Logger:
         """Remove the log of a run that failed before it began: its RUN_ID is free again."""
         if self.file is None or self.has_begun:
             return
-        self.file.close()
-        Path(self.file.name).unlink()
+        with contextlib.suppress(OSError):
+            self.file.close()
+            Path(self.file.name).unlink()
         self.file = None
 
 

@@ -219,7 +219,7 @@ def test_where_nothing_says_what_was_normalized_that_is_not_stated(normalized, s
     del noted["normalized"]
     note(normalized, **noted)
     compliance = assert_scored(start(normalized), noted["val"]["bytes"])["compliance"]
-    assert compliance["normalized"] == "how much of the text is not stated"
+    assert compliance["normalized"] == "by the tokenizer; what it changed is not stated"
     assert compliance["data_warnings"] == []
 
 
