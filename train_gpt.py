@@ -2789,11 +2789,55 @@ def build_demo_corpus(vocab_size: int, runtime: Runtime, log: Logger) -> Path:
     return folder
 
 
-def find_data(settings: Settings, runtime: Runtime, log: Logger) -> tuple[Path, Path]:
-    """The folder of shards and the tokenizer: as set, else FineWeb's, else the demo corpus."""
+def find_data_of(artifact: dict, vocab_size: int) -> Path:
+    """The folder with the data that an artifact was made with, by its manifest.
+
+    UserError, with what the data are, if they are not here: nothing is built or guessed.
+    """
+    name = str(artifact.get("data"))
+    folders = sorted(DATASETS.glob("*"))
+    for root in (Path(), Path(__file__).resolve().parent):
+        folders += [root / "data/demo", root / f"data/demo_sp{vocab_size}"]
+    others = ""
+    for folder in folders:
+        # A download that was stopped leaves a folder without shards.
+        if not any(folder.glob("*_val_*.bin")):
+            continue
+        if name not in names_of(folder, read_data_manifest(folder)):
+            continue
+        with contextlib.suppress(UserError):
+            if digest_of(find_tokenizer(folder)) == artifact["tokenizer"]:
+                return folder
+        others = f" ({folder} has another tokenizer)"
+    advice = "set DATA_PATH to them"
+    if name.startswith("fineweb10B_"):
+        advice += f", or get them: data/download.py --variant {name} --train-shards 0"
+    elif name == "demo":
+        advice += (
+            f", or build them: data/demo_corpus.py --vocab-size {vocab_size} --output "
+            f"data/demo_sp{vocab_size}"
+        )
+    operators = " and case operators" if artifact.get("case_operators") else ""
+    raise UserError(
+        f"the data of this ARTIFACT are not here{others}: {name}, {vocab_size} pieces{operators}, "
+        f"sha256 of the tokenizer {artifact['tokenizer'][:16]}: {advice}"
+    )
+
+
+def find_data(
+    settings: Settings, runtime: Runtime, log: Logger, artifact: dict | None = None
+) -> tuple[Path, Path]:
+    """The folder of shards and the tokenizer: as set, else FineWeb's, else the demo corpus.
+
+    With an artifact's manifest those that it was made with, if none are set.
+    """
     if settings.data_path:
         folder = Path(settings.data_path)
         require(folder.is_dir(), f"DATA_PATH={folder} is not a folder")
+        return folder, find_tokenizer(folder, settings.tokenizer_path)
+    if artifact:
+        folder = find_data_of(artifact, settings.vocab_size)
+        log(f"data: DATA_PATH is not set: {folder}, which the artifact names")
         return folder, find_tokenizer(folder, settings.tokenizer_path)
 
     fineweb = find_fineweb(settings.vocab_size)
@@ -2890,6 +2934,10 @@ def undone(match: re.Match) -> str:
 
 
 # ---- Tokenizers
+# Text that any normalization but identity changes: letters and spaces of other kinds, line ends.
+TO_NORMALIZE = "x ﬁ ½ Å \u00a0 \u3000 two  spaces\tand\r\nlines \n "
+
+
 class Tokenizer:
     """All that this script asks of a tokenizer, answered by a SentencePiece model.
 
@@ -2944,6 +2992,10 @@ class Tokenizer:
                 return text
         return None
 
+    def normalizes(self) -> bool:
+        """Whether it changes some text: what it decodes to is not what was encoded."""
+        return self.decode(self.encode(TO_NORMALIZE)) != TO_NORMALIZE
+
     def has_space_piece(self) -> bool:
         """Whether the space has a piece of its own."""
         return self.processor.piece_to_id("▁") != self.processor.unk_id()
@@ -2982,6 +3034,10 @@ class ByteTokenizer:
         return token >= self.FIRST
 
     is_silent = is_control
+
+    def normalizes(self) -> bool:
+        """Whether it changes some text."""
+        return False
 
     def strips_first_space(self) -> bool:
         """Whether decoding drops a space at the beginning of a document."""
@@ -3241,6 +3297,22 @@ class ValidationExtent(NamedTuple):
         if self.is_more:
             return f"more: {self.tokens} tokens, not {self.known}"
         return "whole"
+
+
+def normalization_of(manifest: dict, tokenizer: Tokenizer | ByteTokenizer) -> str:
+    """What normalizing has changed of the text, whose bytes are then those of what is left of it.
+
+    Empty where the tokenizer changes no text. data/prepare.py --normalized notes it.
+    """
+    noted = table_of(manifest, "normalized")
+    if noted:
+        numbers = [noted.get(f"{unit}_changed", "some") for unit in ("documents", "bytes")]
+        wholes = [noted.get(name, "all") for name in ("documents", "bytes_before")]
+        return (
+            f"{numbers[0]} of {wholes[0]} documents and {numbers[1]} of {wholes[1]} bytes of the "
+            "original text are changed"
+        )
+    return "by the tokenizer; what it changed is not stated" if tokenizer.normalizes() else ""
 
 
 def names_of(folder: Path, manifest: dict) -> tuple[str, str]:
@@ -4516,10 +4588,13 @@ class Logger:
     def __init__(self, run_id: str, runtime: Runtime, resumes: bool = False):
         self.run_id = run_id
         self.file = None
+        # Whether there is something to keep: a step, a score, or what an earlier run has written.
+        self.has_begun = False
         if runtime.rank == 0:
             mode = "a" if resumes else "x"
             self.file = open(f"logs/{run_id}.txt", mode, encoding="utf-8", buffering=1)  # noqa: SIM115
-            source = "" if self.file.tell() else Path(__file__).read_text("utf-8")
+            self.has_begun = self.file.tell() > 0
+            source = "" if self.has_begun else Path(__file__).read_text("utf-8")
             self(source + "=" * 100, console=False)
 
     def __call__(self, line: str, console: bool = True) -> None:
@@ -4530,6 +4605,15 @@ class Logger:
         for output in outputs:
             with contextlib.suppress(OSError):
                 print(line, file=output, flush=True)
+
+    def discard(self) -> None:
+        """Remove the log of a run that failed before it began: its RUN_ID is free again."""
+        if self.file is None or self.has_begun:
+            return
+        with contextlib.suppress(OSError):
+            self.file.close()
+            Path(self.file.name).unlink()
+        self.file = None
 
 
 class StopSignals:
@@ -4987,6 +5071,8 @@ def build_model(settings: Settings, runtime: Runtime) -> GPT:
     return GPT(settings, runtime).to(runtime.device)
 
 
+# Stages in which nothing is trained or scored yet.
+PREPARATIONS = ("data", "opening", "warmup_training", "warmup_evaluation", "reading")
 # The passes over the artifact that was read back, by their labels in log and results.
 FINAL_PASSES = {"final_int6_roundtrip": "plain", "final_int6_sliding_window": "sliding"}
 
@@ -4994,14 +5080,19 @@ FINAL_PASSES = {"final_int6_roundtrip": "plain", "final_int6_sliding_window": "s
 class Run:
     """One run of the script: its data, its log, the time of each stage, and the results so far."""
 
-    def __init__(self, settings: Settings, runtime: Runtime, log: Logger):
+    def __init__(
+        self, settings: Settings, runtime: Runtime, log: Logger, artifact: dict | None = None
+    ):
+        """`artifact` is the manifest of the one that the settings name, if they do."""
         self.runtime = runtime
         self.log = log
         script = Path(__file__)
         self.code_bytes = script.stat().st_size
         self.stages: dict[str, float] = {}
 
-        self.folder, self.tokenizer_path = self.stage("data", find_data, settings, runtime, log)
+        self.folder, self.tokenizer_path = self.stage(
+            "data", find_data, settings, runtime, log, artifact
+        )
         self.tokenizer = load_tokenizer(self.tokenizer_path, settings.vocab_size)
         self.tokenizer_digest = digest_of(self.tokenizer_path)
         # From here on the vocabulary is that of the data.
@@ -5025,6 +5116,7 @@ class Run:
         scored = self.val_files + self.byte_files
         check_files(self.manifest, self.folder, self.train_files, scored)
         self.extent = validation_extent(self.folder, self.manifest, self.val_files)
+        self.normalization = normalization_of(self.manifest, self.tokenizer)
         self.data_warnings = self.check_splits()
 
         versions = {m.__name__: m.__version__ for m in (torch, np, sentencepiece, zstandard)}
@@ -5053,6 +5145,8 @@ class Run:
     def stage(self, name: str, function: Callable, *arguments):
         """Call a function once all hosts are here, and note how long it took."""
         self.runtime.meet()
+        if name not in PREPARATIONS:
+            self.log.has_begun = True
         started = time.perf_counter()
         value = function(*arguments)
         self.runtime.synchronize()
@@ -5072,6 +5166,11 @@ class Run:
                 check_beginning(files, split)
         if self.val_files and (self.extent.is_part or self.extent.is_more):
             warnings.append(f"the validation split is a {self.extent}: no score of the challenge")
+        if table_of(self.manifest, "normalized"):
+            warnings.append(
+                f"the text is normalized ({self.normalization}), and the bytes are those of what "
+                "is left: no score of the challenge"
+            )
         if self.tokenizer.operators and len(self.train_files) == LEAKED_SHARDS:
             warnings.append(
                 f"{LEAKED_SHARDS} training shards with case operators: the public export of which "
@@ -5328,6 +5427,7 @@ class Run:
         results = self.results
         train_seconds = results.get("train_seconds")
         eval_seconds = results["eval_seconds"]
+        normalized = {"normalized": self.normalization} if self.normalization else {}
         return dict(
             # No adaptation is handed to the evaluator: the model is a fixed predictor.
             track="A",
@@ -5344,6 +5444,7 @@ class Run:
             train_under_600s=None if train_seconds is None else train_seconds <= 600,
             eval_under_600s=eval_seconds <= 600 if scores else None,
             artifact_under_16mb=results["bytes_total"] <= 16_000_000,
+            **normalized,
         )
 
     def finish(self) -> None:
@@ -5436,6 +5537,7 @@ def start(environment: Mapping[str, str]) -> None:
     artifact = environment.get("ARTIFACT", "")
     resumes = BOOLEANS.get(environment.get("RESUME", "").strip().lower(), False)
     stored = {}
+    manifest = {}
     checkpoint = b""
     if artifact:
         require(Path(artifact).is_file(), f"ARTIFACT={artifact} is not a file")
@@ -5467,13 +5569,17 @@ def start(environment: Mapping[str, str]) -> None:
         log(warning, console=False)
     log("\n".join((preset_line, *runtime.reasons)))
 
-    run = Run(settings, runtime, log)
-    if not artifact:
-        train_and_score(run, checkpoint)
-    elif settings.sample:
-        continue_text(run, manifest, weights)
-    else:
-        score_existing(run, data, manifest, weights)
+    try:
+        run = Run(settings, runtime, log, manifest)
+        if not artifact:
+            train_and_score(run, checkpoint)
+        elif settings.sample:
+            continue_text(run, manifest, weights)
+        else:
+            score_existing(run, data, manifest, weights)
+    except BaseException:
+        log.discard()
+        raise
     # Rank 0 serves the others: leave together.
     runtime.meet()
 

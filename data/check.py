@@ -42,7 +42,7 @@ with packages_from("data/requirements.txt"):
     )
     from scan import Counts, Pieces, Scan, hashes, whole_documents
     from shards import BOS_ID, NAME, count_tokens, shards_of
-    from tokenizer import ByteTokenizer, Tokenizer
+    from tokenizer import ByteTokenizer, Normalization, Tokenizer
     from verdicts import Check
 
 SPLITS = ("train", "val")
@@ -53,9 +53,6 @@ SAMPLE_BYTES = 20_000_000
 BAR_FROM = 50_000_000
 # Problems of a check that are named; more of them say nothing new.
 MOST_NAMED = 3
-# Text that any normalization but identity changes: a ligature, a fraction, a sign for a letter,
-# spaces of other kinds, several of them, a tab, line ends, spaces at the end.
-PROBE = "x ﬁ ½ Å \u00a0 \u3000 two  spaces\tand\r\nlines \n "
 # Of an export so many of the documents that are encoded again may have other ids, and so many of
 # the validation documents may be in the training split too.
 MOST_CHANGED = 0.25
@@ -238,8 +235,12 @@ def check_tokenizer(folder: Folder, pieces: Pieces) -> Check:
             f"{manifest.name} says case_operators {json.dumps(operators)}, but it {has} pieces "
             "for letter case: name the data set's own with --tokenizer"
         )
-    if tokenizer.decode(tokenizer.encode([PROBE])) != [PROBE]:
+    if tokenizer.normalizes():
         notes.append("it normalizes: not every text comes back as it was")
+    elif manifest.table("normalized"):
+        problems.append(
+            f"{manifest.name} says that it has normalized the text, but it changes none"
+        )
     return Check("tokenizer", not problems, joined(problems, described_tokenizer(pieces), notes))
 
 
@@ -361,6 +362,29 @@ def check_text(folder: Folder, stated: int, pieces: Pieces, bar: tqdm) -> list[C
         Check("bytes", decoded_bytes == stated and not rewritten, counted),
         Check("lossless", passed_or_said(all_same, folder.is_export), lossless),
     ]
+
+
+def check_normalized(folder: Folder, pieces: Pieces) -> list[Check]:
+    """Say what normalizing has changed of the original text, where the tokenizer normalizes.
+
+    data/prepare.py notes it. An export has normalized text too, but nobody has noted its share.
+    """
+    stated = folder.manifest.table("normalized")
+    if not stated:
+        if folder.is_export or not pieces.tokenizer.normalizes():
+            return []
+        said = "not stated: the text is the original one, or what the tokenizer has left of it"
+        return [Check("normalized", None, said)]
+    try:
+        change = str(Normalization(**stated))
+    except (TypeError, ValueError):
+        said = f"{folder.manifest.name} does not say what has changed: make the data again"
+        return [Check("normalized", False, said)]
+    if folder.is_export:
+        change += ": not the challenge's text, but called so: give it a name of its own"
+        return [Check("normalized", False, change)]
+    change += "; a score on it is none of the original text's"
+    return [Check("normalized", None, change)]
 
 
 def passed_or_said(passed: bool, may_fail: bool) -> bool | None:
@@ -562,6 +586,7 @@ def check_content(
     checks = [
         ids,
         *check_text(folder, val.bytes, pieces, bar),
+        *check_normalized(folder, pieces),
         of_byte_files,
         check_encoding(folder, pieces),
         check_overlap(folder, pieces, bar),

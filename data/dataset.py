@@ -17,7 +17,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,17 @@ from tqdm import tqdm
 
 from commands import BadInput, uninterrupted
 from documents import Counts, Documents, arrange, normal_form
-from files import clear, digest, own_folder, write_atomically
+from files import clear, digest, ignore, own_folder, write_atomically
 from manifest import read_object, table_of
 from shards import ShardWriter
-from tokenizer import VOCABULARY_SIZES, encode, open_tokenizer, train_tokenizer
+from tokenizer import (
+    VOCABULARY_SIZES,
+    Normalization,
+    encode,
+    normalize,
+    open_tokenizer,
+    train_tokenizer,
+)
 from workers import Workers
 
 # Bytes of documents that a process encodes at a time.
@@ -65,6 +72,8 @@ class Plan:
     jobs: int = 1
     # A tokenizer to use instead of a new one.
     given_tokenizer: Path | None = None
+    # Whether it may change the text: the text that is left is then the one to score.
+    normalized: bool = False
     # The packages whose versions decide the text.
     packages: tuple[str, ...] = ()
     counts: Counts = dataclasses.field(default_factory=Counts)
@@ -144,12 +153,19 @@ def write_dataset(plan: Plan, documents: Iterator[bytes], workspace: Path) -> di
     """
     finished = workspace / "finished"
     finished.mkdir()
-    training, held_out = split(arrange(documents, workspace, plan.counts), plan.held_out)
+    more = dict(plan.more)
     if plan.tokenizer_inside:
         model = finished / plan.tokenizer.name
     else:
         model = workspace / "tokenizer.model"
     with Workers(plan.jobs) as workers:
+        if plan.normalized:
+            # Before anything else: texts that become the same are one, on one side of the split.
+            change = Normalization()
+            documents = normalized(documents, plan, workers, change)
+        training, held_out = split(arrange(documents, workspace, plan.counts), plan.held_out)
+        if plan.normalized:
+            more["normalized"] = dataclasses.asdict(change)
         write_tokenizer(plan, model, training, workers)
         train = write_shards(finished, f"{plan.name}_train", training, model, workers)
         val = write_shards(finished, f"{plan.name}_val", held_out, model, workers)
@@ -169,7 +185,7 @@ def write_dataset(plan: Plan, documents: Iterator[bytes], workspace: Path) -> di
         },
         "versions": versions((*plan.packages, "sentencepiece")),
         **dataclasses.asdict(plan.counts),
-        **plan.more,
+        **more,
         "train": train,
         "val": val,
         "files": files,
@@ -177,6 +193,20 @@ def write_dataset(plan: Plan, documents: Iterator[bytes], workspace: Path) -> di
     text = json.dumps(manifest, indent=2, sort_keys=True)
     (finished / plan.manifest).write_bytes(f"{text}\n".encode())
     return manifest
+
+
+def normalized(
+    documents: Iterable[bytes], plan: Plan, workers: Workers, change: Normalization
+) -> Iterator[bytes]:
+    """Yield documents as the given tokenizer normalizes them, and count what that changes."""
+    function = functools.partial(normalize, plan.given_tokenizer)
+    for texts, found in workers.map(function, chunks(documents)):
+        change.add(found)
+        for text in texts:
+            if text and not text.isspace():
+                yield text
+            else:
+                plan.counts.empty_documents += 1
 
 
 def write_tokenizer(plan: Plan, path: Path, training: Documents, workers: Workers) -> None:
@@ -198,14 +228,16 @@ def write_shards(
     """Encode documents into shards; return their counts for the manifest."""
     writer = ShardWriter(folder, name)
     with tqdm(desc=f"encoding {name}", total=documents.size, unit="B", unit_scale=True) as bar:
-        for tokens in workers.map(functools.partial(encode, model), chunks(documents, bar)):
+        for tokens in workers.map(functools.partial(encode, model), chunks(documents, bar.update)):
             writer.add(tokens)
     writer.close()
     return {"documents": documents.count, "bytes": documents.size, "tokens": writer.tokens}
 
 
-def chunks(documents: Documents, bar: tqdm) -> Iterator[list[bytes]]:
-    """Yield the documents in lists of about CHUNK bytes."""
+def chunks(
+    documents: Iterable[bytes], report: Callable[[int], object] = ignore
+) -> Iterator[list[bytes]]:
+    """Yield the documents in lists of about CHUNK bytes; `report` is told the bytes of each."""
     texts: list[bytes] = []
     size = 0
     for text in documents:
@@ -213,12 +245,12 @@ def chunks(documents: Documents, bar: tqdm) -> Iterator[list[bytes]]:
         size += len(text)
         if size >= CHUNK:
             yield texts
-            bar.update(size)
+            report(size)
             texts = []
             size = 0
     if texts:
         yield texts
-        bar.update(size)
+        report(size)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -350,6 +382,12 @@ def summary(manifest: dict) -> str:
         if count:
             facts.append(f"{count:,} {field.name.replace('_', ' ')}")
     lines = [", ".join(facts), side_line("training", train), side_line("validation", val)]
+    if "normalized" in manifest:
+        change = Normalization(**manifest["normalized"])
+        lines.append(
+            f"normalized: {change}; the text that is left is the one to score, so its bits per "
+            "byte are not those of the text as it was"
+        )
     if val["bytes"] < MINIMUM_HELD_OUT:
         kilobytes = val["bytes"] / 1e3
         lines.append(f"note: {kilobytes:.0f} KB for validation are few: scores will be noisy")

@@ -203,7 +203,7 @@ def build(
 # ---- The command
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(description="Build the demo corpus from the installed docstrings.")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output",
         type=Path,

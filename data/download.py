@@ -17,9 +17,11 @@ The validation split comes whole, of the training split come the first shards, i
 data/datasets/fineweb10B_<variant>/ and data/tokenizers/. All files are of one commit of the
 repository. Each is checked (size, SHA-256, header, tokens) before it takes its name, so after an
 interruption the same command goes on with the first file that is missing; parts are not kept, as
-huggingface_hub 2.4.0 cannot go on with them. Training shards beyond those asked for, where there
-are any, are checked and mended like the others. manifest.json beside the shards notes the commit,
-the tokenizer, the tokens and the digests, for train_gpt.py and data/check.py.
+huggingface_hub 2.4.0 cannot go on with them. A server that brings less than 10,000 bytes a second
+ends it in one line, and so does the page of a captive portal. Training shards beyond those asked
+for, where there are any, are checked and mended like the others. manifest.json beside the shards
+notes the commit, the tokenizer, the tokens and the digests, for train_gpt.py and data/check.py, and
+what of the validation split is still to come, without which neither lets training begin.
 """
 
 from __future__ import annotations
@@ -304,7 +306,7 @@ def bring(hub: Hub, target: Target, staging: Path, bar: tqdm.tqdm) -> str:
     """
     done = bar.n
     try:
-        found = verify(target, hub.fetch(target.remote, staging, bar))
+        found = verify(target, hub.fetch(target.remote, staging, bar, target.bytes))
     except Damaged as error:
         say(f"{error}: fetching it once more")
         bar.n = done
@@ -320,7 +322,7 @@ def bring_again(hub: Hub, target: Target, staging: Path, bar: tqdm.tqdm) -> str:
     staged = staging / target.remote
     staged.unlink(missing_ok=True)
     try:
-        return verify(target, hub.fetch(target.remote, staging, bar, again=True))
+        return verify(target, hub.fetch(target.remote, staging, bar, target.bytes, again=True))
     except Damaged as error:
         staged.unlink(missing_ok=True)
         raise BadInput(
@@ -330,15 +332,26 @@ def bring_again(hub: Hub, target: Target, staging: Path, bar: tqdm.tqdm) -> str:
 
 
 class Notes:
-    """The manifest.json beside the shards: of which commit they are, their digests and tokens."""
+    """The manifest.json beside the shards: of which commit they are, their digests and tokens.
 
-    def __init__(self, folder: Path, export: Export, facts: dict[str, object]):
+    It lists all files of the validation split from the beginning, so that training misses what an
+    interrupted download has not brought.
+    """
+
+    def __init__(
+        self, folder: Path, export: Export, facts: dict[str, object], missing: list[Target]
+    ):
         self.path = folder / "manifest.json"
         self.export = export
         self.facts = facts
         if not export.tokenizer:
             self.facts["tokenizer"] = {"kind": "bytes"}
+        # What is here, and what of the validation split is still to come.
         self.files: dict[str, dict] = {}
+        self.due: dict[str, dict] = {}
+        for target in missing:
+            if "_val_" in target.path.name:
+                self.due[target.path.name] = {"bytes": target.bytes, "sha256": target.sha256}
 
     def add(self, path: Path, sha256: str) -> None:
         """Note the digest of a file that is here; of the tokenizer's model, what it is, too."""
@@ -375,7 +388,8 @@ class Notes:
 
     def write(self) -> None:
         """Write the file: all of it or nothing."""
-        content = {"format": 1, **self.facts, **self.sizes(), "files": self.files}
+        files = {**self.due, **self.files}
+        content = {"format": 1, **self.facts, **self.sizes(), "files": files}
         text = json.dumps(content, indent=2, sort_keys=True)
         write_atomically(self.path, f"{text}\n".encode())
 
@@ -495,7 +509,7 @@ def download(hub: Hub, variant: str, train_shards: int, out: Path) -> None:
             "revision": hub.commit,
             "vocabulary_size": export.pieces,
         }
-        notes = Notes(folder, export, facts)
+        notes = Notes(folder, export, facts, missing)
         for target, sha256 in here.items():
             notes.add(target.path, sha256)
         notes.write()

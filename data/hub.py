@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 # httpx2 is huggingface_hub's own client.
 import httpx2
-from huggingface_hub import DatasetInfo, HfApi, errors, get_session
+from huggingface_hub import DatasetInfo, HfApi, constants, errors, get_session
 from huggingface_hub import logging as hub_logging
 from huggingface_hub.utils import parse_ratelimit_headers
 from tqdm import tqdm
@@ -22,9 +24,15 @@ from commands import BadInput, say
 
 # Seconds without an answer.
 TIMEOUT = 30
-# Bytes a second that an answer must bring at least, over so many seconds.
-LEAST_RATE = 1000
+# Bytes a second that an answer must bring at least, over so many seconds; then it is asked again.
+LEAST_RATE = 10_000
 PACE_SECONDS = 30
+# The same for a whole request, with its headers and whatever libraries do for it; then it is over.
+WATCH_SECONDS = 60
+# Seconds that a file may take, all attempts together, beside those that LEAST_RATE gives its size.
+GRACE = 300
+# Bytes after which the progress bar moves, where huggingface_hub itself would take 10 MB.
+BAR_BYTES = 1 << 16
 # Seconds of waiting for the hub without a file in between.
 PATIENCE = 240
 # Seconds between attempts, unless the hub asks for more.
@@ -32,11 +40,15 @@ LONGEST_PAUSE = 60
 
 
 class Busy(Exception):
-    """The hub has no time now; come back later, after `wait` seconds if it says so."""
+    """The hub has no time now; come back later, after `wait` seconds if it says so.
 
-    def __init__(self, reason: str, wait: int | None = None):
+    `spent` are the seconds that it has cost already.
+    """
+
+    def __init__(self, reason: str, wait: int | None = None, spent: int = 0):
         super().__init__(f"the hub {reason}")
         self.wait = wait
+        self.spent = spent
 
 
 class Damaged(BadInput):
@@ -57,11 +69,31 @@ class Target:
     sha256: str | None = None
 
 
+# ---- What is not the hub
 def kind_of(text: str) -> str:
     """Say what stands where JSON should: a page of a web site, or something else."""
     if text.lstrip().startswith("<"):
         return "a web page"
     return "something else"
+
+
+def not_the_hub(place: str, kind: str) -> BadInput:
+    """Return what it means that something else than the hub answers."""
+    return BadInput(
+        f"{place} answers with {kind} where the hub has JSON and files: a captive portal (log in "
+        "to the network with a browser) or a proxy stands in between, or HF_ENDPOINT names another "
+        "server"
+    )
+
+
+def refuse_page(response: httpx2.Response) -> None:
+    """Raise BadInput for a page of a web site: the hub answers these requests with none."""
+    kind = response.headers.get("Content-Type", "").lower()
+    is_page = response.is_success and kind.startswith("text/html")
+    # 511 is for captive portals.
+    if is_page or response.status_code == 511:
+        url = response.url
+        raise not_the_hub(f"{url.scheme}://{url.netloc.decode()}", "a web page")
 
 
 # ---- The rate's limits
@@ -108,7 +140,7 @@ class Paced(httpx2.SyncByteStream):
             if seconds < PACE_SECONDS:
                 continue
             if size < LEAST_RATE * seconds:
-                raise Busy(f"sends less than {LEAST_RATE:,} bytes a second")
+                raise Busy(f"sends less than {LEAST_RATE:,} bytes a second", spent=PACE_SECONDS)
             size = 0
             began = time.monotonic()
 
@@ -120,6 +152,48 @@ class Paced(httpx2.SyncByteStream):
 def pace(response: httpx2.Response) -> None:
     """Let an answer end that comes too slowly."""
     response.stream = Paced(response.stream)
+
+
+# ---- Requests that end
+def in_background(request: Callable[[], Any]) -> Future:
+    """Return what the request will return or raise, from a thread for which no exit waits."""
+    future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(request())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="request", daemon=True).start()
+    return future
+
+
+def watched(request: Callable[[], Any], bar: tqdm | None, deadline: float) -> Any:
+    """Return the request's result; BadInput if it comes too slowly, or after the deadline.
+
+    The bar says how many bytes have come; without one, the result is to come in WATCH_SECONDS. No
+    timeout of a client sees a server that now and then sends a byte of its headers. The request
+    itself cannot be stopped: it goes on in its thread until this process ends.
+    """
+    future = in_background(request)
+    while True:
+        before = 0 if bar is None else bar.n
+        began = time.monotonic()
+        try:
+            return future.result(timeout=max(0.0, min(WATCH_SECONDS, deadline - began)))
+        except TimeoutError:
+            # It may be the request's own, or have come with the result.
+            if future.done():
+                return future.result()
+        now = time.monotonic()
+        come = 0 if bar is None else bar.n - before
+        if now >= deadline or come < LEAST_RATE * (now - began):
+            raise BadInput(
+                f"the hub brings less than {LEAST_RATE:,} bytes a second ({come:,} in the last "
+                f"{now - began:.0f} s): run the same command later or from another network; what "
+                "is whole is kept"
+            )
 
 
 # ---- Progress
@@ -158,6 +232,7 @@ class Hub:
     def __init__(self, repository: str, revision: str):
         # What its warnings say of importance is said here.
         hub_logging.set_verbosity_error()
+        constants.DOWNLOAD_CHUNK_SIZE = min(BAR_BYTES, constants.DOWNLOAD_CHUNK_SIZE)
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
         self.api = HfApi(endpoint=endpoint or None)
         self.repository = repository
@@ -173,20 +248,22 @@ class Hub:
         """Return the commit of the revision, and what is in it."""
         return self.api.dataset_info(self.repository, revision=self.revision, timeout=TIMEOUT)
 
-    def ask(self, request: Callable[[], Any]) -> Any:
-        """Return the request's result.
+    def ask(self, request: Callable[[], Any], bar: tqdm | None = None, size: int = 0) -> Any:
+        """Return the request's result, which has `size` bytes that move the bar.
 
         While the hub is busy it is asked again, after at most PATIENCE seconds of waiting without
         a file in between. BadInput in one line for all else that goes wrong.
         """
+        deadline = time.monotonic() + GRACE + size / LEAST_RATE
         pause = 1
         while True:
             prepare_session()
             try:
-                return request()
+                return watched(request, bar, deadline)
             except Busy as error:
                 reason = str(error)
                 asked = error.wait or 0
+                self.waited += error.spent
             except httpx2.TimeoutException:
                 reason = f"the hub did not answer in {TIMEOUT} s"
                 asked = 0
@@ -215,10 +292,7 @@ class Hub:
             error = error.__cause__
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, json.JSONDecodeError):
-            return BadInput(
-                f"{self.api.endpoint} answers with {kind_of(error.doc)} where the hub has JSON: a "
-                "login or a proxy stands in between, or HF_ENDPOINT names another server"
-            )
+            return not_the_hub(self.api.endpoint, kind_of(error.doc))
         if isinstance(error, errors.OfflineModeIsEnabled):
             return BadInput("HF_HUB_OFFLINE is set: unset it to download")
         if isinstance(error, errors.RevisionNotFoundError):
@@ -274,13 +348,18 @@ class Hub:
             described.append(replace(target, bytes=file.size, sha256=sha256))
         return described
 
-    def fetch(self, remote: str, staging: Path, bar: tqdm, again: bool = False) -> Path:
-        """Download a file below the folder `staging`; the bar moves on by its bytes.
+    def fetch(
+        self, remote: str, staging: Path, bar: tqdm, size: int = 0, again: bool = False
+    ) -> Path:
+        """Download a file of `size` bytes below the folder `staging`; the bar moves on by them.
 
         `again`: though huggingface_hub has it already.
         """
+        before = bar.n
 
         def request() -> str:
+            # Each attempt begins anew.
+            bar.n = before
             return self.api.hf_hub_download(
                 self.repository,
                 remote,
@@ -291,7 +370,7 @@ class Hub:
                 tqdm_class=report_to(bar),
             )
 
-        path = self.ask(request)
+        path = self.ask(request, bar, size)
         self.waited = 0
         return Path(path)
 
@@ -302,4 +381,4 @@ def prepare_session() -> None:
     session.timeout = TIMEOUT
     hooks = session.event_hooks["response"]
     if raise_if_busy not in hooks:
-        hooks.extend([raise_if_busy, pace])
+        hooks.extend([refuse_page, raise_if_busy, pace])

@@ -1,6 +1,7 @@
 """Anyone's text becomes a tokenizer and token shards for train_gpt.py.
 
     python data/prepare.py --name mytext --vocab-size 4096 [--case-operators] PATH...
+    python data/prepare.py --name mytext --tokenizer FILE [--normalized] PATH...
 
 PATH is a .txt, .md or .jsonl file, one of these with .gz or .zst, a folder (all such files in it
 and below, links followed, but not in hidden folders), or `-` for standard input. It writes, under
@@ -20,6 +21,11 @@ prints is the command that trains on them. What happens to the text:
   side only, on its first 100 MB. Every document is encoded, decoded and compared.
 - With `--case-operators` capitals are rewritten before the tokenizer sees them (case_operators.py),
   and written back by whatever decodes; the names end in _caseops then.
+- A given tokenizer that normalizes text, as both public ones of 8,192 pieces do, is refused where
+  it changes a document. With `--normalized` documents are first brought into the form that it gives
+  back, then compared, split and encoded: the text to be scored is what is left, and bytes are those
+  of that text. The names end in _normalized, the manifest says what share changed, and a score on
+  it is none of the original text's.
 
 Memory does not grow with the input: documents are sorted on disk (which takes about the text's size
 there, beside the output, and the shards come on top), encoded in chunks and written as they come.
@@ -52,7 +58,7 @@ ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="files, folders, or - for standard input"
     )
@@ -80,6 +86,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         help="a SentencePiece model to use instead of a new one",
+    )
+    parser.add_argument(
+        "--normalized",
+        action="store_true",
+        help="let the given tokenizer normalize the text; what is left is the text to be scored",
     )
     parser.add_argument(
         "--separator",
@@ -141,6 +152,11 @@ def check_options(options: argparse.Namespace) -> None:
         )
     if not 0 < options.held_out <= 0.5 or options.jobs < 1:
         raise BadInput("--held-out is over 0 and at most 0.5, and --jobs at least 1")
+    if options.normalized and options.tokenizer is None:
+        raise BadInput(
+            "--normalized is for a --tokenizer that is given: a new one changes no text, so leave "
+            "it out"
+        )
 
 
 def check_tokenizer(path: Path, vocabulary_size: int | None) -> int:
@@ -174,12 +190,17 @@ def plan_of(options: argparse.Namespace, source: Input) -> Plan:
             raise BadInput(
                 f"{options.tokenizer} has no pieces for --case-operators: leave one of them out"
             )
+    if options.normalized and not open_tokenizer(options.tokenizer).normalizes():
+        raise BadInput(f"{options.tokenizer} changes no text: leave --normalized out")
     # What was built before there were operators has this identity, without them.
     told = [options.name, size, given_digest, options.held_out]
     ending = ""
     if case_operators:
         told.append("case operators")
         ending = "_caseops"
+    if options.normalized:
+        told.append("normalized")
+        ending += "_normalized"
     root = options.out.resolve()
     model = f"{options.name}_{size}_bpe{ending}.model"
     return Plan(
@@ -192,6 +213,7 @@ def plan_of(options: argparse.Namespace, source: Input) -> Plan:
         held_out=options.held_out,
         jobs=options.jobs,
         given_tokenizer=options.tokenizer,
+        normalized=options.normalized,
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,11 @@ TRAINING_OPTIONS = {
 }
 # SentencePiece drops lines over a limit, which must be at least so many bytes.
 LEAST_LINE_LIMIT = 10
+# Text that any normalization but identity changes: a ligature, a fraction, a sign for a letter,
+# spaces of other kinds, several of them, a tab, line ends, spaces at the end.
+PROBE = "x ﬁ ½ Å \u00a0 \u3000 two  spaces\tand\r\nlines \n "
+# How often a text is normalized at most: what comes out may have something to normalize in it.
+MOST_PASSES = 4
 
 
 # Stands for the tokenizer of shards of bytes, which has no file.
@@ -99,6 +106,10 @@ class Tokenizer:
     def is_byte(self, number: int) -> bool:
         """Tell whether a piece stands for one byte."""
         return self.processor.is_byte(number)
+
+    def normalizes(self) -> bool:
+        """Tell whether it changes some text: what it decodes to is not what was encoded."""
+        return self.decode(self.encode([PROBE])) != [PROBE]
 
     def strips_first_space(self) -> bool:
         """Tell whether decoding drops a space at the beginning of a document."""
@@ -162,6 +173,10 @@ class ByteTokenizer:
     def is_byte(self, number: int) -> bool:
         """Tell whether a piece stands for one byte."""
         return number >= self.first
+
+    def normalizes(self) -> bool:
+        """Tell whether it changes some text."""
+        return False
 
     def strips_first_space(self) -> bool:
         """Tell whether decoding drops a space at the beginning of a document."""
@@ -264,6 +279,67 @@ def explained(reason: str) -> str:
     return reason
 
 
+# ---- Normalizing
+@dataclass
+class Normalization:
+    """What a tokenizer that normalizes has made of documents.
+
+    `bytes_before` are those of the text as it was, `bytes` those of the text that is left.
+    `bytes_changed` of the first are of characters that are not in the second any more: other ones
+    are in their place, or none.
+    """
+
+    documents: int = 0
+    documents_changed: int = 0
+    bytes_before: int = 0
+    bytes_changed: int = 0
+    bytes: int = 0
+
+    def count(self, before: str, after: str) -> None:
+        """Add a document."""
+        self.documents += 1
+        self.bytes_before += len(before.encode())
+        self.bytes += len(after.encode())
+        if before != after:
+            self.documents_changed += 1
+            gone = Counter(before) - Counter(after)
+            self.bytes_changed += len("".join(gone.elements()).encode())
+
+    def add(self, more: Normalization) -> None:
+        """Add what became of other documents."""
+        for field in fields(self):
+            total = getattr(self, field.name) + getattr(more, field.name)
+            setattr(self, field.name, total)
+
+    def __str__(self) -> str:
+        documents = self.documents_changed / max(1, self.documents)
+        size = self.bytes_changed / max(1, self.bytes_before)
+        return (
+            f"{documents:.2%} of the documents ({self.documents_changed:,} of "
+            f"{self.documents:,}) and {size:.3%} of the bytes changed, {self.bytes_before:,} "
+            f"bytes became {self.bytes:,}"
+        )
+
+
+def normalize(model: Path, texts: list[bytes]) -> tuple[list[bytes], Normalization]:
+    """Return documents as a tokenizer gives them back, so that it changes them no more.
+
+    Of one that goes on to change, encode() says so.
+    """
+    tokenizer = loaded(model)
+    before = [text.decode() for text in texts]
+    after = before
+    for _ in range(MOST_PASSES):
+        again = tokenizer.decode(tokenizer.encode(after))
+        if again == after:
+            break
+        after = again
+    found = Normalization()
+    for old, new in zip(before, after, strict=True):
+        found.count(old, new)
+    return [text.encode() for text in after], found
+
+
 # ---- Encoding
 @functools.lru_cache(maxsize=1)
 def loaded(path: Path) -> Tokenizer | ByteTokenizer:
@@ -283,6 +359,6 @@ def encode(model: Path, texts: list[bytes]) -> np.ndarray:
         if back != text:
             raise BadInput(
                 f"the tokenizer changes the document that begins {text[:60]!r}: leave "
-                "--tokenizer out to train one that changes none"
+                "--tokenizer out to train one that changes none, or let it with --normalized"
             )
     return np.concatenate([np.array([BOS_ID, *tokens], dtype="<u2") for tokens in encoded])

@@ -1,6 +1,6 @@
 """Make a record folder from finished runs, check one, rank all.
 
-    python records/submit.py --track pocket --name "Default configuration" \
+    python records/submit.py --track pocket --name "Default configuration" \\
         logs/a.json logs/b.json logs/c.json
     python records/submit.py --check records/track_pocket/2026-01-02_DefaultConfiguration
     python records/submit.py --leaderboard
@@ -260,7 +260,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--track", help=f"{CHALLENGE}, or a track of your own")
     parser.add_argument("--name", default="", help="of the record, as people should read it")
     parser.add_argument("--author", help="else the name that git knows")
-    parser.add_argument("--github-id")
+    parser.add_argument("--github-id", help="GitHub's name of the author, for submission.json")
     today = datetime.date.today().isoformat()
     parser.add_argument("--date", default=today, help="YYYY-MM-DD, else today")
     parser.add_argument(

@@ -407,6 +407,52 @@ def test_a_tokenizer_that_normalizes_fails_only_where_it_changes_the_text(
     assert "it normalizes" in rows["tokenizer"][1]
 
 
+def normalizing(path: Path) -> Path:
+    """Train a tokenizer that normalizes."""
+    return train_tokenizer(path, documents(), VOCAB_SIZE, normalization_rule_name="nmt_nfkc")
+
+
+CHANGE = dict(documents=9, documents_changed=3, bytes_before=1000, bytes_changed=5, bytes=998)
+
+
+def test_what_normalizing_has_changed_is_said_where_it_is_stated(folder, capsys):
+    model = normalizing(folder / "tokenizer.model")
+    for name, texts in ((TRAIN, documents()[5:]), (VAL, documents()[:5])):
+        write_documents(folder / name, texts, model)
+    write_manifest(folder)
+    status, rows, _ = run(folder, capsys)
+    assert status == 0 and rows["normalized"][0] == "-"
+    assert rows["normalized"][1].startswith("not stated: the text is the original one, or")
+    write_manifest(folder, normalized=CHANGE)
+    status, rows, _ = run(folder, capsys)
+    assert status == 0 and rows["normalized"][0] == "-"
+    assert rows["normalized"][1] == (
+        "33.33% of the documents (3 of 9) and 0.500% of the bytes changed, 1,000 bytes became 998; "
+        "a score on it is none of the original text's"
+    )
+    for damaged in ({"share": "some"}, {**CHANGE, "bytes": "many"}):
+        write_manifest(folder, normalized=damaged)
+        assert words(run(folder, capsys)[1], "normalized") == ["FAIL"]
+
+
+def test_normalized_text_under_the_name_of_the_challenges_fails(folder, capsys):
+    model = normalizing(folder / "tokenizer.model")
+    for name, texts in ((TRAIN, documents()[5:]), (VAL, documents()[:5])):
+        write_documents(folder / name, texts, model)
+    write_manifest(folder, normalized=CHANGE, name="fineweb10B_sp384")
+    status, rows, _ = run(folder, capsys)
+    assert status == 1 and words(rows, "normalized", "known_split") == ["FAIL", "FAIL"]
+    assert "not the challenge's text, but called so" in rows["normalized"][1]
+
+
+def test_a_tokenizer_that_changes_nothing_has_not_normalized_the_text(folder, capsys):
+    assert "normalized" not in run(folder, capsys)[1]
+    write_manifest(folder, normalized=CHANGE)
+    _, rows, _ = run(folder, capsys)
+    assert words(rows, "tokenizer") == ["FAIL"]
+    assert "says that it has normalized the text, but it changes none" in rows["tokenizer"][1]
+
+
 def test_a_tokenizer_without_bytes_fails(folder, capsys):
     other = train_tokenizer(folder / "other.model", documents(), VOCAB_SIZE, byte_fallback=False)
     _, rows, _ = run(folder, capsys, "--tokenizer", str(other))

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
 import signal
 import sys
 
 import pytest
 
+import check
+import demo_corpus
+import download
+import prepare
+import submit
 from commands import (
     BadInput,
     Parser,
@@ -141,3 +147,15 @@ def test_a_missing_package_ends_the_process_with_the_file_that_lists_it():
 def test_an_unforeseen_error_is_described_in_one_short_line():
     assert described(ValueError("two\n  lines")) == "ValueError: two lines"
     assert len(described(ValueError("x" * 1000))) == 300
+
+
+@pytest.mark.parametrize("module", [prepare, download, check, demo_corpus, submit])
+def test_help_says_what_the_docstring_says(module, capsys):
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and module.__doc__.strip() in said
+    for line, following in itertools.pairwise(said.splitlines()):
+        # What an option is for stands behind it or, indented, below it.
+        if line.startswith("  -"):
+            assert "  " in line.strip() or following.startswith(" " * 20), line

@@ -17,14 +17,17 @@ import pytest
 import sentencepiece
 
 import check
+import prepare
 import train_gpt
 from audit_text import Text
 from audit_verdicts import read_sizes, read_text
 from case_operators import OPERATORS, with_operators
+from challenge import foreign_text
 from commands import BadInput
 from conftest import BOS, documents, write_shard
 from corpora import read_tokens, tokens_of, train_of_kind, train_tokenizer, write_dataset
-from manifest import Data
+from manifest import Data, find_data
+from run_logs import Log
 from runs import MACHINE, TINY_RUN, Done, is_one_error
 from tokenizer import BYTE_TOKENIZER
 from train_gpt import ARTIFACT_NAME
@@ -127,6 +130,7 @@ def test_the_bytes_are_those_of_the_original_text(kind, tokenizers, start, tmp_p
     compliance = results["compliance"]
     assert results["settings"]["vocab_size"] == PIECES
     assert compliance["validation_split"] == "not known" and compliance["data_warnings"] == []
+    assert "normalized" not in compliance
     assert compliance["validation_documents"] == len(TEXTS)
     assert f"case_operators:{int(kind == 'operators')}" in done.out
     assert "bytes_by:pieces" in done.out
@@ -170,6 +174,53 @@ def test_the_end_of_a_document_may_be_marked_too(tokenizers, start, tmp_path):
         begins = np.flatnonzero(tokens == BOS)[1:]
         write_shard(path, np.append(np.insert(tokens, begins, 2), 2))
     assert_scored(start(folder))
+
+
+# ---- Text that was normalized
+@pytest.fixture
+def normalized(tokenizers, tmp_path) -> Path:
+    """What data/prepare.py --normalized makes of the texts, 600 pieces."""
+    options = dict(normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True)
+    model = train_tokenizer(tmp_path / "its.model", TRAINING_TEXTS, PIECES, **options)
+    source = tmp_path / "in.jsonl"
+    texts = [*TRAINING_TEXTS, *TEXTS]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    arguments = ["--name", "t", "--tokenizer", model, "--normalized", "--out", tmp_path, source]
+    assert prepare.main([str(argument) for argument in arguments]) == 0
+    return tmp_path / "datasets/t_sp600_normalized"
+
+
+def test_a_score_on_normalized_text_says_so_and_is_none_of_the_challenge(normalized, start):
+    noted = json.loads((normalized / "manifest.json").read_text())
+    done = start(normalized)
+    compliance = assert_scored(done, noted["val"]["bytes"])["compliance"]
+    change = noted["normalized"]
+    told = (
+        f"{change['documents_changed']} of {change['documents']} documents and "
+        f"{change['bytes_changed']} of {change['bytes_before']} bytes of the original text are "
+        "changed"
+    )
+    assert compliance["normalized"] == told
+    (warning,) = compliance["data_warnings"]
+    assert told in warning and warning.endswith("no score of the challenge")
+    assert f"warning: data: {warning}" in done.out
+    # The auditor counts the same bytes from the decoded text.
+    data = find_data(normalized)
+    text = Text(data.tokenizer)
+    tokens = read_text(data, text)
+    assert text.count(tokens) == read_sizes(data, text, tokens).sum() == noted["val"]["bytes"]
+    log = Log(next((done.folder / "logs").glob("*.txt")))
+    assert any("not on the challenge's FineWeb" in reason for reason in foreign_text(log))
+
+
+def test_where_nothing_says_what_was_normalized_that_is_not_stated(normalized, start):
+    """Shards as the field publishes them: whoever made them may have changed nothing."""
+    noted = json.loads((normalized / "manifest.json").read_text())
+    del noted["normalized"]
+    note(normalized, **noted)
+    compliance = assert_scored(start(normalized), noted["val"]["bytes"])["compliance"]
+    assert compliance["normalized"] == "by the tokenizer; what it changed is not stated"
+    assert compliance["data_warnings"] == []
 
 
 # ---- Another tokenizer

@@ -23,6 +23,7 @@ from tqdm import tqdm
 import check
 import download
 import hub as hub_module
+import train_gpt
 from conftest import ROOT, VOCAB_SIZE, write_shard
 
 REPOSITORY = "owner/export"
@@ -701,12 +702,23 @@ def test_a_repository_without_an_export_has_none(hub, tmp_path, capsys):
     assert "sp384 is not in owner/export, which has none" in error_line(capsys)
 
 
-def test_a_split_that_is_not_whole_yet_is_not_stated(hub, case_export, tmp_path):
+def test_a_split_that_is_not_whole_yet_is_not_stated(hub, case_export, tmp_path, capsys):
     hub.files = dict(case_export)
     hub.faults = {"val_000001": [(429, {})] * 99}
     assert run_case(tmp_path) == 2
     said = noted(tmp_path, "fineweb10B_sp300_caseops")
     assert "fineweb_val_000000.bin" in said["files"] and "val" not in said
+    # Training is told what to wait for.
+    content = case_export[f"{CASE_FOLDER}/fineweb_val_bytes_000001.bin"]
+    digest = hashlib.sha256(content).hexdigest()
+    due = {"bytes": len(content), "sha256": digest}
+    assert said["files"]["fineweb_val_bytes_000001.bin"] == due
+    folder = tmp_path / "datasets/fineweb10B_sp300_caseops"
+    message = "fineweb_val_000001.bin: is not here, but the manifest lists it"
+    with pytest.raises(train_gpt.UserError, match=message):
+        shards = train_gpt.find_shards(folder, "val")
+        train_gpt.check_files(said, folder, [], shards)
+    assert "manifest" in failed_checks(folder, capsys)
 
 
 # ---- Whatever else goes wrong
@@ -720,19 +732,100 @@ def test_a_full_disk_is_said_before_anything_is_fetched(hub, tmp_path, capsys, m
 def test_a_page_in_the_place_of_an_answer_is_named(hub, tmp_path, capsys):
     hub.pages = True
     assert run(tmp_path) == 2
-    assert f"{hub.url} answers with a web page where the hub has JSON" in error_line(capsys)
-    assert hub.waits == []
+    line = error_line(capsys)
+    assert f"{hub.url} answers with a web page where the hub has JSON and files" in line
+    assert "captive portal" in line and hub.waits == []
+
+
+# The network's login comes up before the commit is asked for, and before a file.
+@pytest.mark.parametrize("place", ["revision/main", "train_000000"])
+@pytest.mark.parametrize("status", [200, 511])
+def test_a_captive_portal_is_named_at_once(hub, tmp_path, capsys, place, status):
+    hub.faults = {place: [(status, {"Content-Type": "text/html; charset=utf-8"})] * 9}
+    assert run(tmp_path) == 2
+    line = error_line(capsys)
+    assert f"{hub.url} answers with a web page" in line and "captive portal" in line
+    assert hub.waits == [] and not list(tmp_path.rglob("*_train_*"))
 
 
 def test_a_file_that_drips_ends_in_one_line(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hub_module, "PACE_SECONDS", 0)
-    monkeypatch.setattr(hub_module, "LEAST_RATE", 0)
+    monkeypatch.setattr(hub_module, "LEAST_RATE", 1)
     # From this file on no answer is fast enough.
     hub.before["train_000000"] = lambda: setattr(hub_module, "LEAST_RATE", 10**15)
     assert run(tmp_path) == 2
     assert "the hub sends less than 1,000,000,000,000,000 bytes a second" in error_line(capsys)
     assert 100 < sum(hub.waits) <= hub_module.PATIENCE
     assert names(tmp_path) == [name for name in WHOLE if "train" not in name]
+
+
+def test_a_drip_costs_the_patience_that_it_takes(hub, tmp_path, capsys, monkeypatch):
+    client = hub_module.Hub(REPOSITORY, "main")
+    attempts = []
+
+    def drip() -> None:
+        attempts.append(1)
+        raise hub_module.Busy("drips", spent=30)
+
+    with pytest.raises(hub_module.BadInput, match="drips; 211 s were waited"):
+        client.ask(drip)
+    assert len(attempts) == 6 and hub.waits == [1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("place", ["revision/main", "train_000000"])
+def test_a_request_that_no_timeout_sees_ends_in_one_line(hub, tmp_path, capsys, monkeypatch, place):
+    """As a server that sends a byte of its headers now and then."""
+    monkeypatch.setattr(hub_module, "WATCH_SECONDS", 0.3)
+    hold = threading.Event()
+    hub.before[place] = hold.wait
+    assert run(tmp_path) == 2
+    hold.set()
+    assert "the hub brings less than 10,000 bytes a second (" in error_line(capsys)
+    assert hub.waits == [] and not list((tmp_path / "datasets").glob("fineweb*/*train*"))
+
+
+def test_a_request_that_moves_has_until_its_deadline(monkeypatch):
+    monkeypatch.setattr(hub_module, "WATCH_SECONDS", 0.01)
+    # However busy the machine is.
+    monkeypatch.setattr(hub_module, "LEAST_RATE", 0)
+    bar = types.SimpleNamespace(n=0)
+    ended = threading.Event()
+
+    def move() -> str:
+        while not ended.wait(0.001):
+            bar.n += 10**6
+        return "all"
+
+    began = hub_module.time.monotonic()
+    with pytest.raises(hub_module.BadInput, match="run the same command later"):
+        hub_module.watched(move, bar, began + 0.3)
+    assert 0.3 <= hub_module.time.monotonic() - began < 10
+    threading.Timer(0.2, ended.set).start()
+    assert hub_module.watched(move, bar, began + 600) == "all"
+
+
+def test_a_file_has_the_time_that_the_least_rate_gives_its_size(hub, tmp_path, monkeypatch):
+    deadlines = []
+
+    def note(request: Callable, bar: tqdm, deadline: float) -> str:
+        deadlines.append(deadline - hub_module.time.monotonic())
+        return "path"
+
+    client = hub_module.Hub(REPOSITORY, "main")
+    monkeypatch.setattr(hub_module, "watched", note)
+    for size in (0, 124_000_000):
+        client.fetch(SHARD, tmp_path, tqdm(disable=True), size)
+    assert 0 <= 300 - deadlines[0] < 60 and 0 <= 300 + 12_400 - deadlines[1] < 60
+
+
+def test_the_bar_moves_long_before_a_file_is_here(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10 << 20)
+    monkeypatch.setattr(hub_module, "BAR_BYTES", 1000)
+    moves = []
+    with tqdm(disable=True) as bar:
+        bar.update = moves.append
+        hub_module.Hub(REPOSITORY, "main").fetch(SHARD, tmp_path, bar)
+    assert moves == [1000, 1000, 824]
 
 
 def test_no_network_is_one_line_at_once(hub, tmp_path, capsys, monkeypatch):

@@ -15,8 +15,8 @@ import torch
 
 import train_gpt
 from conftest import BOS, VOCAB_SIZE, write_shard
-from runs import MACHINE, SCRIPT, TINY_RUN, is_one_error, run
-from train_gpt import ARTIFACT_NAME, OVER_CAP_NAME, Settings
+from runs import MACHINE, SCRIPT, TINY_RUN, Done, is_one_error, run
+from train_gpt import ARTIFACT_NAME, OVER_CAP_NAME, Settings, open_shard
 
 pytest_plugins = ["run_fixtures"]
 
@@ -157,6 +157,65 @@ def test_an_artifact_scores_the_same_without_any_setting_of_the_model(
     assert not (tmp_path / ARTIFACT_NAME).exists()
     for key in ("bytes_model", "bytes_total", "bytes_code"):
         assert done.results()[key] == first.results()[key]
+
+
+@pytest.fixture
+def artifact_alone(first, tmp_path, run_here, monkeypatch):
+    """artifact_alone(**settings): a run with nothing but an artifact, where no corpus is built."""
+    builder = lambda *_, **__: pytest.fail("a corpus was built")  # noqa: E731
+    monkeypatch.setattr(subprocess, "run", builder)
+    # The demo corpus of whoever runs the tests is not looked at.
+    monkeypatch.setattr(train_gpt, "__file__", str(tmp_path / SCRIPT.name))
+    shutil.copy(SCRIPT, tmp_path)
+    shutil.copy(first.folder / ARTIFACT_NAME, tmp_path)
+
+    def call(**settings: str) -> Done:
+        return run_here(tmp_path, **MACHINE, ARTIFACT=ARTIFACT_NAME, **settings)
+
+    return call
+
+
+def test_an_artifact_alone_finds_its_data_among_others(
+    first, data_folder, tmp_path, artifact_alone
+):
+    name = data_folder.name
+    # Another data set, and one of that name with another tokenizer.
+    for folder in ("a_sp384", f"{name}_sp384"):
+        shutil.copytree(data_folder, tmp_path / "data/datasets" / folder)
+    note = json.dumps({"name": name})
+    (tmp_path / f"data/datasets/{name}_sp384/manifest.json").write_text(note)
+    model = tmp_path / f"data/datasets/{name}_sp384/tokenizer.model"
+    model.write_bytes(model.read_bytes() + b"\x9a\x06\x00")
+    done = artifact_alone()
+    assert done.status == 2
+    assert is_one_error(done.err, rf"are not here \(data/datasets/{name}_sp384 has another")
+    shutil.copytree(data_folder, tmp_path / "data/datasets" / name)
+    assert artifact_alone().scores() == first.scores()
+
+
+def test_an_artifact_alone_says_which_data_it_wants(data_folder, tmp_path, artifact_alone):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/demo_corpus.py").touch()
+    sha256 = train_gpt.digest_of(data_folder / "tokenizer.model")[:16]
+    words = f"not here: {data_folder.name}, {VOCAB_SIZE} pieces, sha256 of the tokenizer {sha256}"
+    assert is_one_error(artifact_alone().err, f"{words}: set DATA_PATH to them")
+    assert is_one_error(artifact_alone(SAMPLE="x").err, words)
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("demo", "data/demo_corpus.py --vocab-size 600 --output data/demo_sp600"),
+        ("fineweb10B_sp1024", "data/download.py --variant fineweb10B_sp1024 --train-shards 0"),
+    ],
+)
+def test_what_brings_the_data_of_an_artifact_is_said(name, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_gpt, "__file__", str(tmp_path / SCRIPT.name))
+    artifact = {"data": name, "tokenizer": "ab" * 32, "case_operators": True}
+    words = f"{name}, 600 pieces and case operators, sha256 of the tokenizer {'ab' * 8}: .*"
+    with pytest.raises(train_gpt.UserError, match=words + command):
+        train_gpt.find_data_of(artifact, 600)
 
 
 def test_an_artifact_that_is_scored_has_no_time_of_training(first, data_folder, tmp_path, run_here):
@@ -415,6 +474,59 @@ def test_a_taken_run_id_is_refused_and_nothing_is_overwritten(data_folder, run_h
     assert is_one_error(done.err, "RUN_ID=mine")
     assert files_in(tmp_path) == {"logs/mine.txt"}
     assert (tmp_path / "logs/mine.txt").read_text() == "an earlier run"
+
+
+def damaged_data(data_folder: Path, folder: Path) -> Path:
+    """Data of which all but the content of a training shard is right."""
+    shutil.copytree(data_folder, folder)
+    tokens = open_shard(folder / "x_train_000000.bin").copy()
+    # Bytes in the place of pieces, which no encoding of text gives.
+    write_shard(folder / "x_train_000000.bin", np.where(tokens > 300, 100, tokens))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        (dict(DATA_PATH="nowhere"), "nowhere is not a folder"),
+        # This is seen while the shards are opened, the last thing before the first step.
+        (dict(DATA_PATH="damaged"), "did not make this shard"),
+        (dict(ARTIFACT="mine.ptz"), "data of this ARTIFACT are not here"),
+        (dict(ARTIFACT="mine.ptz", DATA_PATH="damaged", TOKENIZER_PATH="t"), "tokenizer"),
+    ],
+    ids=["data", "training", "artifact", "tokenizer"],
+)
+def test_a_run_that_failed_before_it_began_leaves_its_run_id_free(
+    settings, word, first, data_folder, run_here, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train_gpt, "__file__", str(tmp_path / "train_gpt.py"))
+    shutil.copy(SCRIPT, tmp_path)
+    damaged_data(data_folder, tmp_path / "damaged")
+    shutil.copy(first.folder / ARTIFACT_NAME, tmp_path / "mine.ptz")
+    model = (data_folder / "tokenizer.model").read_bytes()
+    (tmp_path / "t").write_bytes(model + b"\x9a\x06\x00")
+    of_model = TINY_RUN if "ARTIFACT" not in settings else MACHINE
+    done = run_here(tmp_path, **of_model, **settings, RUN_ID="mine")
+    assert done.status == 2
+    assert is_one_error(done.err, word)
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_a_run_that_failed_after_it_began_keeps_its_log(data_folder, run_here, tmp_path):
+    shutil.copytree(data_folder, tmp_path / "data")
+    write_shard(tmp_path / "data/x_val_000000.bin", [BOS, 60000])
+    settings = {**TINY_RUN, "ITERATIONS": "1", "RUN_ID": "mine", "DATA_PATH": "data"}
+    assert run_here(tmp_path, **settings).status == 2
+    assert "step:1/1 train_loss:" in (tmp_path / "logs/mine.txt").read_text(encoding="utf-8")
+    assert is_one_error(run_here(tmp_path, **settings).err, "RUN_ID=mine is taken")
+
+
+def test_a_run_that_goes_on_keeps_its_log_when_it_fails(data_folder, run_here, tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/mine.txt").write_text("an earlier part\n")
+    done = run_here(tmp_path, **TINY_RUN, DATA_PATH="nowhere", RUN_ID="mine", RESUME="1")
+    assert done.status == 2
+    assert (tmp_path / "logs/mine.txt").read_text().startswith("an earlier part\n")
 
 
 def test_validation_is_not_opened_before_the_artifact_is_written(data_folder, run_here, tmp_path):

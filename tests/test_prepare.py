@@ -11,6 +11,7 @@ import io
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -476,9 +477,164 @@ def test_a_given_tokenizer_in_its_place_stays_there(built, folder, tmp_path):
     assert outputs(tmp_path) == outputs(built)
 
 
+# ---- A given tokenizer that normalizes
+NORMALIZED_NAMES = [
+    "datasets/t_sp512_normalized/manifest.json",
+    "datasets/t_sp512_normalized/t_train_000000.bin",
+    "datasets/t_sp512_normalized/t_val_000000.bin",
+    "tokenizers/t_512_bpe_normalized.model",
+]
+# Each of them becomes another text, some more than once.
+TO_NORMALIZE = ["a \ufb01nd", "two  spaces", "\u00bd\ta\nb", "\u0344", "\uff21\uff22 \u212b"]
+
+
+@pytest.fixture(scope="module")
+def normalizing(texts, tmp_path_factory) -> Path:
+    """A tokenizer that normalizes, as the public ones of 8,192 pieces do."""
+    path = tmp_path_factory.mktemp("normalizing") / "given.model"
+    return train_tokenizer(
+        path,
+        texts,
+        512,
+        normalization_rule_name="nmt_nfkc",
+        remove_extra_whitespaces=True,
+        user_defined_symbols=[],
+    )
+
+
+@pytest.fixture(scope="module")
+def normalized(texts, normalizing, tmp_path_factory) -> Path:
+    """The output with that tokenizer, for the documents and texts that are normalized."""
+    out = tmp_path_factory.mktemp("normalized")
+    source = write_jsonl(out / "in.jsonl", [*texts, *TO_NORMALIZE])
+    assert run(out, source, "--tokenizer", normalizing, "--normalized") == 0
+    source.unlink()
+    return out
+
+
+def at_rest(model: Path, text: str) -> str:
+    """The text as a tokenizer gives it back, without the code under test."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    for _ in range(9):
+        text = processor.decode(processor.encode(text))
+    return text
+
+
+def test_the_normalized_text_is_what_is_written_split_and_counted(normalized, normalizing, texts):
+    assert left(normalized) == NORMALIZED_NAMES
+    shards = [normalized / name for name in NORMALIZED_NAMES[1:3]]
+    noted = json.loads((normalized / NORMALIZED_NAMES[0]).read_text())
+    before = [*texts, *TO_NORMALIZE]
+    after = [at_rest(normalizing, text) for text in before]
+    # Documents that have become the same are one, and their hashes are those of what is left.
+    due = sorted(set(after), key=lambda text: hashlib.sha256(text.encode()).digest())
+    train, val = (read_documents([path], normalizing) for path in shards)
+    assert val + train == due
+    assert noted["duplicates"] == len(after) - len(due)
+    for side, found in (("train", train), ("val", val)):
+        size = sum(len(text.encode()) for text in found)
+        assert (noted[side]["bytes"], noted[side]["documents"]) == (size, len(found))
+    changed = [old != new for old, new in zip(before, after, strict=True)]
+    told = noted["normalized"]
+    assert (told["documents"], told["documents_changed"]) == (len(before), sum(changed))
+    assert sum(changed) >= len(TO_NORMALIZE)
+    assert told["bytes_before"] == sum(len(text.encode()) for text in before)
+    assert told["bytes"] == sum(len(text.encode()) for text in after)
+    assert 0 < told["bytes_changed"] < 0.2 * told["bytes_before"]
+
+
+def test_the_ids_are_those_of_the_normalized_text_and_of_no_other(normalized, normalizing):
+    """However often a text had to be normalized: \\u0344 needs two passes."""
+    model = normalized / NORMALIZED_NAMES[3]
+    assert model.read_bytes() == normalizing.read_bytes()
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    for name in NORMALIZED_NAMES[1:3]:
+        _, tokens = read_shard(normalized / name)
+        for document in np.split(tokens, np.flatnonzero(tokens == 1)[1:]):
+            ids = document[1:].tolist()
+            assert processor.encode(processor.decode(ids)) == ids
+
+
+def test_training_and_check_count_the_bytes_of_the_normalized_text(normalized, capsys):
+    folder = normalized / "datasets/t_sp512_normalized"
+    size = json.loads((folder / "manifest.json").read_text())["val"]["bytes"]
+    model = train_gpt.load_tokenizer(normalized / NORMALIZED_NAMES[3], 512)
+    tokens = train_gpt.load_validation([folder / "t_val_000000.bin"], 512)
+    assert train_gpt.ByteTable(model).sizes(tokens).sum() == size
+    capsys.readouterr()
+    assert check.main([str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"^bytes +PASS  {size:,} by the pieces, {size:,} decoded", said, re.M)
+    assert re.search(r"^normalized  - +\d.*none of the original text's$", said, re.M)
+
+
+def test_neither_processes_nor_chunks_change_normalized_bytes(
+    normalized, normalizing, texts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dataset, "CHUNK", 5000)
+    source = write_jsonl(tmp_path / "in.jsonl", [*TO_NORMALIZE, *reversed(texts)])
+    options = ["--tokenizer", normalizing, "--normalized"]
+    assert run(tmp_path / "out", source, *options, jobs=2) == 0
+    assert outputs(tmp_path / "out") == outputs(normalized)
+
+
+def test_what_normalizing_leaves_of_the_text_is_said(normalizing, tmp_path, capsys):
+    # The second becomes the first, the last nothing.
+    source = write_jsonl(tmp_path / "in.jsonl", ["find me", "\ufb01nd  me", "other", "\u200b\x01"])
+    assert run(tmp_path / "out", source, "--tokenizer", normalizing, "--normalized") == 0
+    said = capsys.readouterr().out
+    assert "t: 2 documents, 0.0 MB, 1 files read, 1 empty documents, 1 duplicates" in said
+    # Of 7 + 9 + 5 + 4 bytes: a ligature of three and a space; four.
+    assert (
+        "normalized: 50.00% of the documents (2 of 4) and 32.000% of the bytes changed, 25 bytes "
+        "became 19; the text that is left is the one to score" in said
+    )
+
+
+def test_a_tokenizer_that_normalizes_may_have_case_operators_too(texts, tmp_path):
+    given = train_tokenizer(
+        tmp_path / "given.model",
+        [text.lower() for text in texts],
+        512,
+        normalization_rule_name="nmt_nfkc",
+        user_defined_symbols=list(OPERATORS),
+    )
+    # Capitals of another width are capitals once they are normalized.
+    source = write_jsonl(tmp_path / "in.jsonl", ["\uff21\uff22 iOS \ufb01", *texts[:9]])
+    assert run(tmp_path / "out", source, "--tokenizer", given, "--normalized") == 0
+    folder = tmp_path / "out/datasets/t_sp512_caseops_normalized"
+    found = []
+    for path in sorted(folder.glob("*.bin")):
+        found += [without_operators(text) for text in read_documents([path], given)]
+    assert "AB iOS fi" in found and len(found) == 10
+    assert check.main([str(folder)]) == 0
+
+
+def test_normalized_needs_a_tokenizer_that_normalizes(built, folder, tmp_path, capsys):
+    assert run(tmp_path, folder, "--normalized") == 2
+    assert "--normalized is for a --tokenizer that is given" in one_line(capsys)
+    given = model_file(built)
+    assert run(tmp_path, folder, "--tokenizer", given, "--normalized") == 2
+    assert "t_512_bpe.model changes no text: leave --normalized out" in one_line(capsys)
+    assert left(tmp_path) == []
+
+
+def test_changed_bytes_are_those_of_characters_that_are_gone():
+    found = tokenizer.Normalization()
+    found.count("same", "same")
+    found.count("\u00bd \u00bd", "1/2 1/2")
+    found.count("a  b ", "a b")
+    told = "66.67% of the documents (2 of 3) and 42.857% of the bytes changed, 14 bytes became 14"
+    assert str(found) == told
+    more = tokenizer.Normalization(7, 1, 100, 10, 90)
+    more.add(found)
+    assert more == tokenizer.Normalization(10, 3, 114, 16, 104)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"normalization_rule_name": "nmt_nfkc"}, "or let it with --normalized"),
         ({"normalization_rule_name": "nmt_nfkc"}, "changes the document that begins"),
         ({"bos_id": 2, "eos_id": 1}, "BOS with id 1"),
         ({"byte_fallback": False}, "a piece for each byte"),
