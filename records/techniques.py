@@ -4,9 +4,10 @@
 
 The figures are those of the ablations in records/ablations/<experiment>/ablation.json, which
 records/ablate.py wrote. techniques.json beside them lists the experiments, and of each technique
-the settings that switch it on and off, its lines of code, whether it was kept, and why. An
-experiment whose base has a technique was run without it, and the other way round: the report turns
-all effects into those of switching it on.
+the settings that switch it on and off, its lines of code, whether it was kept, and why; and tables
+of what no pair of runs shows, such as width against depth. An experiment whose base has a technique
+was run without it, and the other way round: the report turns all effects into those of switching it
+on.
 """
 
 from __future__ import annotations
@@ -69,6 +70,24 @@ class Technique(NamedTuple):
     why: str
 
 
+class Table(NamedTuple):
+    """Figures that are no effects of a technique, as techniques.json has them."""
+
+    title: str
+    # How they were measured, and what follows.
+    text: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+class Report(NamedTuple):
+    """What techniques.json says."""
+
+    experiments: list[Experiment]
+    techniques: list[Technique]
+    tables: list[Table]
+
+
 class Effect(NamedTuple):
     """What switching a technique on does, in bits per byte; no interval with one pair of runs."""
 
@@ -96,24 +115,25 @@ def effect_of(technique: Technique, rows: list[Row]) -> Effect | None:
     return None
 
 
-def read_list(folder: Path) -> tuple[list[Experiment], list[Technique]]:
-    """The experiments and techniques of techniques.json; BadInput if it is not as it should be."""
+def read_list(folder: Path) -> Report:
+    """What is in techniques.json; BadInput if it is not as it should be."""
     path = folder / "techniques.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         experiments = [Experiment(**each) for each in content["experiments"]]
-        return experiments, [Technique(**each) for each in content["techniques"]]
+        techniques = [Technique(**each) for each in content["techniques"]]
+        tables = [Table(**each) for each in content.get("tables", [])]
+        return Report(experiments, techniques, tables)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: {error}") from None
 
 
-def report(
-    experiments: list[Experiment], techniques: list[Technique], rows: dict[str, list[Row]]
-) -> str:
-    """The report in Markdown: all techniques in one table, then each experiment's own table."""
+def report(content: Report, rows: dict[str, list[Row]]) -> str:
+    """The report in Markdown: all techniques in one table, other tables, each experiment's own."""
+    experiments = content.experiments
     head = ["technique", *(each.title for each in experiments), "time", "lines", "kept", "why"]
     cells = []
-    for technique in techniques:
+    for technique in content.techniques:
         effects = [effect_of(technique, rows[each.name]) for each in experiments]
         shown = ["-" if effect is None else str(effect) for effect in effects]
         name = f"{technique.name} (`{technique.on}`)"
@@ -121,6 +141,8 @@ def report(
             [name, *shown, technique.time, str(technique.lines), technique.kept, technique.why]
         )
     parts = [INTRODUCTION, *table(head, cells), "![effects of the techniques](ablations.png)", ""]
+    for each in content.tables:
+        parts += [f"## {each.title}", "", each.text, "", *table(each.head, each.rows)]
     for each in experiments:
         about = json.loads((FOLDER / each.name / "ablation.json").read_text(encoding="utf-8"))
         parts += [f"## {each.title}", "", f"    {about['command']}", ""]
@@ -176,10 +198,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the report and its plot; exit status 0."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    experiments, techniques = read_list(FOLDER)
-    rows = {each.name: compare(read_report(FOLDER / each.name)) for each in experiments}
-    text = report(experiments, techniques, rows)
-    picture = draw(experiments, techniques, rows)
+    content = read_list(FOLDER)
+    rows = {each.name: compare(read_report(FOLDER / each.name)) for each in content.experiments}
+    text = report(content, rows)
+    picture = draw(content.experiments, content.techniques, rows)
     write_atomically(FOLDER.parent / "ablations.md", text.encode())
     write_atomically(FOLDER.parent / "ablations.png", picture)
     print(f"{FOLDER.parent}/ablations.md, .png")

@@ -186,7 +186,7 @@ def test_a_report_has_no_names_of_private_folders(standin, tmp_path, monkeypatch
         ("backout_enabled=0", "did you mean BACKOUT_ENABLED?"),
         ("FROBNICATE=1", "FROBNICATE is not a setting"),
         ("NUM_LAYERS=many", "NUM_LAYERS=many must be a whole number"),
-        ("NUM_HEADS=5", "NUM_HEADS=5: settings: MODEL_DIM=192 must be"),
+        ("NUM_HEADS=5", "NUM_HEADS=5: settings: MODEL_DIM=128 must be"),
         ("NUM_LAYERS", "NUM_LAYERS: write NAME=value"),
         ("MEMORY_TOKENS=0,,4", "MEMORY_TOKENS: a value is empty"),
         ("", "an argument is empty"),

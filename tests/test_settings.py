@@ -137,9 +137,9 @@ def test_every_record_default_is_inside_its_own_limits():
     assert record == Settings(preset="record")
 
 
-def test_pocket_keeps_eleven_layers_and_the_features_that_help_it():
+def test_pocket_has_a_block_with_two_lanes_and_the_features_that_help_it():
     pocket = settings(PRESET="pocket")
-    assert pocket.num_layers == 11
+    assert pocket.parallel_start_layer < pocket.num_layers
     for feature in (
         "smear_enabled",
         "backout_enabled",

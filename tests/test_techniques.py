@@ -59,6 +59,7 @@ def write_folder(folder, runs: list[Outcome]) -> None:
     content = dict(
         experiments=[dict(name="tiny", title="tiny model")],
         techniques=[SKIP_GATES._asdict(), other._asdict()],
+        tables=[dict(title="Depth", text="By hand.", head=["layers", "bpb"], rows=[["4", "1.3"]])],
     )
     (folder / "tiny").mkdir(parents=True)
     (folder / "techniques.json").write_text(json.dumps(content))
@@ -82,6 +83,7 @@ def test_the_command_writes_report_and_plot(tmp_path, monkeypatch):
     assert line.startswith("| skip gates (`SKIP_GATES_ENABLED=1`) | -0.0300 [")
     assert line.endswith(", 2 | 1.00 | 6 | record | because |")
     assert "| nothing (`MIN_LR=0.1`) | - |" in text
+    assert "## Depth\n\nBy hand.\n\n| layers | bpb |\n| --- | --- |\n| 4 | 1.3 |" in text
     assert "## tiny model" in text and "| SKIP_GATES_ENABLED=0 | +0.03000 |" in text
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
 
