@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from commands import described
 from verdicts import Check
@@ -20,6 +21,25 @@ CHECKS = (
     "log",
     "submission",
 )
+
+
+# What a verdict on a folder of the field says.
+HOLDS = "holds"
+FAILS = "does not hold"
+UNSTATED = "not stated"
+UNCHECKED = "cannot be checked"
+STATES = (HOLDS, FAILS, UNSTATED, UNCHECKED)
+
+
+class Verdict(NamedTuple):
+    """What is found of one thing that a folder of the field claims: one of STATES, and why.
+
+    The text of what does not hold has both figures and where they stand.
+    """
+
+    check: str
+    state: str
+    text: str
 
 
 class Tally:
