@@ -68,6 +68,7 @@ def seconds_per_window(candidate: Candidate) -> float:
 def score_windows(job: dict) -> dict:
     """Return the nats of windows of the sliding evaluation, in random order, until it is time.
 
+    It goes on as long as all of them take less than `whole_seconds` of the job, if it has that.
     A row is first token, first target, end of targets, nats. At least two batches are scored.
     """
     tokens = take_validation(DATA)
@@ -78,9 +79,11 @@ def score_windows(job: dict) -> dict:
     rows = []
     started = time.perf_counter()
     for at in range(0, len(order), BATCH):
-        late = time.perf_counter() - started > job["seconds"]
-        if late and at > BATCH:
-            break
+        elapsed = time.perf_counter() - started
+        if at > BATCH and elapsed > job["seconds"]:
+            whole = elapsed / at * len(order)
+            if whole > job.get("whole_seconds", 0.0):
+                break
         batch = windows[order[at : at + BATCH]]
         inputs = padded[batch[:, :1] + np.arange(candidate.window)]
         for (start, first, end), logits in zip(batch, candidate.logits(inputs), strict=True):

@@ -11,7 +11,7 @@ import statistics
 import fineweb
 from challenge import GPUS, LIMIT
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
-from field_claims import Claim, agree
+from field_claims import DEVIATIONS, LOSSES, SEED_STEPS, Claim, agree
 from field_logs import FieldLog, Scored
 from field_record import FieldRecord, Run, score_in
 
@@ -22,6 +22,8 @@ SPREAD = 0.006
 # Shares by which bytes of text may differ from the known ones, and from which they are others.
 SAME_BYTES = 0.01
 OTHER_BYTES = 0.03
+# A standard deviation is another from this share on: some leave digits away before they compute it.
+OTHER_DEVIATION = 0.05
 # A rate of tokens is another from this share on.
 OTHER_RATE = 0.2
 
@@ -114,6 +116,9 @@ def other_score(name: str, record: FieldRecord, claim: Claim, stated: str) -> Ve
     missing = wanted is not None and len(runs) < wanted[0]
     if missing and abs(nearest.val_bpb - claim.value) < SPREAD:
         return Verdict(name, UNCHECKED, f"{text}; {wanted[0]} seeds are claimed, not all have logs")
+    if record.absent_logs:
+        told = ", ".join(record.absent_logs)
+        return Verdict(name, UNCHECKED, f"{text}; {told}, which README.md names, is not here")
     own_table = mean_of_claims(record)
     if missing and own_table and agree(claim.value, claim.decimals, own_table[0], own_table[1]):
         return Verdict(name, UNCHECKED, f"{stated} is the mean of the seeds; not all have logs")
@@ -212,8 +217,6 @@ def seed_values(record: FieldRecord) -> tuple[list[float], int, str]:
 
 def check_deviation(record: FieldRecord) -> Verdict:
     """The standard deviation over the seeds; some divide by n, some by n - 1."""
-    from field_claims import DEVIATIONS
-
     name = "deviation"
     claim = record.claims.first(DEVIATIONS)
     values, decimals, source = seed_values(record)
@@ -223,7 +226,8 @@ def check_deviation(record: FieldRecord) -> Verdict:
     samples = [values]
     if len(losses) == len(values):
         samples.append(losses)
-    tolerance = max(1.01 * 10.0**-claim.decimals, 1.01 * 10.0**-decimals)
+    rounding = max(1.01 * 10.0**-claim.decimals, 1.01 * 10.0**-decimals)
+    tolerance = max(rounding, OTHER_DEVIATION * claim.value)
     found = [how(sample) for sample in samples for how in (statistics.stdev, statistics.pstdev)]
     nearest = min(found, key=lambda value: abs(value - claim.value))
     text = f"{claim} ({claim.where}); over the {source} {found[0]:.6f}, or {found[1]:.6f} with n"
@@ -239,11 +243,9 @@ def check_deviation(record: FieldRecord) -> Verdict:
 
 def check_loss(record: FieldRecord) -> Verdict:
     """The loss of the folder against its logs."""
-    from field_claims import LOSSES
-
     name = "loss"
     claim = record.claims.first(LOSSES)
-    if claim is None:
+    if claim is None or claim.value <= 0:
         return Verdict(name, UNSTATED, "no val_loss in submission.json")
     runs = [run for run in record.runs if run.log.finals]
     if not runs:
@@ -298,7 +300,9 @@ def check_seeds(record: FieldRecord) -> Verdict:
     if absent and not unnamed:
         return Verdict(name, UNCHECKED, f"no logs of seeds {', '.join(map(str, absent))}")
     if len(record.logs) < wanted:
-        return Verdict(name, UNCHECKED, f"{wanted} seeds are claimed ({where}), fewer logs are here")
+        return Verdict(
+            name, UNCHECKED, f"{wanted} seeds are claimed ({where}), fewer logs are here"
+        )
     if not ran:
         return Verdict(name, UNSTATED, "the logs do not say their seeds")
     return Verdict(name, HOLDS, f"{wanted} are claimed ({where}); logs ran {told}")
@@ -330,8 +334,6 @@ def check_parameters(record: FieldRecord) -> Verdict:
 
 def check_steps(record: FieldRecord) -> Verdict:
     """Steps and milliseconds a step of each seed, and steps against the clock and the rate."""
-    from field_claims import SEED_STEPS
-
     name = "steps"
     wrong = []
     made = 0
@@ -461,7 +463,9 @@ def check_hardware(record: FieldRecord) -> Verdict:
         place = record.claims.readme_gpus()[0][2]
         text = f"{GPUS} GPUs ({place}), but world_size {counts[0]} ({where})"
         return Verdict(name, FAILS, text)
-    return Verdict(name, UNSTATED, f"world_size {counts[0]} ({where}); no number of GPUs is claimed")
+    return Verdict(
+        name, UNSTATED, f"world_size {counts[0]} ({where}); no number of GPUs is claimed"
+    )
 
 
 def compare_hardware(name: str, claimed: list, told: str, ran: list) -> Verdict:
@@ -493,15 +497,22 @@ def check_split(record: FieldRecord) -> Verdict:
         variant = variant_of(run.log)
         known = fineweb.VALIDATION_TOKENS.get(variant)
         text = f"{tokens:,} tokens ({run.log.where(line)})"
+        for each, whole in fineweb.VALIDATION_TOKENS.items():
+            if variant in ("", each) and is_whole(tokens, whole):
+                return Verdict(name, HOLDS, f"{text}, the whole split of {each}")
         if known is None:
-            return Verdict(name, UNCHECKED, f"{text}; the whole split of {variant} is not known")
-        if abs(tokens / known - 1) <= fineweb.TOKENS_TOLERANCE:
-            return Verdict(name, HOLDS, f"{text}, the whole split of {variant}")
+            told = f"{variant} is not known" if variant else "the data, which it does not name"
+            return Verdict(name, UNCHECKED, f"{text}; the whole split of {told}")
         text += f", but the split of {variant} has about {known:,}"
         if record.claims.track == "non-record" or tokens > known:
             return Verdict(name, UNCHECKED, f"{text}: a score on other text")
         return Verdict(name, FAILS, f"{text}: a part of it")
     return Verdict(name, UNSTATED, "no log states its validation tokens")
+
+
+def is_whole(tokens: int, known: int) -> bool:
+    """Whether tokens are those of a known split, but for those that are cut to whole rows."""
+    return abs(tokens / known - 1) <= fineweb.TOKENS_TOLERANCE
 
 
 def variant_of(log: FieldLog) -> str:

@@ -37,7 +37,7 @@ SEED_STEPS = ("steps", "train_steps", "step_stop", "steps_completed", "num_steps
 # Figures of other runs than the record's.
 OTHER_RUNS = re.compile(
     r"supersed|baseline|ablat|previous|prior|compar|old|control|reference|sota|versus|_vs_|vs_"
-    r"|pre_quant|negative|verification|earlier|historic|legacy",
+    r"|pre_?fix|illegal|invalid|tainted|before|pre_quant|negative|verification|earlier|historic|legacy",
     re.I,
 )
 SEED_KEY = re.compile(r"(?:seed[_ -]?|s)?(\d+)", re.I)
@@ -50,10 +50,11 @@ OTHER_LINE = re.compile(
 MEAN_WORD = re.compile(r"\bmean\b|\baverage|\bavg\b", re.I)
 COUNT_WORDS = dict(two=2, three=3, four=4, five=5)
 SEED_COUNT = re.compile(
-    r"(?:\bmean\b|\baverage\b|\bavg\b)[^.\n|]{0,40}?\b(\d|two|three|four|five)[ -](?:random )?seeds?\b"
+    r"\b(?:mean|average|avg)\b[^.\n|]{0,40}?\b(\d|two|three|four|five)[ -](?:random )?seeds?\b"
     r"|\b(\d|two|three|four|five)[- ]seeds? (?:exact )?(?:mean|average|avg)",
     re.I,
 )
+NON_RECORD = re.compile(r"non.?record|unlimited.compute|not (?:a )?(?:leaderboard|record)", re.I)
 GPU_COUNT = re.compile(
     r"\b(\d+)\s*[x×]\s*(?:NVIDIA\s*)?((?:H|A|B|L)\d{2,3}\w*|RTX\s?\d{4}|\d{4}\b)", re.I
 )
@@ -151,7 +152,7 @@ class Claims:
 
     # -- submission.json
     def first(self, names: tuple[str, ...]) -> Claim | None:
-        """The first of these names that has a figure, at the top or in results, metrics and so on."""
+        """The first of these names that has a figure, at the top or in an object in it."""
         tables = [("", self.stated)]
         for key, value in self.stated.items():
             if isinstance(value, dict) and not OTHER_RUNS.search(key):
@@ -166,17 +167,18 @@ class Claims:
     @functools.cached_property
     def seeds(self) -> dict[int, SeedClaims]:
         """The seeds of which submission.json has figures."""
-        return seeds_in(self.stated, SUBMISSION, 0)
+        return seeds_in(self.stated, SUBMISSION, 0) or seeds_in_lists(self.stated)
 
     @functools.cached_property
     def named_seeds(self) -> list[int]:
         """All seeds that submission.json names as those of the record."""
         listed = self.stated.get("seeds")
         found = dict.fromkeys(self.seeds)
-        if isinstance(listed, list):
-            for seed in listed:
-                if isinstance(seed, int) and not isinstance(seed, bool):
-                    found[seed] = None
+        if not isinstance(listed, list):
+            listed = [self.stated.get("seed")]
+        for seed in listed:
+            if isinstance(seed, int) and not isinstance(seed, bool):
+                found[seed] = None
         return list(found)
 
     @functools.cached_property
@@ -216,6 +218,14 @@ class Claims:
             if found:
                 return claim_of(Decimal(found[0]), f"README.md:{number}")
         return None
+
+    def named_logs(self) -> set[str]:
+        """The names of logs in README.md."""
+        names = set()
+        for line in self.readme_lines:
+            names.update(re.findall(r"`(?:[\w.-]+/)*([\w.-]+\.(?:log|out))`", line))
+            names.update(re.findall(r"`(?:[\w.-]+/)*((?:train|log|run)[\w.-]*\.txt)`", line))
+        return names
 
     def called_mean(self, score: Claim) -> str | None:
         """Where the folder calls a score the mean; None if it does not."""
@@ -297,7 +307,7 @@ class Claims:
             if "10min" in text or "10_min" in text or "record_16mb" in text:
                 return "10min"
         head = " ".join([*(text for text, _ in self.texts()[:5]), *self.readme_lines[:30]])
-        if re.search(r"non.?record|unlimited.compute|not (?:a )?(?:leaderboard|record)", head, re.I):
+        if NON_RECORD.search(head):
             return "non-record"
         return ""
 
@@ -327,6 +337,23 @@ def seeds_in(table: dict, where: str, depth: int) -> dict[int, SeedClaims]:
         if found:
             return found
     return {}
+
+
+def seeds_in_lists(table: dict) -> dict[int, SeedClaims]:
+    """The figures of seeds in lists as long as that of the seeds, such as per_seed_val_bpb."""
+    seeds = table.get("seeds")
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
+        return {}
+    figures: dict[int, dict] = {seed: {} for seed in seeds}
+    for name, values in table.items():
+        named = re.fullmatch(r"(?:per_seed|seed)_(\w+)|(\w+)_(?:per_seed|by_seed)", name)
+        if named and isinstance(values, list) and len(values) == len(seeds):
+            for seed, value in zip(seeds, values, strict=True):
+                figures[seed][named[1] or named[2]] = value
+    if not any(figures.values()):
+        return {}
+    place = f"{SUBMISSION} lists by seed"
+    return {seed: SeedClaims(seed, found, f"{place}.{seed}") for seed, found in figures.items()}
 
 
 def seeds_of(key: str, value: object, where: str) -> dict[int, SeedClaims]:

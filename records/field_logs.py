@@ -183,8 +183,21 @@ class FieldLog:
             step = int(stated.values["step"])
             tokens = None if batch[0] is None else step * batch[0]
             seconds = self.seconds_of(stated.values, tokens)
+            if seconds is None and fact == "validated":
+                seconds = self.clock.get(step)
             points[step] = Point(step, float(stated.values[quantity]), seconds, tokens)
         return [points[step] for step in sorted(points)]
+
+    @functools.cached_property
+    def clock(self) -> dict[int, float]:
+        """Seconds by step, for lines that do not state them beside lines that do."""
+        found = {}
+        for point in self.curve("train_loss") if "trained" in self.facts else []:
+            if point.seconds is not None:
+                found[point.step] = point.seconds
+        for stated in self.facts.get("stopped", []):
+            found[int(stated.values["step"])] = int(stated.values["milliseconds"]) / 1000
+        return found
 
     def seconds_of(self, values: dict[str, str], tokens: int | None) -> float | None:
         """The clock of a step line: milliseconds, or tokens by their rate, or minutes."""

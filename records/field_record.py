@@ -1,4 +1,4 @@
-"""A record folder of the field: which files are its logs and its script, and which runs it claims."""
+"""A record folder of the field: its logs, its script, and the runs that it claims."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOG_SUFFIXES = (".log", ".txt", ".out", ".stdout")
 NO_LOG = re.compile(r"require|readme|licen[sc]e|pr_body|notes?\.txt", re.I)
 # Logs of runs that are shown beside the record's.
 OTHER_RUN = re.compile(
-    r"ablat|baseline|stopped|smoke|partial|dry|probe|control|compare|reference|sweep|supersed|debug"
+    r"ablat|baseline|(?:^|/)old|_old|stopped|smoke|partial|dry|probe|control|compare|reference|sweep|supersed|debug"
     r"|abort|fail|crash|prev|original|dev_|_only|repeat|attempt|first_try|quant_eval|verify|preflight",
     re.I,
 )
@@ -70,11 +70,8 @@ class FieldRecord:
 
     @property
     def is_own(self) -> bool:
-        """Whether our script made it: its logs say so, or its artifacts are of our format."""
-        if any(log.is_own for log in self.logs):
-            return True
-        script = self.folder / SCRIPT
-        return script.is_file() and "def read_artifact(" in script.read_text(errors="replace")
+        """Whether our script made it: it is there, or the logs say so."""
+        return has_own_script(self.folder) or any(log.is_own for log in self.logs)
 
     @property
     def artifacts(self) -> list[Path]:
@@ -155,6 +152,12 @@ class FieldRecord:
             return list(by_seed.values())
         return [Run(log.seed, log, None) for log in self.main_logs]
 
+    @functools.cached_property
+    def absent_logs(self) -> list[str]:
+        """Logs that README.md names and that are not here."""
+        here = {path.name for path in self.files}
+        return sorted(self.claims.named_logs() - here)
+
     def values(self) -> tuple[list[float], list[float]]:
         """Bits a byte and nats a token of each run, by the logs, as they are claimed."""
         bpbs = []
@@ -173,6 +176,17 @@ class FieldRecord:
             return self.claims.score.value
         bpbs, _ = self.values()
         return statistics.mean(bpbs) if bpbs else None
+
+
+def has_own_script(folder: Path) -> bool:
+    """Whether the script of a folder reads artifacts as ours does."""
+    script = folder / SCRIPT
+    return script.is_file() and "def read_artifact(" in script.read_text(errors="replace")
+
+
+def is_own(folder: Path) -> bool:
+    """Whether our script made a folder, without reading logs where the script tells."""
+    return has_own_script(folder) or FieldRecord(folder).is_own
 
 
 def score_in(log: FieldLog, claim) -> Scored | None:

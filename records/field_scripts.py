@@ -1,4 +1,4 @@
-"""The scripts of a record folder of the field, read and never run: source, files, places to look at."""
+"""The script of a record folder of the field, read and never run: source, files, places."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ LARGEST_SCRIPT = 8 << 20
 # A packed script has a literal of so many characters.
 SHORTEST_PACKED = 500
 SCORING = re.compile(r"eval|valid|val_|ttt|test_time|score|slot|ngram|n_gram|ppm|adapt", re.I)
+PACKS_CODE = re.compile(
+    r"(?:lzma|zlib|brotli|zstd\w*)\.\w*compress\w*\([^\n]*(?:code|source|script|src|__file__)"
+)
 TABLES = re.compile(r"n_?gram|ppm|cache.*(?:hash|count)|suffix", re.I)
 OPENERS = {"open", "load", "fromfile", "memmap", "read_bytes", "read_text", "urlopen", "torch_load"}
 LEARNING = {"backward", "step"}
@@ -81,8 +84,7 @@ def decompressed(packed: bytes) -> bytes | None:
 
 def packs_itself(text: str) -> bool:
     """Whether a script counts its code compressed."""
-    code = r"(?:code|source|script|src|__file__)"
-    return re.search(rf"(?:lzma|zlib|brotli|zstd\w*)\.\w*compress\w*\([^\n]*{code}", text) is not None
+    return PACKS_CODE.search(text) is not None
 
 
 def tree_of(text: str) -> ast.AST:
@@ -112,8 +114,7 @@ def files_used(text: str, beside: dict[str, Path]) -> list[str]:
     for name, path in beside.items():
         if path.suffix.lower() in DATA_SUFFIXES:
             continue
-        module = path.suffix == ".py" and name in words
-        if module or (path.suffix in NATIVE_SUFFIXES and path.name in words):
+        if name in words or path.name in words and path.suffix != ".py":
             found.append(name)
     return found
 

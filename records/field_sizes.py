@@ -11,7 +11,7 @@ from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
 from field_claims import CODES, TOTALS, Claim
 from field_logs import FieldLog
 from field_record import FieldRecord
-from field_scripts import files_used, packs_itself, places, unpack
+from field_scripts import NATIVE_SUFFIXES, files_used, packs_itself, places, unpack
 
 # Of so many files beside the script all sums are tried.
 MOST_FILES = 6
@@ -38,7 +38,10 @@ class Code:
 
     @functools.cached_property
     def beside(self) -> dict[str, int]:
-        """Files with code beside the script, by name, that it uses, with their bytes."""
+        """Files of code below the script's folder that it uses, by name, with their bytes.
+
+        What has to be compiled is there for nothing else, even where the script does not name it.
+        """
         if self.path is None:
             return {}
         files = {}
@@ -48,6 +51,9 @@ class Code:
         used = {}
         for name in files_used(self.text, files):
             used[name] = files[name].stat().st_size
+        for name, path in files.items():
+            if path.suffix.lower() in NATIVE_SUFFIXES:
+                used[name] = path.stat().st_size
         # What is imported may import more.
         for name in list(used):
             if name.endswith(".py"):
@@ -98,14 +104,19 @@ def check_code_size(record: FieldRecord, code: Code) -> Verdict:
         return Verdict(name, UNCHECKED, f"{count:,} ({log.where(line)}): no script is here")
     shipped = f"{code.name} has {code.size:,} bytes"
     told = ""
-    for log, count, line in counted:
-        stated = f"{count:,} ({log.where(line)})"
-        how = code.explained(count)
-        if how is not None:
-            told = told or f"{stated}: {how}"
+    for log, _, _ in counted:
+        counts = log.code_bytes
+        explained = [(*each, code.explained(each[0])) for each in counts.values()]
+        for count, line, how in explained:
+            if how is not None:
+                told = told or f"{count:,} ({log.where(line)}): {how}"
+        if any(how is not None for _, _, how in explained):
             continue
-        compressed = "compressed" in log.code_bytes and log.code_bytes["compressed"][0] == count
-        if compressed or (count < COMPRESSED_SHARE * code.size and packs_itself(code.text)):
+        count, line, _ = explained[-1]
+        stated = f"{count:,} ({log.where(line)})"
+        if "compressed" in counts or (
+            count < COMPRESSED_SHARE * code.size and packs_itself(code.text)
+        ):
             return Verdict(name, UNCHECKED, f"{stated}, compressed; {shipped}: pack it to compare")
         if code.unpacked is not None:
             text = f"{stated}; {shipped}, {len(code.unpacked):,} unpacked"
@@ -180,10 +191,10 @@ def check_files(record: FieldRecord, code: Code) -> Verdict:
     counts = [counted_code(run.log) for run in record.runs]
     counts = [count for count in counts if count]
     if not counts:
-        return Verdict(name, UNCHECKED, f"{code.name} uses {told}; no log counts code")
+        return Verdict(name, UNCHECKED, f"{told} beside {code.name}; no log counts code")
     count, line = counts[0][0]
     log = next(run.log for run in record.runs if run.log.code_bytes)
-    text = f"{code.name} uses {told}; {count:,} bytes of code are counted ({log.where(line)})"
+    text = f"{told} beside {code.name}; {count:,} bytes of code are counted ({log.where(line)})"
     if code.explained(count) is None:
         return Verdict(name, UNCHECKED, f"{text}: of what is not known")
     return Verdict(name, FAILS, text)
@@ -199,6 +210,8 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
         figures = totals_of(logs, code)
         if not figures:
             continue
+        if len(logs) == len(record.runs):
+            figures.update(totals_of_absent(record))
         value = int(claim.value)
         rounding = 10 ** (len(str(value)) - len(str(value).rstrip("0")))
         allowed = rounding if rounding >= 1000 else 0
@@ -212,6 +225,9 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
         count = record.claims.seed_count()
         if count is not None and count[0] > len(record.runs) and not made:
             return Verdict(name, UNCHECKED, f"{'; '.join(wrong)}; not all seeds have logs")
+        if record.absent_logs:
+            told = f"{', '.join(record.absent_logs)}, which README.md names, is not here"
+            return Verdict(name, UNCHECKED, f"{'; '.join(wrong)}; {told}")
         return Verdict(name, FAILS, "; ".join(wrong))
     if not made:
         return Verdict(name, UNSTATED, "no total in both submission.json and the logs")
@@ -233,17 +249,30 @@ def claimed_totals(record: FieldRecord) -> list[tuple[Claim, list[FieldLog]]]:
     return found
 
 
+def totals_of_absent(record: FieldRecord) -> dict[int, str]:
+    """The totals that submission.json states of seeds that have no log, and what is made of all."""
+    seen = {run.seed for run in record.runs}
+    claims = {seed: claims.first(TOTALS) for seed, claims in record.claims.seeds.items()}
+    values = {seed: int(claim.value) for seed, claim in claims.items() if claim is not None}
+    found = {}
+    for seed in values.keys() - seen:
+        found[values[seed]] = f"that of seed {seed} ({claims[seed].where}), which has no log"
+    if found:
+        mean = round(statistics.mean(values.values()))
+        found.setdefault(mean, "the mean of those of the seeds in submission.json")
+    return found
+
+
 def totals_of(logs: list[FieldLog], code: Code) -> dict[int, str]:
     """All sums that a total may mean, each with what it is of."""
     found: dict[int, str] = {}
-    totals = []
+    claimed = code.record.claims.first(CODES)
     for log in logs:
         for fact in ("total", "total without codec"):
             for stated in log.facts.get(fact, []):
                 value = int(stated.values["bytes"].replace(",", ""))
                 if fact == "total" or log.total_bytes == (value, stated.line):
                     found.setdefault(value, f"the total of {log.where(stated.line)}")
-                    totals.append(value)
         for stated in log.facts.get("packed bytes", []):
             value = int(stated.values["bytes"].replace(",", ""))
             where = log.where(stated.line)
@@ -251,6 +280,8 @@ def totals_of(logs: list[FieldLog], code: Code) -> dict[int, str]:
             found.setdefault(value + code.size, f"model ({where}) and {code.name}")
             for count, line in log.code_bytes.values():
                 found.setdefault(value + count, f"model ({where}) and code ({log.where(line)})")
+            if claimed is not None:
+                found.setdefault(value + int(claimed.value), f"model ({where}) and {claimed.where}")
     last = [log.total_bytes[0] for log in logs if log.total_bytes is not None]
     if len(last) > 1:
         found.setdefault(round(statistics.mean(last)), "the mean of the logs' totals")
@@ -284,7 +315,9 @@ def check_code_claim(record: FieldRecord, code: Code) -> Verdict:
     if code.path is not None:
         told.append(f"{code.size:,} ({code.name})")
         if packs_itself(code.text) or code.unpacked is not None:
-            return Verdict(name, UNCHECKED, f"{stated}; {', '.join(told)}: perhaps packed otherwise")
+            return Verdict(
+                name, UNCHECKED, f"{stated}; {', '.join(told)}: perhaps packed otherwise"
+            )
     return Verdict(name, FAILS, f"{stated}, but {', '.join(told)}")
 
 

@@ -1,4 +1,4 @@
-"""What a reviewer gets of any record folder of the field: verdicts, one table of many, comparisons."""
+"""What a reviewer gets of record folders of the field: verdicts, one table, comparisons."""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ CODE_CHECKS = (
     field_sizes.track_of,
 )
 MOST_PLACES = 12
+# The columns by which a table of folders can be sorted.
+SORTING = ("folder", "track", "val_bpb", "seeds", "bytes", "fails")
+HEAD = ("folder", "track", "val_bpb", "seeds", "bytes", *STATES, "what does not hold")
 
 
 class Review(NamedTuple):
@@ -121,6 +124,40 @@ def print_review(found: Review) -> None:
         more = len(found.places) - MOST_PLACES
         if more > 0:
             print(f"  and {more} more (--json has all)")
+
+
+# ---- Many folders
+def sorting_key(found: Review, column: str) -> tuple:
+    """What a row of the table is sorted by: the best first, what is not stated last."""
+    keys = dict(
+        track=(found.track,),
+        val_bpb=(found.val_bpb is None, found.val_bpb),
+        seeds=(-found.seeds,),
+        bytes=(found.bytes_total is None, found.bytes_total),
+        fails=(-len(found.failures),),
+    )
+    return (*keys.get(column, ()), found.folder)
+
+
+def table_of(reviews: list[Review]) -> list[str]:
+    """The lines of one table of all folders."""
+    rows = [HEAD, *(row_of(found) for found in reviews)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD) - 1)]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return lines
+
+
+def row_of(found: Review) -> tuple[str, ...]:
+    """A folder's row."""
+    score = "-" if found.val_bpb is None else f"{found.val_bpb:.5f}"
+    size = "-" if found.bytes_total is None else f"{found.bytes_total:,}"
+    counts = [str(count) for count in found.counts().values()]
+    failures = ", ".join(verdict.check for verdict in found.failures)
+    name = Path(found.folder).name
+    return (name, found.track or "-", score, str(found.seeds), size, *counts, failures)
 
 
 # ---- Comparisons

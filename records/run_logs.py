@@ -203,6 +203,7 @@ SHAPES = (
     shape("adapted", r"\s*(?P<how>TTT\w*|ngram_\w+|ppm_mix|slot\w*)\b[:= ].*"),
 )
 
+
 def statements(fact: str, text: str) -> list[dict[str, str]]:
     """The values of every line that states a fact, in the order of the lines."""
     found = [match for row in SHAPES if row.fact == fact for match in row.pattern.finditer(text)]
