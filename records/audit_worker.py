@@ -65,6 +65,15 @@ def seconds_per_window(candidate: Candidate) -> float:
     return (time.perf_counter() - started) / 3
 
 
+def is_time(elapsed: float, share: float, job: dict) -> bool:
+    """Whether to stop after so many seconds and this share of all windows.
+
+    It is not if the rest is soon done: all windows within `whole_seconds`, if the job has that.
+    """
+    late = elapsed > job["seconds"]
+    return late and elapsed / share > job.get("whole_seconds", 0.0)
+
+
 def score_windows(job: dict) -> dict:
     """Return the nats of windows of the sliding evaluation, in random order, until it is time.
 
@@ -79,11 +88,8 @@ def score_windows(job: dict) -> dict:
     rows = []
     started = time.perf_counter()
     for at in range(0, len(order), BATCH):
-        elapsed = time.perf_counter() - started
-        if at > BATCH and elapsed > job["seconds"]:
-            whole = elapsed / at * len(order)
-            if whole > job.get("whole_seconds", 0.0):
-                break
+        if at > BATCH and is_time(time.perf_counter() - started, at / len(order), job):
+            break
         batch = windows[order[at : at + BATCH]]
         inputs = padded[batch[:, :1] + np.arange(candidate.window)]
         for (start, first, end), logits in zip(batch, candidate.logits(inputs), strict=True):
