@@ -7,18 +7,18 @@
     # One artifact:
     python records/audit.py final_model.int6.ptz --log logs/<RUN_ID>.txt
 
-A folder of anybody is compared with its own logs, whatever script, names and fields it has. Each
+A folder of anybody is compared with its own logs, whatever script, names and fields it has. A
 verdict is one of: holds, does not hold (with both figures and where they stand), not stated, cannot
-be checked. What the script does where it scores is listed for the reader, and is no verdict. Several
+be checked. What the script does where it scores is listed for the reader, and is no verdict. Many
 folders become one table. The exit status is 0 if nothing is wrong, 1 if something does not hold, 2
 after one line for what is no record folder. Nothing of such a folder is run.
 
-Of our own records, and of an artifact, the score is audited: a table of PASS and FAIL, with what was
-found on how much. In our records what could not be checked fails, too. NOT PROVEN is what had too
-little time: it refutes nothing, the line says which --minutes would do, and the exit status is 1.
-What the auditor verifies it computes by itself: bytes of text by decoding, log-probabilities from
-the model's logits, sliding windows, an arithmetic coder. Samples are as large as `--minutes` allows,
-and the table says how large they were.
+Of our own records, and of an artifact, the score is audited: a table of PASS and FAIL, with what
+was found on how much. In our records what could not be checked fails, too. NOT PROVEN is what had
+too little time: it refutes nothing, the line says which --minutes would do, and the exit status is
+1. What the auditor verifies it computes by itself: bytes of text by decoding, log-probabilities
+from the model's logits, sliding windows, an arithmetic coder. Samples are as large as `--minutes`
+allows, and the table says how large they were.
 
 The audited script runs in processes of their own, in temporary folders that hold copies of no more
 than they need. A hook stops and reports connections, other programs, reading files of the

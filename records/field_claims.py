@@ -17,7 +17,14 @@ SCORES = ("val_bpb", "final_val_bpb", "bpb", "mean_val_bpb", "val_bpb_mean", "sc
 MEANS = ("mean_val_bpb", "val_bpb_mean", "mean_bpb", "mean_sliding_bpb", "val_bpb_3seed_mean")
 LOSSES = ("val_loss", "mean_val_loss")
 DEVIATIONS = ("val_bpb_std", "std_val_bpb", "val_bpb_stdev", "seed_std")
-TOTALS = ("bytes_total", "artifact_bytes", "total_bytes", "artifact_size_bytes", "artifact_size")
+TOTALS = (
+    "bytes_total",
+    "artifact_bytes",
+    "total_bytes",
+    "artifact_size_bytes",
+    "artifact_size",
+    "artifact",
+)
 CODES = ("bytes_code", "code_bytes")
 PARAMETERS = ("model_params", "params", "parameters", "num_params", "n_params", "parameter_count")
 # The names of a seed's figures.

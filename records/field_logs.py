@@ -6,6 +6,7 @@ found, kept apart, and never read as lines of the run.
 
 from __future__ import annotations
 
+import codecs
 import collections
 import functools
 import re
@@ -16,6 +17,12 @@ from run_logs import SHAPES, Log
 
 # A line of '=' parts source, machine and run.
 RULE = re.compile(r"={60,}\s*")
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+# What a logger puts before a line: a time, a level, a rank.
+PREFIX = re.compile(
+    r"(?:\[(?:rank ?\d+|[\d:., TZ-]{8,}|INFO|default\d+)\]:? ?"
+    r"|\d{4}-\d\d-\d\d[ T][\d:.,]+Z?(?: \|| -| INFO:?)* )+"
+)
 # Lines that only Python has. One of them in a part of a log makes it source.
 PYTHON = re.compile(r"import [\w.]+|from [\w.]+ import |def \w+\(|class \w+[(:]")
 MAIN = re.compile(r"if __name__ == ['\"]__main__['\"]:")
@@ -61,6 +68,16 @@ class Point(NamedTuple):
     tokens: int | None
 
 
+def lines_of(data: bytes) -> list[str]:
+    """The lines of a log, without colours and without what stands before a logger's lines."""
+    # Windows PowerShell writes what it redirects in two bytes a character.
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
+    text = COLOURS.sub("", data.decode(encoding, errors="replace"))
+    # Line ends of Windows, and those that a progress bar leaves.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [PREFIX.sub("", line, count=1) if PREFIX.match(line) else line for line in lines]
+
+
 def decimals_of(number: str) -> int:
     """How many digits stand behind the point."""
     return len(number.partition(".")[2])
@@ -77,9 +94,7 @@ class FieldLog:
     def __init__(self, path: Path, name: str):
         self.path = path
         self.name = name
-        text = path.read_text(encoding="utf-8", errors="replace")
-        # Line ends of Windows, and those that a progress bar leaves.
-        self.lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        self.lines = lines_of(path.read_bytes())
         self.source, self.source_lines = find_source(self.lines)
         self.facts = self._facts()
 

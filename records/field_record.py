@@ -103,7 +103,7 @@ class FieldRecord:
 
     def logs_of(self, seed: int) -> list[FieldLog]:
         """The logs that say, in their lines or else in their names, that they ran a seed."""
-        return [log for log in self.main_logs if log.seed == seed]
+        return [log for log in self.main_logs if log.seed == seed or seed in log.seeds]
 
     @functools.cached_property
     def runs(self) -> list[Run]:
@@ -115,6 +115,11 @@ class FieldRecord:
             if found:
                 return found
         return self.unnamed_runs()
+
+    @functools.cached_property
+    def claimed_runs(self) -> list[Run]:
+        """The runs whose scores are claimed; all of them if a claim is of none or of their mean."""
+        return [run for run in self.runs if run.scored is not None] or self.runs
 
     def run_of(self, seed: int) -> Run | None:
         """The run of a seed that submission.json names."""

@@ -160,7 +160,7 @@ SHAPES = (
     shape(
         "packed bytes",
         r"(?:Serialized|Compressed|Quantized) model (?!fp32|raw)(?P<codec>[\w+.-]+): "
-        r"(?P<bytes>[\d,]+) bytes.*",
+        r"(?P<bytes>[\d,]{5,})(?![\d.]).*",
         " model ",
     ),
     shape("packed bytes", r"Compressed model: (?P<bytes>[\d,]+) bytes.*", "Compressed model"),
@@ -172,22 +172,22 @@ SHAPES = (
     shape("unpacked bytes", r"Serialized model: (?P<bytes>[\d,]+) bytes.*", "Serialized model:"),
     shape(
         "counted code",
-        r"Code size(?: \((?P<kind>[\w ]+)\)| (?P<mark>\w+))?: (?P<bytes>[\d,]+) bytes.*",
+        r"Code size(?: \((?P<kind>[\w ]+)\)| (?P<mark>\w+))?: (?P<bytes>[\d,]+)(?: bytes.*)?",
         "Code size",
     ),
     shape(
         "total",
-        r"Total submission size (?!raw)(?P<codec>[\w+.-]+): (?P<bytes>[\d,]+) bytes.*",
+        r"Total submission size (?!raw)(?P<codec>[\w+.-]+): (?P<bytes>[\d,]{5,})(?![\d.]).*",
         "Total submission size ",
     ),
     shape(
         "total without codec",
-        r"Total submission size: (?P<bytes>[\d,]+) bytes.*",
+        r"Total submission size: (?P<bytes>[\d,]{5,})(?![\d.]).*",
         "Total submission size:",
     ),
     shape(
         "scored",
-        r"(?!step\b)(?P<label>[A-Za-z][\w()+./ :-]*?)(?P<exact>_exact)? "
+        r"(?!step\b)(?P<label>[A-Za-z][\w()+./ :-]*?)(?P<exact>_exact)?(?: \w+:\S+)* "
         r"val_loss: ?(?P<val_loss>NUMBER),? val_bpb: ?(?P<val_bpb>NUMBER)"
         r"(?:.*?\beval_time: ?(?P<milliseconds>\d+)ms)?.*",
         "val_bpb:",

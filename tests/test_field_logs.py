@@ -120,6 +120,28 @@ def test_what_is_no_score_of_a_model(line, read):
     assert read(f"{line}\n").finals == []
 
 
+def test_settings_may_stand_between_label_and_score(read):
+    [scored] = read(
+        "final_sliding_eval_exact stride:64 val_loss:1.95946000 val_bpb:1.1605\n"
+    ).finals
+    assert (scored.label, scored.val_bpb) == ("final_sliding_eval", 1.1605)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["[rank0]: ", "2026-03-20 12:00:00,123 - INFO ", "[2026-03-20 12:00:00] ", "\x1b[32m"]
+)
+def test_what_a_logger_puts_before_a_line_is_left_out(prefix, read):
+    text = "\n".join(f"{prefix}{line}" for line in RUN.splitlines())
+    log = read(text)
+    assert log.seed == 42 and log.training[0] == 2.0
+
+
+def test_a_log_in_two_bytes_a_character_is_read(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_bytes(RUN.encode("utf-16"))
+    assert FieldLog(path, "train.log").steps[0] == 20
+
+
 def test_a_validation_in_training_is_before_packing(read):
     [scored] = read(RUN).before_packing
     assert (scored.label, scored.val_bpb, scored.packed) == ("step 20", 1.2, False)
@@ -151,8 +173,13 @@ def test_a_total_of_the_model_before_packing_is_none(read):
         f"{raw}Total submission size: 98514364 bytes\nTotal submission size: 15912380 bytes\n"
     )
     assert log.total_bytes == (15912380, 4)
-    log = read("Total submission size raw: 9 bytes\nTotal submission size int6+zstd22: 7 bytes\n")
-    assert log.total_bytes == (7, 2)
+    log = read(
+        "Total submission size raw: 99999 bytes\nTotal submission size int6+zstd22: 77777 bytes\n"
+    )
+    assert log.total_bytes == (77777, 2)
+    # Some leave the unit away; a total in MB is none in bytes.
+    assert read("Total submission size quant+zstd: 15844924\n").total_bytes == (15844924, 1)
+    assert read("Total submission size: 15.94 MB\n").total_bytes is None
 
 
 def test_code_has_a_count_for_each_kind(read):

@@ -196,6 +196,30 @@ def test_a_seed_without_a_log_cannot_be_checked(folder):
     assert folder.failures() == []
 
 
+def test_one_log_may_hold_all_runs(folder):
+    text = ""
+    for seed in (42, 1337, 2024):
+        text += folder.log(seed).read_text().partition("=" * 100 + "\n")[2]
+        folder.log(seed).unlink()
+    (folder.path / "runs.log").write_text(text)
+    assert folder.failures() == []
+    folder.state(seed_results=None, seeds=None)
+    found = folder.verdict("score")
+    assert found.state == HOLDS and "of 3 runs" in found.text
+
+
+def test_figures_of_a_run_that_was_stopped_are_found_in_its_log(folder):
+    """The score is of one run, its steps and bytes of another one, whose log is here as well."""
+    text = folder.log().read_text().partition("=" * 100 + "\n")[2]
+    lines = [line for line in text.splitlines() if not line.startswith("final")]
+    stopped = "\n".join(lines).replace("7012", "6606").replace("15650789", "15875110")
+    (folder.path / "train_seed42_stopped.log").write_text(stopped)
+    results = folder.stated["seed_results"]
+    results["42"].update(steps=6606, artifact_bytes=15875110)
+    folder.state(seed_results=results)
+    assert folder.failures() == []
+
+
 def test_a_seed_in_the_source_is_not_the_one_that_ran(folder):
     for path in [folder.path / "train_gpt.py", *folder.path.glob("*.log")]:
         path.write_text(path.read_text().replace("# filler line 0\n", "# run with seed: 5\n"))
@@ -222,6 +246,13 @@ def test_a_folder_without_a_track_has_the_limit_that_its_log_states(tmp_path):
 def test_other_hardware_that_is_said_is_not_wrong(tmp_path):
     folder = Folder(tmp_path, "two_gpus")
     folder.state(hardware="2xH100 SXM (development); 8xH100 pending")
+    assert folder.failures() == []
+
+
+def test_a_log_of_another_machine_beside_the_claimed_one_is_none_of_the_record(folder):
+    text = folder.log().read_text().replace("world_size:8", "world_size:1")
+    text = text.replace("1.13739566", "1.43739566").replace("600012ms", "900012ms")
+    (folder.path / "train_1gpu_seed42.log").write_text(text)
     assert folder.failures() == []
 
 
