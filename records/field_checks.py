@@ -191,7 +191,12 @@ def check_mean(record: FieldRecord) -> Verdict:
     told = f"the mean of {', '.join(f'{value:.{decimals}f}' for value in values)} ({source})"
     if agree(claim.value, claim.decimals, mean, max(decimals, 4)):
         return Verdict(name, HOLDS, f"{stated} is {told}")
-    where = record.claims.called_mean(claim)
+    for column, claims in record.claims.columns().items():
+        other = statistics.mean(each.value for each in claims)
+        digits = min(each.decimals for each in claims)
+        if agree(claim.value, claim.decimals, other, max(digits, 4)):
+            return Verdict(name, HOLDS, f"{stated} is the mean of {column} over the seeds")
+    where = record.claims.called_mean(claim, mean)
     same = [value for value in values if agree(claim.value, claim.decimals, value, decimals)]
     figure = f"{mean:.{max(decimals, 4)}f}"
     if where is None:
@@ -228,6 +233,8 @@ def check_deviation(record: FieldRecord) -> Verdict:
         return Verdict(name, UNSTATED, "no standard deviation over seeds is stated")
     _, losses = record.values()
     samples = [values]
+    for claims in record.claims.columns().values():
+        samples.append([each.value for each in claims])
     if len(losses) == len(values):
         samples.append(losses)
     rounding = max(1.01 * 10.0**-claim.decimals, 1.01 * 10.0**-decimals)

@@ -51,7 +51,8 @@ SEED_KEY = re.compile(r"(?:seed[_ -]?|s)?(\d+)", re.I)
 # A line of README.md on another run.
 OTHER_LINE = re.compile(
     r"baseline|sota|\bvs\b|previous|prior|merged|\bPR\b|#\d|beat|than|improve|delta|ablat|record to"
-    r"|leaderboard|compar|earlier|current best|original|without|if |would|target|expect",
+    r"|leaderboard|compar|earlier|current best|original|without|if |would|target|expect"
+    r"|pending|todo|future|plan|will |not yet|await|upcoming|next step|require|needs?\b",
     re.I,
 )
 MEAN_WORD = re.compile(r"\bmean\b|\baverage|\bavg\b", re.I)
@@ -234,16 +235,33 @@ class Claims:
             names.update(re.findall(r"`(?:[\w.-]+/)*((?:train|log|run)[\w.-]*\.txt)`", line))
         return names
 
-    def called_mean(self, score: Claim) -> str | None:
-        """Where the folder calls a score the mean; None if it does not."""
+    def called_mean(self, score: Claim, mean: float) -> str | None:
+        """Where the folder calls a score the mean; None if it does not.
+
+        A text that has the true mean beside it says which is which.
+        """
         for text, where in self.texts():
-            if not MEAN_WORD.search(text) or re.search(r"\bbest\b", text, re.I):
+            if not MEAN_WORD.search(text) or re.search(r"\bbest\b|submitted", text, re.I):
                 continue
-            for figure in re.findall(r"(?<![\d.])\d\.\d{4,10}(?![\d])", text):
-                claim = claim_of(Decimal(figure), where)
+            figures = re.findall(r"(?<![\d.])\d\.\d{4,10}(?![\d])", text)
+            claims = [claim_of(Decimal(figure), where) for figure in figures]
+            if any(agree(claim.value, claim.decimals, mean, 8) for claim in claims):
+                continue
+            for claim in claims:
                 if agree(claim.value, claim.decimals, score.value, score.decimals):
                     return where
         return None
+
+    def columns(self) -> dict[str, list[Claim]]:
+        """Figures in bits a byte that submission.json has of all seeds, by their names."""
+        found = {}
+        tables = list(self.seeds.values())
+        names = dict.fromkeys(name for seed in tables for name in seed.figures if "bpb" in name)
+        for name in names:
+            column = [seed.first((name,)) for seed in tables]
+            if len(column) > 1 and None not in column:
+                found[name] = column
+        return found
 
     def seed_count(self) -> tuple[int, str] | None:
         """How many seeds the folder claims, and where; None for fewer than two."""

@@ -176,6 +176,28 @@ def test_one_seeds_score_that_nobody_calls_the_mean_is_none(folder):
     assert folder.failures() == []
 
 
+def test_the_mean_may_be_of_another_figure_of_the_seeds(folder):
+    results = folder.stated["seed_results"]
+    for value, seed in enumerate(results.values()):
+        seed["ttt_bpb_final"] = 1.1201 + value / 100
+    folder.state(val_bpb=1.1301, seed_results=results)
+    folder.readme("Mean 1.1301 over 3 seeds\n")
+    found = folder.verdict("mean")
+    assert found.state == HOLDS and "ttt_bpb_final" in found.text
+
+
+def test_a_text_that_names_mean_and_best_calls_neither_the_other(folder):
+    folder.state(val_bpb=1.13651)
+    folder.readme("Seed 2024: 1.13651; mean over seeds: 1.13742\n")
+    assert folder.failures() == []
+
+
+def test_runs_that_are_planned_are_not_claimed(tmp_path):
+    folder = Folder(tmp_path, "one_old_log")
+    folder.readme("val_bpb 1.13834, one seed. Pending: the 3-seed mean\n")
+    assert folder.failures() == []
+
+
 def test_a_deviation_may_divide_by_n_or_not(folder):
     for value, state in ((0.000918, HOLDS), (0.00075, HOLDS), (0.0009, HOLDS), (0.0042, FAILS)):
         folder.state(val_bpb_std=value)
