@@ -13,7 +13,7 @@ from challenge import GPUS, LIMIT
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
 from field_claims import DEVIATIONS, LOSSES, SEED_STEPS, Claim, agree
 from field_logs import FieldLog, Scored
-from field_record import FieldRecord, Run, score_in
+from field_record import FieldRecord, Run, score_alone_in, score_in
 
 # Seconds behind the limit at which a run still ends with the step that was begun before it.
 LAST_STEP = 1.0
@@ -44,6 +44,9 @@ def check_score(record: FieldRecord) -> Verdict:
     finals = [(run, run.log.finals[-1]) for run in runs if run.log.finals]
     stated = f"{claim} ({claim.where})"
     if not finals:
+        alone = score_alone(record, claim)
+        if alone is not None:
+            return Verdict(name, HOLDS, f"{stated}: {alone}")
         return without_final(name, record, claim, stated)
     for run in runs:
         scored = score_in(run.log, claim)
@@ -97,6 +100,9 @@ def without_final(name: str, record: FieldRecord, claim: Claim, stated: str) -> 
 
 def other_score(name: str, record: FieldRecord, claim: Claim, stated: str) -> Verdict:
     """A claim that agrees with no score of the packed artifacts."""
+    alone = score_alone(record, claim)
+    if alone is not None:
+        return Verdict(name, HOLDS, f"{stated}: {alone}")
     runs = [run for run in record.runs if run.log.finals]
     for run in runs:
         for scored in run.log.before_packing:
@@ -129,6 +135,20 @@ def other_score(name: str, record: FieldRecord, claim: Claim, stated: str) -> Ve
     return Verdict(name, FAILS, text)
 
 
+def score_alone(record: FieldRecord, claim: Claim) -> str | None:
+    """Where a claim stands among scores without a loss, or as their mean over the logs."""
+    for log in record.logs:
+        scored = score_alone_in(log, claim)
+        if scored is not None:
+            return quoted(scored, log)
+    last = [log.scores_alone[-1] for log in record.logs if log.scores_alone]
+    if len(last) > 1:
+        mean = statistics.mean(scored.val_bpb for scored in last)
+        if agree(claim.value, claim.decimals, mean, min(scored.decimals for scored in last)):
+            return f"the mean of {len(last)} logs' {last[0].label}"
+    return None
+
+
 def mean_of_claims(record: FieldRecord) -> tuple[float, int] | None:
     """The mean of the seeds' claimed scores, and their decimals."""
     scores = [seed.score for seed in record.claims.seeds.values()]
@@ -152,10 +172,12 @@ def check_seed_scores(record: FieldRecord) -> Verdict:
     absent = []
     for seed, claim in scores.items():
         run = record.run_of(seed)
-        if run is None or not run.log.finals:
-            absent.append(str(seed))
-        elif run.scored is not None:
+        others = [log for log in record.logs if seed in (log.seed, log.named_seed)]
+        alone = any(score_alone_in(log, claim) is not None for log in others)
+        if alone or (run is not None and run.scored is not None):
             held.append(str(seed))
+        elif run is None or not run.log.finals:
+            absent.append(str(seed))
         else:
             wrong.append(wrong_seed(claim, run))
     if wrong:

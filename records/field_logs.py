@@ -254,6 +254,19 @@ class FieldLog:
             found.append(validated_of(stated))
         return found
 
+    @functools.cached_property
+    def scores_alone(self) -> list[Scored]:
+        """Bits a byte without a loss beside them, in lines that are no progress of a pass."""
+        found = []
+        for stated in self.facts.get("score alone", []):
+            label = f"{stated.values['label']}bpb"
+            if PROGRESS.search(label) or BEFORE_PACKING.search(label):
+                continue
+            text = stated.values["val_bpb"]
+            bpb = float(text)
+            found.append(Scored(label, 0.0, bpb, decimals_of(text), None, stated.line, True))
+        return found
+
     def line_with(self, value: float, decimals: int) -> int | None:
         """A line on bits a byte that states a figure, to so many decimals, and is no progress."""
         wanted = f"{value:.{decimals}f}"

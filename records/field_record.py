@@ -22,7 +22,7 @@ OTHER_RUN = re.compile(
     re.I,
 )
 # Facts that make a text a log.
-FACTS = ("trained", "validated", "scored", "stopped", "total", "packed bytes")
+FACTS = ("trained", "validated", "scored", "stopped", "total", "packed bytes", "score alone")
 LARGEST_LOG = 50 << 20
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
 
@@ -199,6 +199,14 @@ def score_in(log: FieldLog, claim) -> Scored | None:
     if claim is None:
         return None
     for scored in reversed(log.finals):
+        if agree(claim.value, claim.decimals, scored.val_bpb, scored.decimals):
+            return scored
+    return None
+
+
+def score_alone_in(log: FieldLog, claim) -> Scored | None:
+    """A score without a loss in a log that a claim agrees with."""
+    for scored in reversed(log.scores_alone):
         if agree(claim.value, claim.decimals, scored.val_bpb, scored.decimals):
             return scored
     return None

@@ -87,6 +87,11 @@ def packs_itself(text: str) -> bool:
     return PACKS_CODE.search(text) is not None
 
 
+def unpacks(text: str) -> bool:
+    """Whether a script runs what it has decompressed."""
+    return re.search(r"\bexec\(|runpy|importlib", text) is not None and "decompress" in text
+
+
 def tree_of(text: str) -> ast.AST:
     """A script as a tree; an empty one if it is no Python."""
     try:

@@ -11,7 +11,7 @@ from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
 from field_claims import CODES, TOTALS, Claim
 from field_logs import FieldLog
 from field_record import FieldRecord
-from field_scripts import NATIVE_SUFFIXES, files_used, packs_itself, places, unpack
+from field_scripts import NATIVE_SUFFIXES, files_used, packs_itself, places, unpack, unpacks
 
 # Of so many files beside the script all sums are tried.
 MOST_FILES = 6
@@ -346,10 +346,11 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
         return claimed_cap(name, record) if over_in_claims(record) else Verdict(name, HOLDS, text)
     if model is not None and code.path is not None and model[0] + code.size <= CAP:
         count = counted_code(log)
+        told = f"{text}; model and {code.name} as shipped are {model[0] + code.size:,}"
         if code.unpacked is not None or (count and code.explained(count[0][0])):
-            shipped = model[0] + code.size
-            told = f"{text}; model and {code.name} as shipped are {shipped:,}"
             return Verdict(name, HOLDS, told)
+        if unpacks(code.text):
+            return Verdict(name, UNCHECKED, f"{told}, which unpacks what is not in it")
     return Verdict(name, FAILS, text)
 
 

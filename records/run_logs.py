@@ -198,6 +198,12 @@ SHAPES = (
         r"(?: elapsed=(?P<seconds>[\d.]+)s)?.*",
         ":done",
     ),
+    shape(
+        "score alone",
+        r"(?P<label>(?:[A-Za-z][\w ()+.-]*?[ :])?\w*)bpb ?[:=] ?"
+        r"(?P<val_bpb>\d\.\d{4,})\b(?!.*loss).*",
+        "bpb",
+    ),
     shape("evaluation", r"total_eval_time: ?(?P<seconds>[\d.]+)s", "total_eval_time"),
     shape("adapted", r"\s*(?P<how>ttt\w*|tttg|ttpp?|TTT)\b[:= ].*", "tt"),
     shape("adapted", r"\s*(?P<how>TTT\w*|ngram_\w+|ppm_mix|slot\w*)\b[:= ].*"),

@@ -140,6 +140,20 @@ def test_a_score_before_packing_is_none_of_the_artifact(folder):
     assert folder.verdict("score").state == UNCHECKED
 
 
+def test_a_score_of_a_log_of_its_own_counts(folder):
+    """An evaluation beside the training, whose log states bits a byte and nothing else."""
+    for seed in (42, 1337, 2024):
+        text = f"an evaluation\nval_bpb = {1.09 + seed / 1e6:.8f}\nLoop: 50.1s\n"
+        (folder.path / f"ngram_eval_seed{seed}.log").write_text(text)
+    results = {str(seed): dict(val_bpb=round(1.09 + seed / 1e6, 8)) for seed in (42, 1337, 2024)}
+    folder.state(val_bpb=1.091134, val_loss=None, seed_results=results)
+    folder.readme("Mean 1.09113 over 3 seeds\n")
+    assert folder.failures() == []
+    assert folder.verdict("score").state == folder.verdict("seed scores").state == HOLDS
+    folder.state(val_bpb=1.0811)
+    assert "score" in folder.failures()
+
+
 @pytest.mark.parametrize(
     "results",
     [

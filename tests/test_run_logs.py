@@ -213,6 +213,7 @@ FIELD_LINES = [
         "ttt_sliding:done val_loss=2.784788 val_bpb=1.078078 elapsed=344.8s",
         dict(label="ttt_sliding", val_loss="2.784788", val_bpb="1.078078", seconds="344.8"),
     ),
+    ("score alone", "val_bpb = 1.09700744", dict(label="val_", val_bpb="1.09700744")),
     ("evaluation", "total_eval_time:540.1s", dict(seconds="540.1")),
     ("adapted", "ttt_sliding:start chunks=1238 ttt_lr=0.005", dict(how="ttt_sliding")),
     ("adapted", "ngram_cache: hits=7612859/7754688 (98.2%)", dict(how="ngram_cache")),
