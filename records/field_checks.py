@@ -14,6 +14,7 @@ from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
 from field_claims import DEVIATIONS, LOSSES, SEED_STEPS, Claim, agree
 from field_logs import FieldLog, Scored
 from field_record import FieldRecord, Run, score_alone_in, score_in
+from manifest import CASE_OPERATOR_EXPORT
 
 # Seconds behind the limit at which a run still ends with the step that was begun before it.
 LAST_STEP = 1.0
@@ -549,6 +550,24 @@ def check_split(record: FieldRecord) -> Verdict:
             return Verdict(name, UNCHECKED, f"{text}: a score on other text")
         return Verdict(name, FAILS, f"{text}: a part of it")
     return Verdict(name, UNSTATED, "no log states its validation tokens")
+
+
+def check_shards(record: FieldRecord) -> Verdict:
+    """The number of training shards; one export of so many is known to hold validation text."""
+    name = "training shards"
+    for run in record.claimed_runs:
+        stated = run.log.last("training data") or run.log.last("training shards")
+        if stated is None:
+            continue
+        count = int(stated.values["shards"])
+        variant = variant_of(run.log)
+        text = f"{count:,} ({run.log.where(stated.line)})"
+        if count == fineweb.LEAKED_SHARDS and variant in ("", CASE_OPERATOR_EXPORT):
+            told = "; the first public export of as many has 40,000 of the validation documents in "
+            told += "them (issue #2127): whether these are it, the shards would show"
+            return Verdict(name, UNCHECKED, text + told)
+        return Verdict(name, HOLDS, f"{text} of {variant or 'data that are not named'}")
+    return Verdict(name, UNSTATED, "no log states them")
 
 
 def is_whole(tokens: int, known: int) -> bool:

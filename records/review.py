@@ -29,6 +29,7 @@ CLAIM_CHECKS = (
     field_checks.check_training_time,
     field_checks.check_evaluation_time,
     field_checks.check_hardware,
+    field_checks.check_shards,
     field_checks.check_split,
     field_checks.check_text_bytes,
     field_checks.check_readme,

@@ -118,6 +118,7 @@ SHAPES = (
         r"train_loader:dataset:(?P<name>\S+) train_shards:(?P<shards>\d+).*",
         "train_loader",
     ),
+    shape("training shards", r"\s*train_shards[:=] ?(?P<shards>\d+)", "train_shards"),
     shape("data folder", r"\s*(?:datasets_dir|data_path)[:=] ?(?P<path>\S+)", "data"),
     shape("batch tokens", r"(?:.*\s)?train_batch_tokens[:=] ?(?P<count>\d+)\b.*", "train_batch"),
     shape(

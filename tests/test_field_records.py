@@ -314,6 +314,16 @@ def test_the_whole_split_and_its_bytes_hold(folder):
     assert found.state == HOLDS and "151,0" in found.text
 
 
+def test_the_export_that_holds_validation_text_is_told(folder):
+    folder.add_to_logs(
+        "train_shards: 1499\n  datasets_dir: ./fineweb10B_sp8192_lossless_caps_caseops_v1_reserved"
+    )
+    found = folder.verdict("training shards")
+    assert found.state == UNCHECKED and "#2127" in found.text
+    folder.change_logs("train_shards: 1499", "train_shards: 80")
+    assert folder.verdict("training shards").state == HOLDS
+
+
 def test_a_part_of_the_split_is_found(folder):
     folder.add_to_logs(LOADERS.format(1048576))
     assert folder.failures() == ["validation split"]

@@ -119,6 +119,7 @@ FIELD_LINES = [
         "train_loader:dataset:fineweb10B_sp1024 train_shards:80",
         dict(name="fineweb10B_sp1024", shards="80"),
     ),
+    ("training shards", "train_shards: 80", dict(shards="80")),
     (
         "data folder",
         "  datasets_dir: ./data/fineweb10B_sp8192",
