@@ -25,8 +25,8 @@ SAME_BYTES = 0.01
 OTHER_BYTES = 0.03
 # A standard deviation is another from this share on: some leave digits away before they compute it.
 OTHER_DEVIATION = 0.05
-# A rate of tokens is another from this share on.
-OTHER_RATE = 0.2
+# A rate of tokens is another from this share on: some print that of the last steps alone.
+OTHER_RATE = 0.5
 
 
 def quoted(scored: Scored, log: FieldLog) -> str:

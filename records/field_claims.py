@@ -47,6 +47,8 @@ OTHER_RUNS = re.compile(
     r"|pre_?fix|illegal|invalid|tainted|before|pre_quant|negative|verification|earlier|historic|legacy",
     re.I,
 )
+# What an object is called whose names are the numbers of seeds.
+SEED_TABLE = re.compile(r"seed|result|run|bpb", re.I)
 SEED_KEY = re.compile(r"(?:seed[_ -]?|s)?(\d+)", re.I)
 # A line of README.md on another run.
 OTHER_LINE = re.compile(
@@ -185,6 +187,8 @@ class Claims:
         if not isinstance(listed, list):
             listed = [self.stated.get("seed")]
         for seed in listed:
+            if isinstance(seed, str) and seed.isdigit():
+                seed = int(seed)
             if isinstance(seed, int) and not isinstance(seed, bool):
                 found[seed] = None
         return list(found)
@@ -387,7 +391,7 @@ def seeds_of(key: str, value: object, where: str) -> dict[int, SeedClaims]:
     if isinstance(value, dict):
         for name, figures in value.items():
             named = SEED_KEY.fullmatch(name)
-            if named is None:
+            if named is None or (name.isdigit() and not SEED_TABLE.search(key)):
                 continue
             if isinstance(figures, (Decimal, int)) and ("bpb" in key or "seed" in key):
                 figures = dict(val_bpb=figures)

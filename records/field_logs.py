@@ -34,6 +34,8 @@ BEFORE_PACKING = re.compile(
 )
 # What is no score of the whole text.
 PROGRESS = re.compile(r"running|chunk|window|batch|\[|progress|epoch|step|/", re.I)
+# Of the shapes of our own lines those that other logs are read for, too.
+ROWS = [row for row in SHAPES if row.needle or row.fact in ("settings", "resumed", "adapted")]
 SEED_IN_NAME = re.compile(r"(?:seed|_s)[_-]?(\d+)(?![\d])", re.I)
 
 
@@ -104,7 +106,7 @@ class FieldLog:
         for number, line in enumerate(self.lines, 1):
             if number in self.source_lines or "{" in line[:1]:
                 continue
-            for row in SHAPES:
+            for row in ROWS:
                 if row.needle in line:
                     found = row.pattern.fullmatch(line)
                     if found:

@@ -330,8 +330,9 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
     name = "cap"
     sums = []
     for run in record.claimed_runs:
-        if run.log.total_bytes is not None:
-            sums.append((*run.log.total_bytes, run.log))
+        total = claimed_total(record, run.log)
+        if total is not None:
+            sums.append((*total, run.log))
     if not sums:
         return claimed_cap(name, record)
     total, line, log = max(sums, key=lambda each: each[0])
@@ -352,6 +353,16 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
         if unpacks(code.text):
             return Verdict(name, UNCHECKED, f"{told}, which unpacks what is not in it")
     return Verdict(name, FAILS, text)
+
+
+def claimed_total(record: FieldRecord, log: FieldLog) -> tuple[int, int] | None:
+    """The total of a log that submission.json states, of several packings, else the last one."""
+    stated = {int(claim.value) for claim, _ in claimed_totals(record)}
+    for each in reversed(log.facts.get("total", [])):
+        value = int(each.values["bytes"].replace(",", ""))
+        if value in stated:
+            return value, each.line
+    return log.total_bytes
 
 
 def shipped_total(log: FieldLog, code: Code) -> int | None:

@@ -372,6 +372,21 @@ def test_totals_over_the_cap_are_found_where_no_log_is(folder):
     assert found.state == FAILS and "16,453,242 (submission.json seed_results.2024" in found.text
 
 
+def test_of_several_packings_the_claimed_one_counts(folder):
+    folder.add_to_logs("Total submission size int8+zlib: 17863489 bytes", "final_int6_roundtrip ")
+    assert folder.failures() == []
+
+
+def test_numbered_objects_that_are_no_seeds_are_none(folder):
+    folder.state(seeds=None, seed_results=None, layers={"0": dict(width=1), "1": dict(width=2)})
+    assert folder.verdict("seed scores").state == UNSTATED
+    for seed in (1337, 2024):
+        folder.log(seed).unlink()
+    folder.state(val_bpb=1.13739566)
+    folder.readme("# Mine\n")
+    assert folder.failures() == []
+
+
 def test_bytes_of_code_may_be_the_scripts_or_the_logs(folder):
     folder.state(bytes_code=789)
     assert folder.verdict("code claim").state == HOLDS
