@@ -328,6 +328,9 @@ def check_seeds(record: FieldRecord) -> Verdict:
     wanted, where = count
     if len(record.logs) == 1 and len(ran) < 2:
         text = f"{wanted} seeds are claimed ({where}), one log is here: {record.logs[0].name}"
+        if record.absent_logs:
+            told = ", ".join(record.absent_logs)
+            return Verdict(name, UNCHECKED, f"{text}; {told}, which README.md names, is not here")
         return Verdict(name, FAILS, f"{text}, seed {told}")
     named = record.claims.named_seeds
     absent = [seed for seed in named if not record.logs_of(seed)]

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from field_scripts import tree_of
 from run_logs import SHAPES, Log
 
 # A line of '=' parts source, machine and run.
@@ -25,6 +26,8 @@ PREFIX = re.compile(
 )
 # Lines that only Python has. One of them in a part of a log makes it source.
 PYTHON = re.compile(r"import [\w.]+|from [\w.]+ import |def \w+\(|class \w+[(:]")
+# From so many of them on, the part is source even if this Python cannot parse it.
+SURELY_SOURCE = 20
 MAIN = re.compile(r"if __name__ == ['\"]__main__['\"]:")
 # What a score is called that is not of the packed artifact.
 BEFORE_PACKING = re.compile(
@@ -343,7 +346,10 @@ def find_source(lines: list[str]) -> tuple[str, range]:
     end = min((at for at in rules if at > python[-1]), default=None)
     if end is None:
         end = end_of_main(lines, python[-1])
-    return "\n".join([*lines[first:end], ""]), range(first + 1, end + 1)
+    source = "\n".join([*lines[first:end], ""])
+    if len(python) < SURELY_SOURCE and not tree_of(source).body:
+        return "", range(0)
+    return source, range(first + 1, end + 1)
 
 
 def end_of_main(lines: list[str], last: int) -> int:

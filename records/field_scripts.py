@@ -92,7 +92,7 @@ def unpacks(text: str) -> bool:
     return re.search(r"\bexec\(|runpy|importlib", text) is not None and "decompress" in text
 
 
-def tree_of(text: str) -> ast.AST:
+def tree_of(text: str) -> ast.Module:
     """A script as a tree; an empty one if it is no Python."""
     try:
         with warnings.catch_warnings():

@@ -9,8 +9,9 @@ A run is logs/<RUN_ID>.json with its .txt and .final_model.int6.ptz beside it, a
 leaves them. Every figure in the folder is taken from them. Runs that cannot be one record (other
 settings, other code, a log that disagrees with its results, over the cap) are refused before
 anything is written, and audit.py has the last word: it runs on the folder before that gets its
-name. The exit status is 0, 1 if a check fails (a new folder is then put aside as <folder>.refused),
-2 after one line that says what to mend, or 130 if it was stopped.
+name. --check does what audit.py does, for a record folder of anybody. The exit status is 0, 1 if a
+check fails (a new folder is then put aside as <folder>.refused), 2 after one line that says what to
+mend, or 130 if it was stopped.
 """
 
 from __future__ import annotations

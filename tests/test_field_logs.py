@@ -65,6 +65,11 @@ def test_a_log_without_source_has_none(read):
     assert log.source == "" and list(log.source_lines) == []
 
 
+def test_a_line_of_python_in_a_run_makes_no_source(read):
+    log = read(f"{RUN}import torch\nUserWarning: no\n{RUN}")
+    assert log.source == "" and log.seed == 42
+
+
 def test_where_a_source_without_a_line_behind_it_ends():
     lines = [*SOURCE.splitlines(), "step:1/2 train_loss:1.0 train_time:1ms step_avg:1.00ms"]
     source, numbers = find_source(lines)

@@ -232,6 +232,15 @@ def test_a_seed_without_a_log_cannot_be_checked(folder):
     assert folder.failures() == []
 
 
+def test_one_log_for_several_seeds_is_found_unless_others_are_named(folder):
+    folder.log(1337).unlink()
+    folder.log(2024).unlink()
+    assert folder.failures() == ["seeds"]
+    folder.readme("Mean 1.13742; logs: `train_seed1337.log`, `train_seed2024.log`\n")
+    assert folder.failures() == []
+    assert "train_seed2024.log, which README.md names" in folder.verdict("seeds").text
+
+
 def test_one_log_may_hold_all_runs(folder):
     text = ""
     for seed in (42, 1337, 2024):
