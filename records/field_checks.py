@@ -6,6 +6,7 @@ Each check returns one verdict. What is missing is missing, and never wrong.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 
 import fineweb
@@ -363,11 +364,33 @@ def check_parameters(record: FieldRecord) -> Verdict:
     for claim in claims:
         if int(claim.value) in found:
             return Verdict(name, HOLDS, f"{int(claim.value):,} ({claim.where})")
+    for claim in claims:
+        for log in record.logs:
+            part = part_of_model(log, int(claim.value))
+            if part is not None:
+                text = f"{int(claim.value):,} ({claim.where}), without {part:,} that the log counts"
+                return Verdict(name, HOLDS, text)
     counts = {int(claim.value) for claim in claims}
     stated = f"{int(claims[0].value):,} ({claims[0].where})"
     if len(counts) > 1:
         return Verdict(name, UNCHECKED, f"the folder states several counts; logs {told}")
     return Verdict(name, FAILS, f"{stated}, but logs {told}")
+
+
+def part_of_model(log: FieldLog, claimed: int) -> int | None:
+    """Parameters by which a claim is below or above the log's, and that the log counts alone.
+
+    Heads that are trained and not exported are such.
+    """
+    counted = log.count("parameters")
+    if counted is None:
+        return None
+    parts = set()
+    for number, line in enumerate(log.lines, 1):
+        if "param" in line and number not in log.source_lines:
+            parts.update(int(digits) for digits in re.findall(r"\b\d{3,9}\b", line))
+    difference = abs(claimed - counted[0])
+    return difference if difference in parts else None
 
 
 def check_steps(record: FieldRecord) -> Verdict:

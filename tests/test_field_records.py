@@ -271,6 +271,15 @@ def test_a_seed_in_the_source_is_not_the_one_that_ran(folder):
     assert folder.verdict("seeds").state == HOLDS
 
 
+def test_parameters_may_leave_out_what_is_not_exported(folder):
+    folder.add_to_logs("mtp_num_heads:1 mtp_params:524288", "world_size")
+    folder.state(model_params=26501720 - 524288)
+    found = folder.verdict("parameters")
+    assert found.state == HOLDS and "without 524,288" in found.text
+    folder.state(model_params=26501720 - 524289)
+    assert folder.failures() == ["parameters"]
+
+
 # ---- Times and machine
 def test_a_non_record_has_no_limit(tmp_path):
     folder = Folder(tmp_path, "over_600_seconds", track="non_record_16mb")
