@@ -36,6 +36,11 @@ class Code:
         """Bytes as shipped."""
         return len(self.data)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether the script unpacks its code, even if it is not known how."""
+        return self.unpacked is not None or unpacks(self.text)
+
     @functools.cached_property
     def beside(self) -> dict[str, int]:
         """Files of code below the script's folder that it uses, by name, with their bytes.
@@ -118,8 +123,8 @@ def check_code_size(record: FieldRecord, code: Code) -> Verdict:
             count < COMPRESSED_SHARE * code.size and packs_itself(code.text)
         ):
             return Verdict(name, UNCHECKED, f"{stated}, compressed; {shipped}: pack it to compare")
-        if code.unpacked is not None:
-            text = f"{stated}; {shipped}, {len(code.unpacked):,} unpacked"
+        if code.is_packed:
+            text = f"{stated}; {shipped}, and it unpacks its code"
             return Verdict(name, UNCHECKED, f"{text}: the log may count another form of it")
         return Verdict(name, FAILS, f"{stated}, but {shipped}")
     return Verdict(name, HOLDS, told)
@@ -169,6 +174,9 @@ def other_source(name: str, log: FieldLog, code: Code) -> Verdict:
     theirs = squeezed(log.source)
     if theirs == mine[: len(theirs)]:
         return Verdict(name, UNCHECKED, f"{log.name} holds only the beginning of {code.name}")
+    if code.unpacked is None and code.is_packed:
+        text = f"{log.name} holds {len(theirs):,} lines of source; {code.name} unpacks its code"
+        return Verdict(name, UNCHECKED, f"{text} in a way that is not known here")
     pairs = itertools.zip_longest(theirs, mine)
     first = next(number for number, pair in enumerate(pairs, 1) if pair[0] != pair[1])
     text = f"{log.where(log.source_lines[0])} has {len(log.source.encode()):,} bytes of source, "
@@ -318,7 +326,7 @@ def check_code_claim(record: FieldRecord, code: Code) -> Verdict:
     told = [f"{count:,} ({where})" for count, where in counts.items()]
     if code.path is not None:
         told.append(f"{code.size:,} ({code.name})")
-        if packs_itself(code.text) or code.unpacked is not None:
+        if packs_itself(code.text) or code.is_packed:
             return Verdict(
                 name, UNCHECKED, f"{stated}; {', '.join(told)}: perhaps packed otherwise"
             )

@@ -98,6 +98,13 @@ def test_a_log_may_count_the_source_inside_of_a_packed_script(folder):
     assert folder.failures() == []
 
 
+def test_a_script_that_unpacks_in_an_unknown_way_is_no_other_script(folder):
+    text = f"import brotli\nexec(brotli.decompress({FILLER.encode()!r}))\n"
+    (folder.path / "train_gpt.py").write_text(text)
+    assert folder.verdict("source").state == folder.verdict("code size").state == UNCHECKED
+    assert folder.failures() == []
+
+
 def test_code_that_is_counted_compressed_cannot_be_compared(folder):
     script = folder.path / "train_gpt.py"
     script.write_text(script.read_text() + "# len(brotli.compress(code))\n" * 100)
