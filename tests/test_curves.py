@@ -13,6 +13,12 @@ MARCH = CLEAN / "train_seed42.log"
 APRIL = FIELD / "adapts_while_scoring/train_seed0.log"
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch) -> None:
+    """Pictures of few dots, which are drawn sooner."""
+    monkeypatch.setattr(curves, "DOTS_PER_INCH", 20)
+
+
 def test_logs_of_all_shapes_become_one_picture(tmp_path, capsys):
     out = tmp_path / "a.png"
     assert curves.main([str(CLEAN), str(APRIL), "--out", str(out)]) == 0
