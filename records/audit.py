@@ -1,15 +1,24 @@
-"""Prove or refute the score of a record folder, or of one artifact, on a CPU.
+"""Check any record folder of the field, and prove or refute the score of an artifact, on a CPU.
 
-    # A folder with script, logs, submission.json, README.md and artifacts:
+    # A folder of anybody, many folders, or a folder of such; with what the seeds should beat:
+    python records/audit.py FOLDER... [--beats BPB] [--against FOLDER] [--json FILE]
+    # A record of this repository, with its artifacts:
     python records/audit.py records/<track>/<date>_<name>
     # One artifact:
     python records/audit.py final_model.int6.ptz --log logs/<RUN_ID>.txt
 
-It prints a table: check, PASS or FAIL, and what was found on how much. The exit status is 0 if
-everything passes, 1 if anything fails, 2 after one line for input that cannot be audited. What it
-verifies it computes by itself: bytes of text by decoding, log-probabilities from the model's
-logits, sliding windows, an arithmetic coder. Samples are as large as `--minutes` allows, and the
-table says how large they were.
+A folder of anybody is compared with its own logs, whatever script, names and fields it has. A
+verdict is one of: holds, does not hold (with both figures and where they stand), not stated, cannot
+be checked. What the script does where it scores is listed for the reader, and is no verdict. Many
+folders become one table. The exit status is 0 if nothing is wrong, 1 if something does not hold, 2
+after one line for what is no record folder. Nothing of such a folder is run.
+
+Of our own records, and of an artifact, the score is audited: a table of PASS and FAIL, with what
+was found on how much. In our records what could not be checked fails, too. NOT PROVEN is what had
+too little time: it refutes nothing, the line says which --minutes would do, and the exit status is
+1. What the auditor verifies it computes by itself: bytes of text by decoding, log-probabilities
+from the model's logits, sliding windows, an arithmetic coder. Samples are as large as `--minutes`
+allows, and the table says how large they were.
 
 The audited script runs in processes of their own, in temporary folders that hold copies of no more
 than they need. A hook stops and reports connections, other programs, reading files of the

@@ -7,16 +7,34 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from audit_log import check_log
 from audit_submission import check_submission
-from audit_verdicts import ArtifactAudit, Wishes
+from audit_verdicts import DEFAULT_MINUTES, ArtifactAudit, Wishes
 from checks import CHECKS, Check, guarded, print_table
 from commands import BadInput, Parser, say
+from field_claims import SUBMISSION
+from field_record import FieldRecord, is_own
 from files import write_atomically
+from leaderboard import REFUSED
 from manifest import Data
-from record_folder import Entry, data_of, find_entries, logs_by_seed
+from record_check import check_record
+from record_folder import ARTIFACTS, SCRIPT, Entry, data_of, find_entries, logs_by_seed
+from review import (
+    SORTING,
+    Review,
+    against_text,
+    beats_text,
+    print_review,
+    review,
+    sorting_key,
+    table_of,
+)
 from run_logs import Log
+
+# Checks of our own records that only say something.
+SAID = ("pytorch_version",)
 
 
 def audit_record(folder: Path, script: Path, audited: set[Path]) -> list[Check]:
@@ -66,17 +84,13 @@ def find_text(entries: list[Entry], options: argparse.Namespace) -> Data:
     return data_of(trusted, options.data, options.tokenizer)
 
 
-def audit(options: argparse.Namespace) -> list[Check]:
-    """Run all checks that are asked for on all artifacts."""
-    entries = find_entries(options.path, options.script, options.log)
-    record = entries[0].record
-    data = find_text(entries, options)
-    if options.only == ("submission",) and record is None:
-        raise BadInput(f"--only submission: {options.path} is not a record folder")
+def audit_artifacts(entries: list[Entry], options: argparse.Namespace) -> list[Check]:
+    """Run all checks that are asked for on artifacts, with so many minutes for each."""
     refuse_learners(entries)
+    data = find_text(entries, options)
     wishes = Wishes(
         only=options.only,
-        minutes=options.minutes / len(entries),
+        minutes=options.minutes,
         seed=options.seed,
         margin=options.margin,
         keep=options.keep,
@@ -88,12 +102,42 @@ def audit(options: argparse.Namespace) -> list[Check]:
         if len(entries) > 1:
             found = [each._replace(name=f"{entry.artifact.name}: {each.name}") for each in found]
         checks += found
-    if record is None:
-        return checks
-    if wishes.include("submission"):
-        checks += audit_record(record, entries[0].script, {entry.log for entry in entries})
-    # In a record nothing may be missing.
-    return [check._replace(passed=bool(check.passed)) for check in checks]
+    return checks
+
+
+def audit_one_artifact(path: Path, options: argparse.Namespace) -> list[Check]:
+    """Audit an artifact that is not in a record folder, or is named alone."""
+    if options.only == ("submission",):
+        raise BadInput(f"--only submission: {path} is not a record folder")
+    say(f"samples are drawn with --seed {options.seed}")
+    return audit_artifacts(find_entries(path, options.script, options.log), options)
+
+
+def audit_own(folder: Path, options: argparse.Namespace) -> list[Check]:
+    """Audit a record of our script: its files and figures, and its artifacts.
+
+    Nothing may be missing in it. What is not proven within the time is said as that.
+    """
+    checks = []
+    if "record" in options.only:
+        checks += check_record(folder)
+    script = options.script or folder / SCRIPT
+    audited: set[Path] = set()
+    if script.is_file() and list(folder.glob(ARTIFACTS)):
+        say(f"samples are drawn with --seed {options.seed}")
+        entries = find_entries(folder, options.script, options.log)
+        checks += audit_artifacts(entries, options)
+        audited = {entry.log for entry in entries if entry.log is not None}
+    if script.is_file() and "submission" in options.only:
+        checks += audit_record(folder, script, audited)
+    return [strict(check) for check in checks]
+
+
+def strict(check: Check) -> Check:
+    """A check in one of our own records, where what could not be checked fails."""
+    if check.unproven or check.name in SAID:
+        return check
+    return check._replace(passed=bool(check.passed))
 
 
 def names_of_checks(text: str) -> tuple[str, ...]:
@@ -108,7 +152,22 @@ def names_of_checks(text: str) -> tuple[str, ...]:
 def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     """Read the options; BadInput for what makes no sense."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="a record folder, or an artifact")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="record folders of anybody, folders of such, or an artifact",
+    )
+    parser.add_argument(
+        "--beats", type=float, metavar="BPB", help="a score that the folder's seeds should beat"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="FOLDER", help="a record that they should beat"
+    )
+    parser.add_argument(
+        "--sort", choices=SORTING, default="folder", help="column of the table of several folders"
+    )
     parser.add_argument(
         "--script",
         type=Path,
@@ -135,7 +194,11 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
         "--keep", type=Path, help="leave the folder there in which the decoder runs"
     )
     parser.add_argument(
-        "--minutes", type=float, default=3.0, help="about how long it may take on two cores"
+        "--minutes",
+        type=float,
+        default=DEFAULT_MINUTES,
+        help="about how long an artifact may take on two cores; if all windows take less than "
+        "ten minutes, and no less was asked for, they are taken",
     )
     parser.add_argument(
         "--seed",
@@ -157,21 +220,168 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
         help=f"only these of {', '.join(CHECKS)}",
     )
     options = parser.parse_args(arguments)
+    for name in ("script", "log"):
+        given = getattr(options, name)
+        if given is not None and not given.is_file():
+            raise BadInput(f"--{name} {given} is not a file")
+    if options.against is not None and not options.against.is_dir():
+        raise BadInput(f"--against {options.against} is not a folder: name a record folder")
     if options.json and not options.json.resolve().parent.is_dir():
         raise BadInput(f"--json {options.json}: its folder does not exist")
+    if options.beats is not None and not 0 < options.beats < 100:
+        raise BadInput(f"--beats {options.beats} must be bits per byte above 0")
     if not options.minutes > 0:
         raise BadInput(f"--minutes {options.minutes} must be above 0")
     return options
 
 
 def run(arguments: list[str] | None, description: str) -> int:
-    """Audit what the arguments name and print the table; the exit status."""
+    """Audit what the arguments name and print what was found; the exit status."""
     options = parse(arguments, description)
-    say(f"samples are drawn with --seed {options.seed}")
-    checks = audit(options)
-    print_table(checks)
-    if options.json:
-        rows = [check._asdict() for check in checks]
-        write_atomically(options.json, f"{json.dumps(rows, indent=1)}\n".encode())
-    failed = any(check.passed is False for check in checks)
-    return int(failed)
+    folders = record_folders(options.paths)
+    if folders is None:
+        [path] = options.paths
+        checks = audit_one_artifact(path, options)
+        print_table(checks)
+        write_json(options.json, [check._asdict() for check in checks])
+        return status_of(checks)
+    if len(folders) == 1 and folders == options.paths:
+        found = examine(folders[0], options)
+        show(found)
+        write_json(options.json, found.as_json())
+        return found.status
+    return print_all(folders, options)
+
+
+def record_folders(paths: list[Path]) -> list[Path] | None:
+    """The record folders that paths name, or that are in them; None for one artifact.
+
+    BadInput for a path that is not there, and for several of which one is an artifact.
+    """
+    for path in paths:
+        if not path.exists():
+            raise BadInput(f"{path} does not exist: name a record folder or an artifact")
+    if any(path.is_file() for path in paths):
+        if len(paths) > 1:
+            raise BadInput("name one artifact, or record folders")
+        return None
+    found = []
+    for path in paths:
+        found += folders_in(path)
+    return found
+
+
+def folders_in(path: Path) -> list[Path]:
+    """A record folder itself, or else the record folders below it."""
+    if (path / SUBMISSION).is_file():
+        return [path]
+    below = sorted(each.parent for each in path.rglob(SUBMISSION) if not hidden(each, path))
+    if below:
+        return below
+    if (path / SCRIPT).is_file():
+        return [path]
+    folders = sorted(each for each in path.iterdir() if each.is_dir() and each.name[0] != ".")
+    inner = [each for each in folders if FieldRecord(each).is_record]
+    return inner if len(inner) > 1 else [path]
+
+
+def hidden(path: Path, above: Path) -> bool:
+    """Whether a path below a folder is in a hidden one, or was put aside."""
+    parts = path.relative_to(above).parts
+    return any(part[0] == "." or part.endswith(REFUSED) for part in parts)
+
+
+class Examined(NamedTuple):
+    """What was found of a folder: the checks of one of our own records, or else a review.
+
+    `compared` are the lines of comparisons.
+    """
+
+    folder: Path
+    checks: list[Check]
+    review: Review | None
+    compared: list[str]
+
+    @property
+    def status(self) -> int:
+        """0 if nothing is wrong; in our own records nothing may be unproven either."""
+        if self.review is None:
+            return status_of(self.checks)
+        return int(bool(self.review.failures))
+
+    def row(self) -> Review:
+        """What a table of many folders says: of our records, with the audit's verdicts."""
+        if self.review is not None:
+            return self.review
+        verdicts = [check.as_verdict() for check in self.checks]
+        return review(self.folder)._replace(verdicts=verdicts)
+
+    def as_json(self) -> list | dict:
+        """The checks of one of our records, or the review of another folder."""
+        if self.review is None:
+            return [check._asdict() for check in self.checks]
+        return {**self.review.as_dict(), "comparisons": self.compared}
+
+
+def examine(folder: Path, options: argparse.Namespace) -> Examined:
+    """Audit one of our records, or review a folder of the field; BadInput for what is neither."""
+    checks = []
+    found = None
+    if is_own(folder):
+        checks = audit_own(folder, options)
+    else:
+        found = review(folder)
+    compared = []
+    if options.beats is not None:
+        compared.append(beats_text(folder, options.beats))
+    if options.against is not None:
+        compared.append(against_text(folder, options.against))
+    return Examined(folder, checks, found, compared)
+
+
+def show(found: Examined) -> None:
+    """Print what was found of one folder."""
+    if found.review is None:
+        print_table(found.checks)
+    else:
+        print_review(found.review)
+    for line in found.compared:
+        print(line)
+
+
+def print_all(folders: list[Path], options: argparse.Namespace) -> int:
+    """Examine many folders, one of which never stops the others, and print one table."""
+    rows = []
+    status = 0
+    bad = []
+    for folder in folders:
+        try:
+            found = examine(folder, options)
+            rows.append((found.row(), found.compared))
+        except BadInput as error:
+            bad.append(str(error))
+            continue
+        status = max(status, found.status)
+        for line in found.compared:
+            print(f"{folder.name} {line}")
+    rows.sort(key=lambda row: sorting_key(row[0], options.sort))
+    for line in table_of([found for found, _ in rows]):
+        print(line)
+    for line in bad:
+        say(f"error: {line}")
+    content = [{**found.as_dict(), "comparisons": compared} for found, compared in rows]
+    write_json(options.json, content)
+    if status == 0 and bad:
+        return 2
+    return status
+
+
+def status_of(checks: list[Check]) -> int:
+    """1 if a check failed or is not proven; what could not be checked elsewhere fails nothing."""
+    return int(any(check.passed is False or check.unproven for check in checks))
+
+
+def write_json(path: Path | None, content: list | dict) -> None:
+    """Write what was found, if it was asked for."""
+    if path is not None:
+        write_atomically(path, f"{json.dumps(content, indent=1)}\n".encode())

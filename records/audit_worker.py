@@ -65,9 +65,19 @@ def seconds_per_window(candidate: Candidate) -> float:
     return (time.perf_counter() - started) / 3
 
 
+def is_time(elapsed: float, share: float, job: dict) -> bool:
+    """Whether to stop after so many seconds and this share of all windows.
+
+    It is not if the rest is soon done: all windows within `whole_seconds`, if the job has that.
+    """
+    late = elapsed > job["seconds"]
+    return late and elapsed / share > job.get("whole_seconds", 0.0)
+
+
 def score_windows(job: dict) -> dict:
     """Return the nats of windows of the sliding evaluation, in random order, until it is time.
 
+    It goes on as long as all of them take less than `whole_seconds` of the job, if it has that.
     A row is first token, first target, end of targets, nats. At least two batches are scored.
     """
     tokens = take_validation(DATA)
@@ -78,8 +88,7 @@ def score_windows(job: dict) -> dict:
     rows = []
     started = time.perf_counter()
     for at in range(0, len(order), BATCH):
-        late = time.perf_counter() - started > job["seconds"]
-        if late and at > BATCH:
+        if at > BATCH and is_time(time.perf_counter() - started, at / len(order), job):
             break
         batch = windows[order[at : at + BATCH]]
         inputs = padded[batch[:, :1] + np.arange(candidate.window)]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from commands import described
-from verdicts import Check
 
 # The auditor's checks, in the order of its table, by the names that --only takes.
 CHECKS = (
@@ -19,7 +19,55 @@ CHECKS = (
     "decompression",
     "log",
     "submission",
+    "record",
 )
+
+
+# What a verdict on a folder of the field says.
+HOLDS = "holds"
+FAILS = "does not hold"
+UNSTATED = "not stated"
+UNCHECKED = "cannot be checked"
+STATES = (HOLDS, FAILS, UNSTATED, UNCHECKED)
+
+
+class Check(NamedTuple):
+    """The verdict of a check: its name, whether it passed, and what was found on how much.
+
+    `passed` is None for what is only said, or where nothing could be checked. Where there was no
+    time to prove something, which refutes nothing, `unproven` says what would do.
+    """
+
+    name: str
+    passed: bool | None
+    figure: str
+    unproven: str = ""
+
+    def word(self) -> str:
+        """The verdict in a table."""
+        if self.unproven:
+            return "NOT PROVEN"
+        return {True: "PASS", False: "FAIL", None: "-"}[self.passed]
+
+    def as_verdict(self) -> Verdict:
+        """The same among verdicts on folders of the field."""
+        state = {True: HOLDS, False: FAILS, None: UNCHECKED}[self.passed]
+        return Verdict(self.name, state, self.told())
+
+    def told(self) -> str:
+        """What was found, and what would prove more."""
+        return f"{self.figure}; {self.unproven}" if self.unproven else self.figure
+
+
+class Verdict(NamedTuple):
+    """What is found of one thing that a folder of the field claims: one of STATES, and why.
+
+    The text of what does not hold has both figures and where they stand.
+    """
+
+    check: str
+    state: str
+    text: str
 
 
 class Tally:
@@ -63,11 +111,10 @@ def guarded(name: str, check: Callable[..., Check], *arguments) -> Check:
 
 
 def print_table(checks: list[Check]) -> None:
-    """Print a line for each check, with PASS, FAIL or -."""
+    """Print a line for each check, with PASS, FAIL, NOT PROVEN or -."""
     width = max(len(check.name) for check in checks)
     for check in checks:
-        if check.passed is None:
-            print(f"{check.name:{width}}  -  not checked: {check.figure}")
-        else:
-            verdict = "PASS" if check.passed else "FAIL"
-            print(f"{check.name:{width}}  {verdict}  {check.figure}")
+        told = check.told()
+        if check.passed is None and not check.unproven:
+            told = f"not checked: {told}"
+        print(f"{check.name:{width}}  {check.word()}  {told}")

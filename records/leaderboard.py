@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
 from challenge import CHALLENGE
 from commands import BadInput, described
+from field_record import FieldRecord
 from files import write_atomically
 from manifest import ROOT
 from markdown_table import table
+from review import review
 
 RECORDS = ROOT / "records"
 # The tables stand between these lines of README.md.
 MARKERS = ("<!-- leaderboard -->", "<!-- /leaderboard -->")
 REFUSED = ".refused"
 HEAD = ["", "val_bpb", "record", "author", "date", "seeds", "bytes", "hardware", "p"]
+LOGS_ONLY = "Logs only: without an artifact that can be audited, nothing of these is proven."
+LOGS_HEAD = ["", "val_bpb", "record", "author", "date", "seeds", "bytes", "does not hold"]
 
 
 def leaderboard(records: Path) -> str:
@@ -46,24 +51,65 @@ def published(folder: Path, pattern: str = "track_*/*") -> list[Path]:
 
 
 def track_lines(folder: Path) -> list[str]:
-    """The lines of one track: its table, best score first, and links to its ablations."""
+    """The lines of one track: its tables, best score first, and what stands below them."""
     ranked = []
-    ablations = []
+    logs_only = []
+    below = []
     for path in published(folder, "*"):
-        if path.name == "submission.json":
-            ranked.append(standing(path))
-        else:
-            ablations.append(f"- ablation: {link(path)}")
+        if path.name != "submission.json":
+            below.append(f"- ablation: {link(path)}")
+            continue
+        try:
+            if can_be_proven(path.parent):
+                ranked.append(standing(path))
+            else:
+                logs_only.append(standing_by_logs(path.parent))
+        except BadInput as error:
+            # One folder never stops the table.
+            below.append(f"- not ranked: {folder_link(path)}: {error}")
     lines = [f"### Track {folder.name.removeprefix('track_')}", ""]
     if ranked:
-        ranked.sort()
-        rows = [[str(rank), *row] for rank, (_, row) in enumerate(ranked, 1)]
-        lines += table(HEAD, rows)
-    else:
+        lines += table(HEAD, numbered(ranked))
+    elif not logs_only:
         lines += ["No record yet.", ""]
-    if ablations:
-        lines += [*ablations, ""]
+    if logs_only:
+        lines += [LOGS_ONLY, "", *table(LOGS_HEAD, numbered(logs_only))]
+    if below:
+        lines += [*below, ""]
     return lines
+
+
+def numbered(ranked: list[tuple[float, list[str]]]) -> list[list[str]]:
+    """The rows by score, the best first, each with its rank in front."""
+    return [[str(rank), *row] for rank, (_, row) in enumerate(sorted(ranked), 1)]
+
+
+def can_be_proven(folder: Path) -> bool:
+    """Whether a record has artifacts that the auditor can audit."""
+    record = FieldRecord(folder)
+    return bool(record.artifacts) and record.is_own
+
+
+def standing_by_logs(folder: Path) -> tuple[float, list[str]]:
+    """The score of a folder of the field, and its row of the table without the rank."""
+    found = review(folder)
+    stated = FieldRecord(folder).claims.stated
+    score = math.inf if found.val_bpb is None else found.val_bpb
+    row = [
+        "-" if found.val_bpb is None else f"{found.val_bpb:.4f}",
+        f"[{plain(stated.get('name') or folder.name)}]({'/'.join(folder.parts[-2:])}/)",
+        plain(stated.get("author") or "-"),
+        plain(stated.get("date") or "-"),
+        str(found.seeds),
+        "-" if found.bytes_total is None else f"{found.bytes_total:,}",
+        ", ".join(verdict.check for verdict in found.failures) or "-",
+    ]
+    return score, row
+
+
+def plain(value: object) -> str:
+    """What somebody else wrote, as one cell of a table."""
+    return " ".join(str(value).split()).translate(str.maketrans({"|": "\\|", "[": "(", "]": ")"}))
 
 
 def link(path: Path) -> str:

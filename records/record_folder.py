@@ -69,9 +69,6 @@ def find_entries(path: Path, script: Path | None, log: Path | None) -> list[Entr
     """
     if not path.exists():
         raise BadInput(f"{path} does not exist: name a record folder or an artifact")
-    for name, given in (("script", script), ("log", log)):
-        if given is not None and not given.is_file():
-            raise BadInput(f"--{name} {given} is not a file")
     if path.is_file():
         return [single_entry(path, script, log)]
     return record_entries(path, script, log)

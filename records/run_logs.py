@@ -1,7 +1,9 @@
 """Read the log of a training run: the one place that knows how the lines of a log look.
 
-A log begins with the source of the script that ran. A line of 100 '=' ends the source, and the
-run's own lines follow. A resumed run writes such a line again.
+SHAPES has a row for each kind of line, of our script and of other scripts of the field. Log reads
+our own logs: one begins with the source of the script that ran, a line of 100 '=' ends the source,
+and the run's own lines follow; a resumed run writes such a line again. field_logs.FieldLog reads
+any log.
 """
 
 from __future__ import annotations
@@ -42,17 +44,19 @@ TAIL_BYTES = 2000
 class Shape:
     """A kind of line: the fact that it states, and the pattern of the whole line.
 
-    The groups of the pattern are the values, by their names.
+    The groups of the pattern are the values, by their names. `needle` is in every such line, so
+    that most lines need not be matched.
     """
 
     fact: str
     pattern: re.Pattern[str]
+    needle: str = ""
 
 
-def shape(fact: str, pattern: str) -> Shape:
+def shape(fact: str, pattern: str, needle: str = "") -> Shape:
     """A row of SHAPES. NUMBER stands for a decimal number, which may be nan or inf."""
     number = r"(?:-?[\d.]+(?:e[+-]?\d+)?|nan|-?inf)"
-    return Shape(fact, re.compile(rf"^{pattern.replace('NUMBER', number)}$", re.M))
+    return Shape(fact, re.compile(rf"^{pattern.replace('NUMBER', number)}$", re.M), needle)
 
 
 # A fact may have several rows: each is another way to state it.
@@ -99,6 +103,111 @@ SHAPES = (
     ),
     # How a failed run ends on the console: the script's own line, or a traceback's last one.
     shape("error", r"(?P<text>(?:error: |\w*(?:Error|Exception)\b).*)"),
+    # The field's logs, of all scripts and months. Several rows state one fact; a line of our own
+    # script is found by some of them, too.
+    shape("ran seed", r"(?:.*[\s,;])?seed[:=] ?(?P<seed>\d+)(?![\d/.]).*", "seed"),
+    shape("ran processes", r"(?:.*\s)?world_size[:=] ?(?P<count>\d+)\b.*", "world_size"),
+    shape("ran processes", r".*\sws:(?P<count>\d+)\b.*", "ws:"),
+    shape("gpu", r"\|\s+\d+\s+(?P<name>NVIDIA .*?)\s+(?:On|Off)\s+\|.*", "NVIDIA"),
+    shape("parameters", r"(?:.*\s)?model_params[:=] ?(?P<count>[\d,]+)\b.*", "model_params"),
+    shape("parameters", r"\s*(?:total_|num_)?param(?:eter)?s: ?(?P<count>[\d,]{7,})", "param"),
+    shape("validation tokens", r"val_loader:.*\btokens:(?P<count>\d+)\b.*", "val_loader"),
+    shape("validation tokens", r"\s*val_tokens[:=] ?(?P<count>\d+)", "val_tokens"),
+    shape(
+        "training data",
+        r"train_loader:dataset:(?P<name>\S+) train_shards:(?P<shards>\d+).*",
+        "train_loader",
+    ),
+    shape("training shards", r"\s*train_shards[:=] ?(?P<shards>\d+)", "train_shards"),
+    shape("data folder", r"\s*(?:datasets_dir|data_path)[:=] ?(?P<path>\S+)", "data"),
+    shape("batch tokens", r"(?:.*\s)?train_batch_tokens[:=] ?(?P<count>\d+)\b.*", "train_batch"),
+    shape(
+        "time limit",
+        r"(?:.*\s)?max_wallclock_seconds[:=] ?(?P<seconds>NUMBER)(?:\s.*)?",
+        "max_wallclock",
+    ),
+    shape("switched on", r"\s*(?P<name>\w+)[:=] ?True", "True"),
+    shape(
+        "trained",
+        r"step:(?P<step>\d+)/(?P<iterations>\d+) train_loss:(?P<train_loss>NUMBER)(?: .*?)? "
+        r"train_time:(?P<milliseconds>\d+)ms(?: step_avg:(?P<average>[\d.]+)ms)?.*",
+        "train_loss:",
+    ),
+    shape(
+        "trained",
+        r"(?P<step>\d+)/(?P<iterations>\d+) train_loss: (?P<train_loss>NUMBER) "
+        r"train_time: (?P<minutes>NUMBER)m tok/s: (?P<tokens_per_second>[\d.]+).*",
+        "train_loss: ",
+    ),
+    shape(
+        "validated",
+        r"step:(?P<step>\d+)/(?P<iterations>\d+) val_loss:(?P<val_loss>NUMBER) "
+        r"val_bpb:(?P<val_bpb>NUMBER)(?: .*?)? "
+        r"train_time:(?P<milliseconds>\d+)ms(?: step_avg:(?P<average>[\d.]+)ms)?.*",
+        "val_bpb:",
+    ),
+    shape(
+        "validated",
+        r"(?P<step>\d+)/(?P<iterations>\d+) val_loss: (?P<val_loss>NUMBER) "
+        r"val_bpb: (?P<val_bpb>NUMBER)",
+        "val_bpb: ",
+    ),
+    shape(
+        "stopped",
+        r"stopping_early:.*\btrain_time: ?(?P<milliseconds>\d+)ms "
+        r"step: ?(?P<step>\d+)/(?P<iterations>\d+)",
+        "stopping_early",
+    ),
+    shape(
+        "packed bytes",
+        r"(?:Serialized|Compressed|Quantized) model (?!fp32|raw)(?P<codec>[\w+.-]+): "
+        r"(?P<bytes>[\d,]{5,})(?![\d.]).*",
+        " model ",
+    ),
+    shape("packed bytes", r"Compressed model: (?P<bytes>[\d,]+) bytes.*", "Compressed model"),
+    shape(
+        "packed bytes",
+        r"serialized_model_(?P<codec>\w+):(?P<bytes>[\d,]+) bytes.*",
+        "serialized_model_",
+    ),
+    shape("unpacked bytes", r"Serialized model: (?P<bytes>[\d,]+) bytes.*", "Serialized model:"),
+    shape(
+        "counted code",
+        r"Code size(?: \((?P<kind>[\w ]+)\)| (?P<mark>\w+))?: (?P<bytes>[\d,]+)(?: bytes.*)?",
+        "Code size",
+    ),
+    shape(
+        "total",
+        r"Total submission size (?!raw)(?P<codec>[\w+.-]+): (?P<bytes>[\d,]{5,})(?![\d.]).*",
+        "Total submission size ",
+    ),
+    shape(
+        "total without codec",
+        r"Total submission size: (?P<bytes>[\d,]{5,})(?![\d.]).*",
+        "Total submission size:",
+    ),
+    shape(
+        "scored",
+        r"(?!step\b)(?P<label>[A-Za-z][\w()+./ :-]*?)(?P<exact>_exact)?(?: \w+:\S+)* "
+        r"val_loss: ?(?P<val_loss>NUMBER),? val_bpb: ?(?P<val_bpb>NUMBER)"
+        r"(?:.*?\beval_time: ?(?P<milliseconds>\d+)ms)?.*",
+        "val_bpb:",
+    ),
+    shape(
+        "scored",
+        r"(?P<label>\w+):done val_loss=(?P<val_loss>NUMBER) val_bpb=(?P<val_bpb>NUMBER)"
+        r"(?: elapsed=(?P<seconds>[\d.]+)s)?.*",
+        ":done",
+    ),
+    shape(
+        "score alone",
+        r"(?P<label>(?:[A-Za-z][\w ()+.-]*?[ :])?\w*)bpb ?[:=] ?"
+        r"(?P<val_bpb>\d\.\d{4,})\b(?!.*loss).*",
+        "bpb",
+    ),
+    shape("evaluation", r"total_eval_time: ?(?P<seconds>[\d.]+)s", "total_eval_time"),
+    shape("adapted", r"\s*(?P<how>ttt\w*|tttg|ttpp?|TTT)\b[:= ].*", "tt"),
+    shape("adapted", r"\s*(?P<how>TTT\w*|ngram_\w+|ppm_mix|slot\w*)\b[:= ].*"),
 )
 
 

@@ -9,8 +9,9 @@ A run is logs/<RUN_ID>.json with its .txt and .final_model.int6.ptz beside it, a
 leaves them. Every figure in the folder is taken from them. Runs that cannot be one record (other
 settings, other code, a log that disagrees with its results, over the cap) are refused before
 anything is written, and audit.py has the last word: it runs on the folder before that gets its
-name. The exit status is 0, 1 if a check fails (a new folder is then put aside as <folder>.refused),
-2 after one line that says what to mend, or 130 if it was stopped.
+name. --check does what audit.py does, for a record folder of anybody. The exit status is 0, 1 if a
+check fails (a new folder is then put aside as <folder>.refused), 2 after one line that says what to
+mend, or 130 if it was stopped.
 """
 
 from __future__ import annotations
@@ -36,14 +37,13 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "data"))
 from commands import BadInput, Parser, command, packages_from, say
 
 with packages_from("requirements.txt"):
-    from audit_command import audit_record
+    from audit_command import run as run_audit
     from audit_text import read_validation
     from challenge import CHALLENGE, foreign_to_challenge
-    from checks import print_table
+    from field_record import is_own
     from finished_runs import FinishedRun, read_run, refuse_mixtures
     from leaderboard import RECORDS, REFUSED, leaderboard, split_readme, update_leaderboard
     from manifest import ROOT, Data, digest_of_tokenizer
-    from record_check import check_record
     from record_folder import (
         ARTIFACTS,
         SCRIPT,
@@ -95,7 +95,6 @@ def run_auditor(folder: Path, data: Data, minutes: float) -> int:
 
     Its processes end with it, and leave nothing behind.
     """
-    artifacts = len(list(folder.glob(ARTIFACTS)))
     arguments = [
         sys.executable,
         str(ROOT / "records/audit.py"),
@@ -105,7 +104,7 @@ def run_auditor(folder: Path, data: Data, minutes: float) -> int:
         "--tokenizer",
         str(data.tokenizer),
         "--minutes",
-        str(minutes * artifacts),
+        str(minutes),
     ]
     sys.stdout.flush()
     with tempfile.TemporaryDirectory(prefix="submit-") as temporary:
@@ -234,22 +233,21 @@ def submit(options: argparse.Namespace) -> int:
 
 # ---- Checking a folder
 def check(options: argparse.Namespace) -> int:
-    """Check files, fields and figures of any record folder, then have it audited."""
+    """Do what records/audit.py does for a record folder of anybody."""
     folder = options.check
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder: name a record folder")
-    checks = check_record(folder)
-    script = folder / SCRIPT
     logs = log_paths(folder)
-    whole = script.is_file() and bool(logs) and bool(list(folder.glob(ARTIFACTS)))
-    if script.is_file() and not whole:
-        checks += audit_record(folder, script, set())
-    print_table(checks)
-    if not whole:
-        return 1
-    failed = any(each.passed is False for each in checks)
-    status = run_auditor(folder, locate_data(options, Log(logs[0])), options.minutes)
-    return status or int(failed)
+    if list(folder.glob(ARTIFACTS)) and is_own(folder):
+        if logs:
+            data = locate_data(options, Log(logs[0]))
+        else:
+            data = data_of(None, options.data, options.tokenizer)
+        return run_auditor(folder, data, options.minutes)
+    arguments = [str(folder)]
+    if options.beats is not None:
+        arguments += ["--beats", str(options.beats)]
+    return run_audit(arguments, __doc__)
 
 
 # ---- The command

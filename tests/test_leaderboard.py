@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 import submit
 from commands import BadInput
 from conftest import ROOT
-from leaderboard import MARKERS, leaderboard, split_readme, update_leaderboard
+from leaderboard import LOGS_ONLY, MARKERS, leaderboard, split_readme, update_leaderboard
 
+FIELD = ROOT / "tests/field_records"
 README = f"# Records\n\n{MARKERS[0]}\nold\n{MARKERS[1]}\n\nafter\n"
 
 
@@ -24,12 +26,14 @@ def records(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def enter(records: Path, track: str, name: str, **changes: object) -> None:
-    """Put a record there, of which only submission.json is looked at."""
-    folder = records / f"track_{track}" / f"2026-01-02_{name}"
+def enter(
+    records: Path, track: str, folder_name: str, artifact: bool = True, **changes: object
+) -> Path:
+    """Put a record there, of which only submission.json is looked at; return its folder."""
+    folder = records / f"track_{track}" / f"2026-01-02_{folder_name}"
     folder.mkdir(parents=True)
     stated = dict(
-        name=name,
+        name=folder_name,
         author="a|b",
         date="2026-01-02",
         val_bpb=1.5,
@@ -40,6 +44,10 @@ def enter(records: Path, track: str, name: str, **changes: object) -> None:
         beats=dict(claimed=1.6, nats=0.1, p_value=0.00123, holds=True),
     )
     (folder / "submission.json").write_text(json.dumps({**stated, **changes}))
+    if artifact:
+        (folder / "final_model_seed1.int6.ptz").touch()
+        (folder / "train_gpt.py").write_text("def read_artifact(data, name):\n    ...\n")
+    return folder
 
 
 def test_records_are_ranked_by_track_and_score(records):
@@ -89,11 +97,32 @@ def test_without_records_the_leaderboard_says_so(records):
 
 
 @pytest.mark.parametrize("changes", [dict(val_bpb="good"), dict(seeds=None), dict(beats=[1])])
-def test_a_submission_that_cannot_be_ranked_leaves_the_tables(changes, records, capsys):
+def test_a_submission_that_cannot_be_ranked_stands_below_the_table(changes, records):
     enter(records, "pocket", "Odd", **changes)
-    assert submit.main(["--leaderboard"]) == 2
-    assert "cannot be ranked" in capsys.readouterr().err
-    assert (records / "README.md").read_text() == README
+    enter(records, "pocket", "Good")
+    assert submit.main(["--leaderboard"]) == 0
+    text = (records / "README.md").read_text()
+    assert "| 1 | 1.5000 ± 0.0010 | [Good]" in text
+    assert re.search(r"^- not ranked: track_pocket/2026-01-02_Odd/: .*cannot be ranked", text, re.M)
+
+
+def test_folders_without_an_artifact_are_ranked_apart(records):
+    enter(records, "10min_16mb", "Proven", val_bpb=1.2)
+    foreign = enter(records, "10min_16mb", "Foreign", artifact=False, val_bpb=1.1)
+    shutil.copytree(FIELD / "two_gpus", foreign, dirs_exist_ok=True)
+    unreadable = enter(records, "10min_16mb", "Unreadable", artifact=False)
+    (unreadable / "submission.json").write_text("{")
+    text = leaderboard(records)
+    proven, logs_only = text.split(LOGS_ONLY)
+    assert "| 1 | 1.2000 ± 0.0010 | [Proven]" in proven and "Foreign" not in proven
+    row = "| 1 | 1.1374 | [Example](track_10min_16mb/2026-01-02_Foreign/) | A Person | 2026-04-02 "
+    assert row + "| 3 | 15,650,789 | hardware |" in logs_only
+    assert "| 2 | - | [2026-01-02_Unreadable](track_10min_16mb/" in logs_only
+
+
+def test_what_others_call_their_record_stays_in_its_cell(records):
+    enter(records, "pocket", "Odd", artifact=False, name="a|b](c)\nd", seeds=[1])
+    assert "[a\\|b)(c) d](track_pocket/2026-01-02_Odd/)" in leaderboard(records)
 
 
 def test_a_readme_without_markers_is_left_alone(records, capsys):

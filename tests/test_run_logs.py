@@ -11,7 +11,8 @@ from run_logs import LABELS, Log
 
 DIGEST = "0123456789abcdef" * 4
 SLIDING = LABELS["sliding"]
-# A line of each shape and the values that it states, in the order of run_logs.SHAPES.
+# A line of each shape of our own logs and the values that it states, in the order of
+# run_logs.SHAPES; and one of each shape of the field's logs, which follow them there.
 LINES = [
     ("preset", "preset:pocket (no CUDA)", dict(name="pocket")),
     ("world_size", "world_size:8 (threads:4)", dict(processes="8", threads="4")),
@@ -96,12 +97,164 @@ LINES = [
 ]
 
 
+FIELD_LINES = [
+    ("ran seed", "lr:embed=0.035 batch:786432 wall:600s seed:1337", dict(seed="1337")),
+    ("ran processes", "  world_size: 8", dict(count="8")),
+    ("ran processes", "XSA:[0, 1] ws:8 gqa:8/8", dict(count="8")),
+    (
+        "gpu",
+        "|   0  NVIDIA H100 80GB HBM3          On  |   00000000:08:00.0 Off |        0 |",
+        dict(name="NVIDIA H100 80GB HBM3"),
+    ),
+    ("parameters", "model_params:21336136 (unique_layers:9 loops:1)", dict(count="21336136")),
+    ("parameters", "params: 27,092,058", dict(count="27,092,058")),
+    (
+        "validation tokens",
+        "val_loader:shards pattern=./data/fineweb_val_*.bin tokens:62021632",
+        dict(count="62021632"),
+    ),
+    ("validation tokens", "val_tokens: 47851520", dict(count="47851520")),
+    (
+        "training data",
+        "train_loader:dataset:fineweb10B_sp1024 train_shards:80",
+        dict(name="fineweb10B_sp1024", shards="80"),
+    ),
+    ("training shards", "train_shards: 80", dict(shards="80")),
+    (
+        "data folder",
+        "  datasets_dir: ./data/fineweb10B_sp8192",
+        dict(path="./data/fineweb10B_sp8192"),
+    ),
+    ("batch tokens", "train_batch_tokens:524288 train_seq_len:1024", dict(count="524288")),
+    ("time limit", "warmup_steps:20 max_wallclock_seconds:600.000", dict(seconds="600.000")),
+    ("switched on", "  ttt_enabled: True", dict(name="ttt_enabled")),
+    (
+        "trained",
+        "step:200/20000 train_loss:2.7703 train_time:11580ms step_avg:57.90ms lr_scale:1.0",
+        dict(
+            step="200",
+            iterations="20000",
+            train_loss="2.7703",
+            milliseconds="11580",
+            average="57.90",
+        ),
+    ),
+    (
+        "trained",
+        "500/20000 train_loss: 2.5705 train_time: 0.8m tok/s: 8341171",
+        dict(
+            step="500",
+            iterations="20000",
+            train_loss="2.5705",
+            minutes="0.8",
+            tokens_per_second="8341171",
+        ),
+    ),
+    (
+        "validated",
+        "step:9918/20000 val_loss:1.9878 val_bpb:1.1773 train_time:570065ms step_avg:57.48ms",
+        dict(
+            step="9918",
+            iterations="20000",
+            val_loss="1.9878",
+            val_bpb="1.1773",
+            milliseconds="570065",
+            average="57.48",
+        ),
+    ),
+    (
+        "validated",
+        "5001/20000 val_loss: 2.3466 val_bpb: 1.0722",
+        dict(step="5001", iterations="20000", val_loss="2.3466", val_bpb="1.0722"),
+    ),
+    (
+        "stopped",
+        "stopping_early: wallclock_cap train_time: 599592ms step: 4945/20000",
+        dict(milliseconds="599592", step="4945", iterations="20000"),
+    ),
+    (
+        "packed bytes",
+        "Serialized model quantized+pergroup: 15910335 bytes",
+        dict(codec="quantized+pergroup", bytes="15910335"),
+    ),
+    ("packed bytes", "Compressed model: 15888496 bytes (zstd22)", dict(bytes="15888496")),
+    (
+        "packed bytes",
+        "serialized_model_int8_zlib:7990030 bytes (payload:17189152 raw_pickle:17198601)",
+        dict(codec="int8_zlib", bytes="7990030"),
+    ),
+    ("unpacked bytes", "Serialized model: 67224983 bytes", dict(bytes="67224983")),
+    (
+        "counted code",
+        "Code size (compressed): 37155 bytes",
+        dict(kind="compressed", bytes="37155"),
+    ),
+    (
+        "total",
+        "Total submission size int8+zlib: 15863489 bytes",
+        dict(codec="int8+zlib", bytes="15863489"),
+    ),
+    (
+        "total without codec",
+        "Total submission size: 15935368 bytes (15.94 MB)",
+        dict(bytes="15935368"),
+    ),
+    (
+        "scored",
+        "final_int6_lzma_roundtrip(ttt_lora) val_loss:1.7146 val_bpb:1.0147 eval_time:2434054ms",
+        dict(
+            label="final_int6_lzma_roundtrip(ttt_lora)",
+            val_loss="1.7146",
+            val_bpb="1.0147",
+            milliseconds="2434054",
+        ),
+    ),
+    (
+        "scored",
+        "ttt_sliding:done val_loss=2.784788 val_bpb=1.078078 elapsed=344.8s",
+        dict(label="ttt_sliding", val_loss="2.784788", val_bpb="1.078078", seconds="344.8"),
+    ),
+    ("score alone", "val_bpb = 1.09700744", dict(label="val_", val_bpb="1.09700744")),
+    ("evaluation", "total_eval_time:540.1s", dict(seconds="540.1")),
+    ("adapted", "ttt_sliding:start chunks=1238 ttt_lr=0.005", dict(how="ttt_sliding")),
+    ("adapted", "ngram_cache: hits=7612859/7754688 (98.2%)", dict(how="ngram_cache")),
+]
+
+
 def write_log(path: Path, *lines: str, source: str = "print('hello')\n") -> Log:
     path.write_text("\n".join([source + run_logs.SEPARATOR, *lines, ""]), encoding="utf-8")
     return Log(path)
 
 
-@pytest.mark.parametrize("row, line", list(zip(run_logs.SHAPES, LINES, strict=True)))
+OWN_SHAPES = run_logs.SHAPES[: len(LINES)]
+FIELD_SHAPES = run_logs.SHAPES[len(LINES) :]
+
+
+@pytest.mark.parametrize("row, line", list(zip(FIELD_SHAPES, FIELD_LINES, strict=True)))
+def test_each_shape_of_the_field_finds_its_line(row, line):
+    fact, text, values = line
+    assert row.fact == fact and row.needle in text
+    found = row.pattern.fullmatch(text).groupdict()
+    assert {name: value for name, value in found.items() if value is not None} == values
+    # No other row states the same fact of this line.
+    same = [each for each in FIELD_SHAPES if each.fact == fact and each.pattern.fullmatch(text)]
+    assert same == [row]
+
+
+def test_a_line_of_source_states_nothing():
+    lines = [
+        'log0(f"model_params:{n_params}")',
+        '    log(f"Total submission size {codec}: {total} bytes")',
+        'log0(f"final_int8_zlib_roundtrip val_loss:{q_val_loss:.4f} val_bpb:{q_val_bpb:.4f}")',
+        'seed = int(os.environ.get("SEED", 1337))',
+        "max_wallclock_seconds = float(600.0)",
+        "world_size = int(8)",
+    ]
+    for line in lines:
+        assert not any(row.pattern.fullmatch(line) for row in FIELD_SHAPES), line
+
+
+@pytest.mark.parametrize("row, line", list(zip(OWN_SHAPES, LINES, strict=True)))
 def test_each_shape_finds_its_line_and_no_other(row, line):
     fact, text, values = line
     assert row.fact == fact

@@ -95,7 +95,8 @@ def records(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     (folder / "README.md").write_text(README)
     monkeypatch.setattr(submit, "RECORDS", folder)
-    monkeypatch.setattr(submit, "run_auditor", auditor("size", "log", "submission"))
+    checks = ("size", "log", "submission", "record")
+    monkeypatch.setattr(submit, "run_auditor", auditor(*checks))
     return folder
 
 
@@ -275,9 +276,9 @@ def test_tables_that_cannot_be_made_are_found_out_before_any_work(
     logs, records, capsys, monkeypatch
 ):
     (records / "track_other/odd").mkdir(parents=True)
-    (records / "track_other/odd/submission.json").write_text('{"val_bpb": "good"}')
+    (records / "track_other/odd/ablation.json").write_text("[]")
     monkeypatch.setattr(submit, "read_run", raising(AssertionError("it worked")))
-    assert "cannot be ranked" in refused(capsys, *ASKED, logs / "first.json")
+    assert "cannot be linked" in refused(capsys, *ASKED, logs / "first.json")
     assert left_in(records) == ["README.md", "track_other"]
 
 
@@ -326,7 +327,7 @@ def test_the_auditor_gets_data_and_minutes_for_each_artifact(status, stand_in, t
     data = submit.Data(tmp_path / "data", tmp_path / "t.model")
     assert submit.run_auditor(tmp_path, data, 1.5) == status
     arguments, temporary = json.loads((tmp_path / "records/told.json").read_text())
-    expected = dict(data=data.folder, tokenizer=data.tokenizer, minutes=3.0)
+    expected = dict(data=data.folder, tokenizer=data.tokenizer, minutes=1.5)
     options = [text for name, value in expected.items() for text in (f"--{name}", str(value))]
     assert arguments == [str(tmp_path), *options]
     assert not Path(temporary).exists()
@@ -569,10 +570,18 @@ def test_a_missing_artifact_fails_and_the_log_is_still_checked(folder, data_fold
     assert re.search(r"^log of seed 1337 +PASS", text, re.M)
 
 
-def test_an_empty_folder_is_said_line_by_line(tmp_path, records, capfd):
+def test_an_empty_folder_is_no_record(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert submit.main(["--check", str(tmp_path / "empty")]) == 1
-    assert capfd.readouterr().out.count("FAIL  missing from") == 5
+    assert "is no record folder" in refused(capsys, "--check", tmp_path / "empty")
+
+
+def test_any_folder_of_the_field_is_checked_as_the_auditor_does(capfd):
+    foreign = ROOT / "tests/field_records/two_gpus"
+    assert submit.main(["--check", str(foreign)]) == 1
+    told = capfd.readouterr().out
+    assert audit.main([str(foreign)]) == 1
+    assert capfd.readouterr().out == told
+    assert re.search(r"^hardware +does not hold", told, re.M)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):

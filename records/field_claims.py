@@ -1,0 +1,405 @@
+"""What a record folder of the field claims: submission.json with any fields, and README.md."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import NamedTuple
+
+from commands import described
+
+SUBMISSION = "submission.json"
+# The names under which the score stands, the first that is there counts.
+SCORES = ("val_bpb", "final_val_bpb", "bpb", "mean_val_bpb", "val_bpb_mean", "score")
+MEANS = ("mean_val_bpb", "val_bpb_mean", "mean_bpb", "mean_sliding_bpb", "val_bpb_3seed_mean")
+LOSSES = ("val_loss", "mean_val_loss")
+DEVIATIONS = ("val_bpb_std", "std_val_bpb", "val_bpb_stdev", "seed_std")
+TOTALS = (
+    "bytes_total",
+    "artifact_bytes",
+    "total_bytes",
+    "artifact_size_bytes",
+    "artifact_size",
+    "artifact",
+)
+CODES = ("bytes_code", "code_bytes")
+PARAMETERS = ("model_params", "params", "parameters", "num_params", "n_params", "parameter_count")
+# The names of a seed's figures.
+SEED_SCORES = (
+    "val_bpb",
+    "final_val_bpb",
+    "ttt_bpb",
+    "val_bpb_ttt",
+    "post_ttt_val_bpb",
+    "sliding_bpb",
+    "sliding_val_bpb",
+    "val_bpb_sliding",
+    "bpb",
+    "roundtrip_val_bpb",
+)
+SEED_STEPS = ("steps", "train_steps", "step_stop", "steps_completed", "num_steps")
+# Figures of other runs than the record's.
+OTHER_RUNS = re.compile(
+    r"supersed|baseline|ablat|previous|prior|compar|old|control|reference|sota|versus|_vs_|vs_"
+    r"|pre_?fix|illegal|invalid|tainted|before|pre_quant|negative|verification|earlier|historic|legacy",
+    re.I,
+)
+# What an object is called whose names are the numbers of seeds.
+SEED_TABLE = re.compile(r"seed|result|run|bpb", re.I)
+SEED_KEY = re.compile(r"(?:seed[_ -]?|s)?(\d+)", re.I)
+# A line of README.md on another run.
+OTHER_LINE = re.compile(
+    r"baseline|sota|\bvs\b|previous|prior|merged|\bPR\b|#\d|beat|than|improve|delta|ablat|record to"
+    r"|leaderboard|compar|earlier|current best|original|without|if |would|target|expect"
+    r"|pending|todo|future|plan|will |not yet|await|upcoming|next step|require|needs?\b",
+    re.I,
+)
+MEAN_WORD = re.compile(r"\bmean\b|\baverage|\bavg\b", re.I)
+COUNT_WORDS = dict(two=2, three=3, four=4, five=5)
+SEED_COUNT = re.compile(
+    r"\b(?:mean|average|avg)\b[^.\n|]{0,40}?\b(\d|two|three|four|five)[ -](?:random )?seeds?\b"
+    r"|\b(\d|two|three|four|five)[- ]seeds? (?:exact )?(?:mean|average|avg)",
+    re.I,
+)
+NON_RECORD = re.compile(r"non.?record|unlimited.compute|not (?:a )?(?:leaderboard|record)", re.I)
+GPU_COUNT = re.compile(
+    r"\b(\d+)\s*[x×]\s*(?:NVIDIA\s*)?((?:H|A|B|L)\d{2,3}\w*|RTX\s?\d{4}|\d{4}\b)", re.I
+)
+PARAMETER_COUNT = re.compile(
+    r"(?:model_params[: =]*|param(?:eter)?s?\**[: |=]+)\**([\d,]{7,})|\b([\d,]{9,})\**\s*"
+    r"(?:model |total |trainable |unique )?param",
+    re.I,
+)
+
+
+class Claim(NamedTuple):
+    """A figure that a folder states, the digits behind its point, and where it stands."""
+
+    value: float
+    decimals: int
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.value:.{self.decimals}f}"
+
+
+def claim_of(value: object, where: str) -> Claim | None:
+    """A figure as a claim; None for what is no finite number."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, str):
+        if not re.fullmatch(r"-?\d+(\.\d+)?", value.strip()):
+            return None
+        value = Decimal(value.strip())
+    if isinstance(value, int):
+        return Claim(float(value), 0, where)
+    if isinstance(value, Decimal) and value.is_finite():
+        return Claim(float(value), max(0, -value.as_tuple().exponent), where)
+    return None
+
+
+def agree(first: float, its_decimals: int, second: float, others: int) -> bool:
+    """Whether two figures are one, which was rounded or cut to the fewer decimals."""
+    decimals = min(its_decimals, others, 8)
+    return abs(first - second) <= 1.01 * 10.0**-decimals
+
+
+class SeedClaims(NamedTuple):
+    """What submission.json states of one seed."""
+
+    seed: int
+    figures: dict
+    where: str
+
+    def first(self, names: tuple[str, ...]) -> Claim | None:
+        """The first of these names that has a figure."""
+        for name in names:
+            claim = claim_of(self.figures.get(name), f"{self.where}.{name}")
+            if claim is not None:
+                return claim
+        return None
+
+    @property
+    def score(self) -> Claim | None:
+        """Its score: under a known name, or the only one in bits a byte."""
+        known = self.first(SEED_SCORES)
+        if known is not None:
+            return known
+        others = [name for name in self.figures if "bpb" in name and not OTHER_RUNS.search(name)]
+        return self.first((others[0],)) if len(others) == 1 else None
+
+
+class Claims:
+    """All that submission.json and README.md of a folder state."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.problem: str | None = None
+        self.stated = self._read()
+        readme = next((path for path in folder.glob("*") if path.name.lower() == "readme.md"), None)
+        self.readme_lines: list[str] = []
+        if readme is not None and readme.is_file():
+            text = readme.read_text(encoding="utf-8", errors="replace")
+            self.readme_lines = text.splitlines()
+
+    def _read(self) -> dict:
+        path = self.folder / SUBMISSION
+        if not path.is_file():
+            return {}
+        try:
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            found = json.loads(text, parse_float=Decimal, parse_constant=lambda name: None)
+        except (ValueError, RecursionError) as error:
+            self.problem = described(error)
+            return {}
+        if not isinstance(found, dict):
+            self.problem = "it is no object"
+            return {}
+        return found
+
+    # -- submission.json
+    def first(self, names: tuple[str, ...]) -> Claim | None:
+        """The first of these names that has a figure, at the top or in an object in it."""
+        tables = [("", self.stated)]
+        for key, value in self.stated.items():
+            if isinstance(value, dict) and not OTHER_RUNS.search(key):
+                tables.append((f"{key}.", value))
+        for name in names:
+            for prefix, table in tables:
+                claim = claim_of(table.get(name), f"{SUBMISSION} {prefix}{name}")
+                if claim is not None:
+                    return claim
+        return None
+
+    @functools.cached_property
+    def seeds(self) -> dict[int, SeedClaims]:
+        """The seeds of which submission.json has figures."""
+        return seeds_in(self.stated, SUBMISSION, 0) or seeds_in_lists(self.stated)
+
+    @functools.cached_property
+    def named_seeds(self) -> list[int]:
+        """All seeds that submission.json names as those of the record."""
+        listed = self.stated.get("seeds")
+        found = dict.fromkeys(self.seeds)
+        if not isinstance(listed, list):
+            listed = [self.stated.get("seed")]
+        for seed in listed:
+            if isinstance(seed, str) and seed.isdigit():
+                seed = int(seed)
+            if isinstance(seed, int) and not isinstance(seed, bool):
+                found[seed] = None
+        return list(found)
+
+    @functools.cached_property
+    def score(self) -> Claim | None:
+        """The score of the record: of submission.json, else of the head of README.md."""
+        claim = self.first(SCORES)
+        if claim is not None and 0 < claim.value < 100:
+            return claim
+        return self.readme_score
+
+    def texts(self) -> list[tuple[str, str]]:
+        """Name and blurb of submission.json and the lines of README.md, each with its place."""
+        found = []
+        for name in ("name", "blurb", "description", "summary", "technique_summary"):
+            if isinstance(self.stated.get(name), str):
+                found.append((self.stated[name], f"{SUBMISSION} {name}"))
+        for number, line in enumerate(self.readme_lines, 1):
+            found.append((line, f"README.md:{number}"))
+        return found
+
+    # -- README.md
+    def readme_figures(self) -> list[Claim]:
+        """All figures with three decimals or more in README.md."""
+        found = []
+        for number, line in enumerate(self.readme_lines, 1):
+            for text in re.findall(r"(?<![\d.,])\d\.\d{3,10}(?![\d])", line):
+                found.append(claim_of(Decimal(text), f"README.md:{number}"))
+        return found
+
+    @functools.cached_property
+    def readme_score(self) -> Claim | None:
+        """The score at the head of README.md: the first figure of a line on bits a byte."""
+        for number, line in enumerate(self.readme_lines[:25], 1):
+            if "bpb" not in line.lower() or OTHER_LINE.search(line) or line.startswith("|"):
+                continue
+            found = re.findall(r"(?<![\d.,+-])\d\.\d{3,10}(?![\d])", line)
+            if found:
+                return claim_of(Decimal(found[0]), f"README.md:{number}")
+        return None
+
+    def named_logs(self) -> set[str]:
+        """The names of logs in README.md."""
+        names = set()
+        for line in self.readme_lines:
+            names.update(re.findall(r"`(?:[\w.-]+/)*([\w.-]+\.(?:log|out))`", line))
+            names.update(re.findall(r"`(?:[\w.-]+/)*((?:train|log|run)[\w.-]*\.txt)`", line))
+        return names
+
+    def called_mean(self, score: Claim, mean: float) -> str | None:
+        """Where the folder calls a score the mean; None if it does not.
+
+        A text that has the true mean beside it says which is which.
+        """
+        for text, where in self.texts():
+            if not MEAN_WORD.search(text) or re.search(r"\bbest\b|submitted", text, re.I):
+                continue
+            figures = re.findall(r"(?<![\d.])\d\.\d{4,10}(?![\d])", text)
+            claims = [claim_of(Decimal(figure), where) for figure in figures]
+            if any(agree(claim.value, claim.decimals, mean, 8) for claim in claims):
+                continue
+            for claim in claims:
+                if agree(claim.value, claim.decimals, score.value, score.decimals):
+                    return where
+        return None
+
+    def columns(self) -> dict[str, list[Claim]]:
+        """Figures in bits a byte that submission.json has of all seeds, by their names."""
+        found = {}
+        tables = list(self.seeds.values())
+        names = dict.fromkeys(name for seed in tables for name in seed.figures if "bpb" in name)
+        for name in names:
+            column = [seed.first((name,)) for seed in tables]
+            if len(column) > 1 and None not in column:
+                found[name] = column
+        return found
+
+    def seed_count(self) -> tuple[int, str] | None:
+        """How many seeds the folder claims, and where; None for fewer than two."""
+        found = []
+        if len(self.named_seeds) > 1:
+            found.append((len(self.named_seeds), f"{SUBMISSION} seeds"))
+        for text, where in self.texts():
+            if OTHER_LINE.search(text):
+                continue
+            for match in SEED_COUNT.finditer(text):
+                word = match[1] or match[2]
+                count = COUNT_WORDS.get(word.lower()) or int(word)
+                found.append((count, where))
+            listed = re.search(r"\bseeds:? (\d+(?:, \d+)*(?:,? and \d+)?)", text, re.I)
+            if listed:
+                found.append((len(re.findall(r"\d+", listed[1])), where))
+        found = [each for each in found if each[0] > 1]
+        return max(found, key=lambda each: each[0], default=None)
+
+    def gpus(self) -> list[tuple[int, str, str]]:
+        """Numbers and kinds of GPUs that submission.json says it ran on, and where."""
+        found = []
+        for name, value in flat(self.stated):
+            key = name.rsplit(".", 1)[-1].lower()
+            if isinstance(value, str) and re.search(r"hardware|gpu|platform|machine|device", key):
+                for match in GPU_COUNT.finditer(value):
+                    found.append((int(match[1]), match[2].upper(), f"{SUBMISSION} {name}"))
+        return found
+
+    def readme_gpus(self) -> list[tuple[int, str, str]]:
+        """Numbers and kinds of GPUs in README.md."""
+        found = []
+        for number, line in enumerate(self.readme_lines, 1):
+            for match in GPU_COUNT.finditer(line):
+                found.append((int(match[1]), match[2].upper(), f"README.md:{number}"))
+        return found
+
+    def parameters(self) -> list[Claim]:
+        """Numbers of parameters that the folder states to the digit, of no other run."""
+        found = []
+        for name in PARAMETERS:
+            claim = claim_of(self.stated.get(name), f"{SUBMISSION} {name}")
+            if claim is not None and claim.value >= 1e6:
+                found.append(claim)
+        for text, where in self.texts():
+            if OTHER_LINE.search(text):
+                continue
+            for match in PARAMETER_COUNT.finditer(text):
+                count = (match[1] or match[2]).strip(",").replace(",", "")
+                if 6 < len(count) < 12:
+                    found.append(Claim(float(count), 0, where))
+        return found
+
+    def flag(self, name: str) -> bool | None:
+        """A flag of compliance; None if it is not stated."""
+        table = self.stated.get("compliance")
+        value = table.get(name) if isinstance(table, dict) else None
+        return value if isinstance(value, bool) else None
+
+    @functools.cached_property
+    def track(self) -> str:
+        """10min, non-record, or empty if it is not stated: submission.json, folder, README.md."""
+        named = f"{self.stated.get('track', '')} {self.stated.get('submission_kind', '')}".lower()
+        folder = str(self.folder.resolve().parent.name).lower()
+        for text in (named, folder):
+            if re.search(r"non.?record|unlimited", text):
+                return "non-record"
+            if "10min" in text or "10_min" in text or "record_16mb" in text:
+                return "10min"
+        head = " ".join([*(text for text, _ in self.texts()[:5]), *self.readme_lines[:30]])
+        if NON_RECORD.search(head):
+            return "non-record"
+        return ""
+
+
+def flat(table: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """All values in nested objects, with their paths."""
+    found = []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found += flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def seeds_in(table: dict, where: str, depth: int) -> dict[int, SeedClaims]:
+    """The figures of seeds: an object by seeds, or a list of objects that name theirs."""
+    if depth > 3:
+        return {}
+    for key, value in table.items():
+        if OTHER_RUNS.search(key):
+            continue
+        place = f"{where} {key}" if depth == 0 else f"{where}.{key}"
+        found = seeds_of(key, value, place)
+        if not found and isinstance(value, dict):
+            found = seeds_in(value, place, depth + 1)
+        if found:
+            return found
+    return {}
+
+
+def seeds_in_lists(table: dict) -> dict[int, SeedClaims]:
+    """The figures of seeds in lists as long as that of the seeds, such as per_seed_val_bpb."""
+    seeds = table.get("seeds")
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
+        return {}
+    figures: dict[int, dict] = {seed: {} for seed in seeds}
+    for name, values in table.items():
+        named = re.fullmatch(r"(?:per_seed|seed)_(\w+)|(\w+)_(?:per_seed|by_seed)", name)
+        if named and isinstance(values, list) and len(values) == len(seeds):
+            for seed, value in zip(seeds, values, strict=True):
+                figures[seed][named[1] or named[2]] = value
+    if not any(figures.values()):
+        return {}
+    place = f"{SUBMISSION} lists by seed"
+    return {seed: SeedClaims(seed, found, f"{place}.{seed}") for seed, found in figures.items()}
+
+
+def seeds_of(key: str, value: object, where: str) -> dict[int, SeedClaims]:
+    """The seeds of one value, which may be an object by seeds, or a list of objects."""
+    found = {}
+    if isinstance(value, dict):
+        for name, figures in value.items():
+            named = SEED_KEY.fullmatch(name)
+            if named is None or (name.isdigit() and not SEED_TABLE.search(key)):
+                continue
+            if isinstance(figures, (Decimal, int)) and ("bpb" in key or "seed" in key):
+                figures = dict(val_bpb=figures)
+            if isinstance(figures, dict):
+                found[int(named[1])] = SeedClaims(int(named[1]), figures, f"{where}.{name}")
+    elif isinstance(value, list):
+        for figures in value:
+            if isinstance(figures, dict) and isinstance(figures.get("seed"), int):
+                seed = figures["seed"]
+                found[seed] = SeedClaims(seed, figures, f"{where} of seed {seed}")
+    return found

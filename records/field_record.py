@@ -1,0 +1,226 @@
+"""A record folder of the field: its logs, its script, and the runs that it claims."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+from field_claims import SUBMISSION, Claims, agree
+from field_logs import FieldLog, Scored
+from record_folder import ARTIFACTS, SCRIPT
+
+LOG_SUFFIXES = (".log", ".txt", ".out", ".stdout")
+NO_LOG = re.compile(r"require|readme|licen[sc]e|pr_body|notes?\.txt", re.I)
+# Logs of runs that are shown beside the record's.
+OTHER_RUN = re.compile(
+    r"ablat|baseline|(?:^|/)old|_old|stopped|smoke|partial|dry|probe|control|compare|reference|sweep|supersed|debug"
+    r"|abort|fail|crash|prev|original|dev_|_only|repeat|attempt|first_try|quant_eval|verify|preflight",
+    re.I,
+)
+# Facts that make a text a log.
+FACTS = ("trained", "validated", "scored", "stopped", "total", "packed bytes", "score alone")
+LARGEST_LOG = 50 << 20
+SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
+
+
+class Run(NamedTuple):
+    """A run that the folder claims: its seed, its log, and the score in the log that is claimed."""
+
+    seed: int | None
+    log: FieldLog
+    scored: Scored | None
+
+
+class FieldRecord:
+    """A folder of the field. What it does not hold is None or empty."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.claims = Claims(folder)
+        self.files = files_below(folder)
+        self.logs = self._logs()
+        self.scripts = [path for path in self.files if path.suffix == ".py"]
+
+    def name_of(self, path: Path) -> str:
+        """A file as verdicts name it."""
+        return path.relative_to(self.folder).as_posix()
+
+    def _logs(self) -> list[FieldLog]:
+        found = []
+        for path in self.files:
+            if path.suffix.lower() not in LOG_SUFFIXES or NO_LOG.search(path.name):
+                continue
+            if path.stat().st_size > LARGEST_LOG:
+                continue
+            log = FieldLog(path, self.name_of(path))
+            if any(fact in log.facts for fact in FACTS):
+                found.append(log)
+        return found
+
+    @property
+    def is_record(self) -> bool:
+        """Whether the folder is a record folder at all."""
+        if (self.folder / SUBMISSION).is_file():
+            return True
+        return bool(self.logs and (self.scripts or self.claims.readme_lines))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether our script made it: it is there, or the logs say so."""
+        return has_own_script(self.folder) or any(log.is_own for log in self.logs)
+
+    @property
+    def artifacts(self) -> list[Path]:
+        """The packed models in it."""
+        return sorted(self.folder.glob(ARTIFACTS))
+
+    # -- the script
+    @functools.cached_property
+    def script(self) -> Path | None:
+        """The script that trains: train_gpt.py, or that which the logs hold, or the likeliest."""
+        beside = [path for path in self.scripts if path.parent == self.folder] or self.scripts
+        for path in beside:
+            if path.name == SCRIPT:
+                return path
+        sources = {"".join(log.source.split()) for log in self.logs if log.source}
+        for path in beside:
+            if "".join(path.read_text(encoding="utf-8", errors="replace").split()) in sources:
+                return path
+        named = [path for path in beside if "train" in path.name]
+        likely = named or beside
+        return max(likely, key=lambda path: path.stat().st_size, default=None)
+
+    # -- the runs
+    @functools.cached_property
+    def main_logs(self) -> list[FieldLog]:
+        """The logs that are not named as those of other runs."""
+        main = [log for log in self.logs if not OTHER_RUN.search(log.name)]
+        return main or self.logs
+
+    def logs_of(self, seed: int) -> list[FieldLog]:
+        """The logs that say, in their lines or else in their names, that they ran a seed."""
+        return [log for log in self.main_logs if log.seed == seed or seed in log.seeds]
+
+    @functools.cached_property
+    def runs(self) -> list[Run]:
+        """The runs that the folder claims, each with a log."""
+        seeds = self.claims.named_seeds
+        if seeds:
+            found = [self.run_of(seed) for seed in seeds]
+            found = [run for run in found if run is not None]
+            if found:
+                return found
+        return self.unnamed_runs()
+
+    @functools.cached_property
+    def claimed_runs(self) -> list[Run]:
+        """The runs whose scores are claimed; all of them if a claim is of none or of their mean."""
+        return [run for run in self.runs if run.scored is not None] or self.runs
+
+    def run_of(self, seed: int) -> Run | None:
+        """The run of a seed that submission.json names."""
+        claim = self.claims.seeds.get(seed)
+        score = None if claim is None else claim.score
+        logs = self.logs_of(seed)
+        if not logs:
+            return None
+        for log in logs:
+            scored = score_in(log, score)
+            if scored is not None:
+                return Run(seed, log, scored)
+        log = max(logs, key=lambda each: (bool(each.finals), each.name))
+        return Run(seed, log, None)
+
+    def unnamed_runs(self) -> list[Run]:
+        """The runs of a folder whose submission.json names no seeds."""
+        claim = self.claims.score
+        agreeing = []
+        for log in self.main_logs:
+            scored = score_in(log, claim)
+            if scored is not None:
+                agreeing.append(Run(log.seed, log, scored))
+        if agreeing and self.claims.seed_count() is None:
+            return agreeing[:1]
+        with_score = [log for log in self.main_logs if log.finals]
+        by_seed: dict[object, Run] = {}
+        for log in with_score:
+            key = log.name if log.seed is None else log.seed
+            if any(run.log is log for run in agreeing):
+                by_seed[key] = next(run for run in agreeing if run.log is log)
+            else:
+                by_seed.setdefault(key, Run(log.seed, log, None))
+        if by_seed:
+            return list(by_seed.values())
+        return [Run(log.seed, log, None) for log in self.main_logs]
+
+    @functools.cached_property
+    def absent_logs(self) -> list[str]:
+        """Logs that README.md names and that are not here."""
+        here = {path.name for path in self.files}
+        return sorted(self.claims.named_logs() - here)
+
+    def values(self) -> tuple[list[float], list[float]]:
+        """Bits a byte and nats a token of each run, by the logs, as they are claimed."""
+        bpbs = []
+        losses = []
+        for run in self.runs:
+            scored = run.scored or (run.log.finals[-1] if run.log.finals else None)
+            if scored is not None:
+                bpbs.append(scored.val_bpb)
+                losses.append(scored.val_loss)
+        return bpbs, losses
+
+    @functools.cached_property
+    def bpb(self) -> float | None:
+        """The score of the record: as claimed, else the mean over its logs."""
+        if self.claims.score is not None:
+            return self.claims.score.value
+        bpbs, _ = self.values()
+        return statistics.mean(bpbs) if bpbs else None
+
+
+def has_own_script(folder: Path) -> bool:
+    """Whether the script of a folder reads artifacts as ours does."""
+    script = folder / SCRIPT
+    return script.is_file() and "def read_artifact(" in script.read_text(errors="replace")
+
+
+def is_own(folder: Path) -> bool:
+    """Whether our script made a folder, without reading logs where the script tells."""
+    return has_own_script(folder) or FieldRecord(folder).is_own
+
+
+def score_in(log: FieldLog, claim) -> Scored | None:
+    """The score of a log, the last first, that a claim agrees with."""
+    if claim is None:
+        return None
+    for scored in reversed(log.finals):
+        if agree(claim.value, claim.decimals, scored.val_bpb, scored.decimals):
+            return scored
+    return None
+
+
+def score_alone_in(log: FieldLog, claim) -> Scored | None:
+    """A score without a loss in a log that a claim agrees with."""
+    for scored in reversed(log.scores_alone):
+        if agree(claim.value, claim.decimals, scored.val_bpb, scored.decimals):
+            return scored
+    return None
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, in order, but hidden ones; links are not followed out of it."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if name[0] != "." and name not in SKIPPED_FOLDERS
+        )
+        for name in sorted(names):
+            path = Path(parent) / name
+            if name[0] != "." and path.is_file():
+                found.append(path)
+    return found

@@ -1,0 +1,426 @@
+"""Folders of the field: what must be found in the made-up ones, and what must not be said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import audit
+from checks import FAILS, HOLDS, UNCHECKED, UNSTATED
+from field_folder import FIELD, Folder
+from review import review
+
+EXPECTED = json.loads((FIELD / "expected.json").read_text())
+# What expected.json calls some checks.
+CHECKS = {"one log for three seeds": "seeds", "seed": "seeds"}
+# What else follows from what is wrong: another script has another size.
+FOLLOWS = {"another_script_ran": {"code size"}}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    """A folder in which nothing is wrong."""
+    return Folder(tmp_path)
+
+
+# ---- The made-up folders
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_what_is_wrong_is_found_and_nothing_else(name):
+    found = review(FIELD / name)
+    wanted = {CHECKS.get(check, check) for check in EXPECTED[name]["find"]}
+    failures = {verdict.check for verdict in found.failures}
+    assert failures - FOLLOWS.get(name, set()) == wanted, found.failures
+    assert found.track == EXPECTED[name].get("track", "A")
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_the_exit_status_says_whether_something_does_not_hold(name, capsys):
+    assert audit.main([str(FIELD / name)]) == int(bool(EXPECTED[name]["find"]))
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_made_up_folder_is_expected_something_of():
+    folders = {path.name for path in FIELD.iterdir() if path.is_dir()}
+    assert folders == set(EXPECTED)
+
+
+@pytest.mark.parametrize(
+    "name, check, figures",
+    [
+        ("over_600_seconds", "training time", ("604.128", "train_seed42.log:", "600 s")),
+        ("two_gpus", "hardware", ("8xH100", "submission.json hardware", "world_size 2", ".log:48")),
+        ("over_the_cap_with_its_code", "code size", ("68,000", "train_seed42.log:", "789")),
+        ("best_seed_as_mean", "mean", ("1.13651", "README.md:3", "1.1374")),
+        (
+            "score_and_parameters_of_another_run",
+            "parameters",
+            ("26,501,720 (submission.json blurb)", "21,778,504 (train.log:"),
+        ),
+    ],
+)
+def test_both_figures_are_quoted_with_their_places(name, check, figures):
+    [found] = [verdict for verdict in review(FIELD / name).failures if verdict.check == check]
+    for figure in figures:
+        assert figure in found.text, found
+
+
+def test_a_difference_in_white_space_is_named_as_that():
+    found = {
+        verdict.check: verdict
+        for verdict in review(FIELD / "source_differs_by_final_newline").verdicts
+    }
+    assert found["source"].state == HOLDS and "white space alone" in found["source"].text
+
+
+# ---- What is missing is missing
+def test_what_is_not_stated_is_not_wrong(folder):
+    (folder.path / "submission.json").write_text('{"val_bpb": null, "seed_results": {"42": null}}')
+    folder.readme("# Mine\n")
+    states = {verdict.check: verdict.state for verdict in folder.review().verdicts}
+    assert FAILS not in states.values()
+    assert states["score"] == states["mean"] == states["README"] == UNSTATED
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", '{"val_bpb": NaN}'])
+def test_a_submission_that_cannot_be_read_is_no_failure(text, folder):
+    (folder.path / "submission.json").write_text(text)
+    assert folder.failures() == []
+
+
+def test_without_logs_nothing_is_accused(folder):
+    for path in folder.path.glob("*.log"):
+        path.unlink()
+    assert folder.failures() == []
+    assert folder.verdict("score").state == folder.verdict("seeds").state == UNCHECKED
+
+
+def test_a_log_that_is_named_and_not_here_is_missing(folder):
+    folder.log(1337).unlink()
+    folder.log(2024).unlink()
+    folder.state(seeds=None, seed_results=None, val_bpb=1.1001)
+    folder.readme("Run as in `train_main.log`\n")
+    found = folder.verdict("score")
+    assert found.state == UNCHECKED and "train_main.log, which README.md names" in found.text
+
+
+def test_a_log_without_lines_and_binary_files_are_passed_over(folder):
+    (folder.path / "empty.log").write_text("")
+    (folder.path / "notes.txt").write_text("nothing that a run says\n")
+    (folder.path / "odd.log").write_bytes(bytes(range(256)) * 10)
+    assert folder.failures() == []
+
+
+# ---- Scores
+def test_a_claim_may_be_cut_or_rounded(folder):
+    for value in (1.1374, 1.13741, 1.13742, 1.1374154):
+        folder.state(val_bpb=value)
+        assert folder.verdict("score").state == HOLDS, value
+    folder.state(val_bpb=1.1376)
+    assert folder.verdict("score").state == FAILS
+
+
+def test_another_last_score_is_said_as_that(folder):
+    folder.state(val_bpb=1.15839566, seeds=[42], seed_results=None)
+    found = folder.verdict("score")
+    assert found.state == HOLDS and "final_int6_roundtrip" in found.text
+    assert "the last score of that log is 1.13739566 (final_int6_sliding_window" in found.text
+
+
+def test_a_score_before_packing_is_none_of_the_artifact(folder):
+    folder.add_to_logs("DIAGNOSTIC post_ema val_loss:1.9100 val_bpb:1.1312 eval_time:1ms", "peak")
+    folder.state(val_bpb=1.1312, seed_results=None)
+    found = folder.verdict("score")
+    assert found.state == FAILS and "before packing" in found.text
+    # A log that ends there proves neither.
+    for path in folder.path.glob("*.log"):
+        path.write_text(
+            "\n".join(line for line in path.read_text().splitlines() if "final" not in line)
+        )
+    assert folder.verdict("score").state == UNCHECKED
+
+
+def test_a_score_of_a_log_of_its_own_counts(folder):
+    """An evaluation beside the training, whose log states bits a byte and nothing else."""
+    for seed in (42, 1337, 2024):
+        text = f"an evaluation\nval_bpb = {1.09 + seed / 1e6:.8f}\nLoop: 50.1s\n"
+        (folder.path / f"ngram_eval_seed{seed}.log").write_text(text)
+    results = {str(seed): dict(val_bpb=round(1.09 + seed / 1e6, 8)) for seed in (42, 1337, 2024)}
+    folder.state(val_bpb=1.091134, val_loss=None, seed_results=results)
+    folder.readme("Mean 1.09113 over 3 seeds\n")
+    assert folder.failures() == []
+    assert folder.verdict("score").state == folder.verdict("seed scores").state == HOLDS
+    folder.state(val_bpb=1.0811)
+    assert "score" in folder.failures()
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        dict(seeds={"42": dict(val_bpb=1.13739566), "7": dict(val_bpb=9.0)}),
+        dict(results=dict(seed_42=dict(val_bpb=1.13739566))),
+        dict(results=dict(seeds={"42": dict(val_bpb=1.1374)}, mean_val_bpb=1.13742)),
+        dict(runs=[dict(seed=42, sliding_bpb=1.13739566, pre_quant_bpb=9.0)]),
+        dict(val_bpb_seeds={"42": 1.1374}),
+        dict(seeds=[42, 1337], per_seed_val_bpb=["1.13739566", "1.13834324"]),
+    ],
+)
+def test_scores_of_seeds_are_found_in_all_shapes(results, folder):
+    folder.state(seeds=None, seed_results=None)
+    folder.state(**results)
+    assert folder.verdict("seed scores").state == HOLDS
+    text = (folder.path / "submission.json").read_text()
+    (folder.path / "submission.json").write_text(
+        text.replace("1.1373", "1.1273").replace("1.1374,", "1.1274,").replace("1.1374}", "1.1274}")
+    )
+    assert folder.verdict("seed scores").state == FAILS
+
+
+def test_scores_of_other_runs_are_none_of_the_seeds(folder):
+    results = folder.stated["seed_results"]
+    folder.state(seed_results_pre_fix={"42": dict(val_bpb=9.0)}, baseline_seeds={"42": 8.0})
+    assert folder.verdict("seed scores").state == HOLDS
+    assert folder.stated["seed_results"] == results
+
+
+def test_one_seeds_score_that_nobody_calls_the_mean_is_none(folder):
+    folder.state(val_bpb=1.13651)
+    folder.readme("# Mine\n\nBest seed: val_bpb 1.13651 of three\n")
+    assert folder.verdict("mean").state == UNSTATED
+    assert folder.failures() == []
+
+
+def test_the_mean_may_be_of_another_figure_of_the_seeds(folder):
+    results = folder.stated["seed_results"]
+    for value, seed in enumerate(results.values()):
+        seed["ttt_bpb_final"] = 1.1201 + value / 100
+    folder.state(val_bpb=1.1301, seed_results=results)
+    folder.readme("Mean 1.1301 over 3 seeds\n")
+    found = folder.verdict("mean")
+    assert found.state == HOLDS and "ttt_bpb_final" in found.text
+
+
+def test_a_text_that_names_mean_and_best_calls_neither_the_other(folder):
+    folder.state(val_bpb=1.13651)
+    folder.readme("Seed 2024: 1.13651; mean over seeds: 1.13742\n")
+    assert folder.failures() == []
+
+
+def test_runs_that_are_planned_are_not_claimed(tmp_path):
+    folder = Folder(tmp_path, "one_old_log")
+    folder.readme("val_bpb 1.13834, one seed. Pending: the 3-seed mean\n")
+    assert folder.failures() == []
+
+
+def test_a_deviation_may_divide_by_n_or_not(folder):
+    for value, state in ((0.000918, HOLDS), (0.00075, HOLDS), (0.0009, HOLDS), (0.0042, FAILS)):
+        folder.state(val_bpb_std=value)
+        assert folder.verdict("deviation").state == state, value
+
+
+# ---- Seeds
+def test_logs_of_other_runs_in_the_folder_are_not_the_records(folder):
+    text = folder.log().read_text().replace("seed:42", "seed:7").replace("600012ms", "900012ms")
+    (folder.path / "ablation_no_swa.log").write_text(text.replace("15650789", "17650789"))
+    assert folder.failures() == []
+
+
+def test_a_seed_without_a_log_cannot_be_checked(folder):
+    folder.log(2024).unlink()
+    found = folder.verdict("seeds")
+    assert found.state == UNCHECKED and "2024" in found.text
+    assert folder.failures() == []
+
+
+def test_one_log_for_several_seeds_is_found_unless_others_are_named(folder):
+    folder.log(1337).unlink()
+    folder.log(2024).unlink()
+    assert folder.failures() == ["seeds"]
+    folder.readme("Mean 1.13742; logs: `train_seed1337.log`, `train_seed2024.log`\n")
+    assert folder.failures() == []
+    assert "train_seed2024.log, which README.md names" in folder.verdict("seeds").text
+
+
+def test_one_log_may_hold_all_runs(folder):
+    text = ""
+    for seed in (42, 1337, 2024):
+        text += folder.log(seed).read_text().partition("=" * 100 + "\n")[2]
+        folder.log(seed).unlink()
+    (folder.path / "runs.log").write_text(text)
+    assert folder.failures() == []
+    folder.state(seed_results=None, seeds=None)
+    found = folder.verdict("score")
+    assert found.state == HOLDS and "of 3 runs" in found.text
+
+
+def test_figures_of_a_run_that_was_stopped_are_found_in_its_log(folder):
+    """The score is of one run, its steps and bytes of another one, whose log is here as well."""
+    text = folder.log().read_text().partition("=" * 100 + "\n")[2]
+    lines = [line for line in text.splitlines() if not line.startswith("final")]
+    stopped = "\n".join(lines).replace("7012", "6606").replace("15650789", "15875110")
+    (folder.path / "train_seed42_stopped.log").write_text(stopped)
+    results = folder.stated["seed_results"]
+    results["42"].update(steps=6606, artifact_bytes=15875110)
+    folder.state(seed_results=results)
+    assert folder.failures() == []
+
+
+def test_a_seed_in_the_source_is_not_the_one_that_ran(folder):
+    for path in [folder.path / "train_gpt.py", *folder.path.glob("*.log")]:
+        path.write_text(path.read_text().replace("# filler line 0\n", "# run with seed: 5\n"))
+    assert folder.verdict("seeds").state == HOLDS
+
+
+def test_parameters_may_leave_out_what_is_not_exported(folder):
+    folder.add_to_logs("mtp_num_heads:1 mtp_params:524288", "world_size")
+    folder.state(model_params=26501720 - 524288)
+    found = folder.verdict("parameters")
+    assert found.state == HOLDS and "without 524,288" in found.text
+    folder.state(model_params=26501720 - 524289)
+    assert folder.failures() == ["parameters"]
+
+
+# ---- Times and machine
+def test_a_non_record_has_no_limit(tmp_path):
+    folder = Folder(tmp_path, "over_600_seconds", track="non_record_16mb")
+    folder.state(track=None)
+    assert folder.failures() == []
+    folder.state(compliance=dict(train_under_600s=True))
+    assert folder.failures() == ["training time"]
+
+
+def test_a_folder_without_a_track_has_the_limit_that_its_log_states(tmp_path):
+    folder = Folder(tmp_path, "over_600_seconds", track="")
+    folder.state(track=None)
+    assert folder.failures() == ["training time"]
+    folder.change_logs("max_wallclock_seconds:600.000", "max_wallclock_seconds:0.000")
+    assert folder.verdict("training time").state == UNCHECKED
+
+
+def test_other_hardware_that_is_said_is_not_wrong(tmp_path):
+    folder = Folder(tmp_path, "two_gpus")
+    folder.state(hardware="2xH100 SXM (development); 8xH100 pending")
+    assert folder.failures() == []
+
+
+def test_a_log_of_another_machine_beside_the_claimed_one_is_none_of_the_record(folder):
+    text = folder.log().read_text().replace("world_size:8", "world_size:1")
+    text = text.replace("1.13739566", "1.43739566").replace("600012ms", "900012ms")
+    (folder.path / "train_1gpu_seed42.log").write_text(text)
+    assert folder.failures() == []
+
+
+def test_the_gpus_that_the_machine_lists_count(folder):
+    line = "|   0  NVIDIA {}          On  |   00000000:08:00.0 Off |                    0 |"
+    folder.add_to_logs(line.format("H100 80GB HBM3"), "Running")
+    assert folder.failures() == []
+    folder.change_logs("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB")
+    assert folder.failures() == ["hardware"]
+
+
+# ---- Text
+LOADERS = (
+    "train_loader:dataset:fineweb10B_sp1024 train_shards:80\n"
+    "val_loader:shards pattern=./data/fineweb_val_*.bin tokens:{}"
+)
+
+
+def test_the_whole_split_and_its_bytes_hold(folder):
+    folder.add_to_logs(LOADERS.format(62021632))
+    assert folder.verdict("validation split").state == HOLDS
+    found = folder.verdict("bytes of text")
+    assert found.state == HOLDS and "151,0" in found.text
+
+
+def test_the_export_that_holds_validation_text_is_told(folder):
+    folder.add_to_logs(
+        "train_shards: 1499\n  datasets_dir: ./fineweb10B_sp8192_lossless_caps_caseops_v1_reserved"
+    )
+    found = folder.verdict("training shards")
+    assert found.state == UNCHECKED and "#2127" in found.text
+    folder.change_logs("train_shards: 1499", "train_shards: 80")
+    assert folder.verdict("training shards").state == HOLDS
+
+
+def test_a_part_of_the_split_is_found(folder):
+    folder.add_to_logs(LOADERS.format(1048576))
+    assert folder.failures() == ["validation split"]
+
+
+def test_bytes_that_are_not_there_are_found(folder):
+    """A table that counts each space twice: a sixth more bytes, and so many fewer bits a byte."""
+    folder.add_to_logs(LOADERS.format(62021632))
+    for path in folder.path.glob("*.log"):
+        lines = []
+        for line in path.read_text().splitlines():
+            label, mark, rest = line.partition("val_bpb:")
+            if mark and line.startswith("final"):
+                figure, space, end = rest.partition(" ")
+                line = f"{label}{mark}{float(figure) / 1.17:.8f}{space}{end}"
+            lines.append(line)
+        path.write_text("\n".join(lines))
+    assert "bytes of text" in folder.failures()
+    assert "+17" in folder.verdict("bytes of text").text
+
+
+# ---- Bytes
+def test_a_total_may_be_the_model_alone_the_largest_or_the_mean(folder):
+    folder.change_logs("15650789", "15650785", 42)
+    for value in (15650789, 15650785, 15650788, 15650000, 15651000):
+        folder.state(bytes_total=value, seed_results=None)
+        assert folder.verdict("bytes").state == HOLDS, value
+    folder.state(bytes_total=15640789)
+    assert folder.failures() == ["bytes"]
+
+
+def test_a_total_of_a_seed_without_a_log_is_that_of_its_claim(folder):
+    results = folder.stated["seed_results"]
+    results["2024"]["artifact_bytes"] = 15700001
+    folder.state(seed_results=results, bytes_total=15700001)
+    folder.log(2024).unlink()
+    assert folder.failures() == []
+
+
+def test_totals_over_the_cap_are_found_where_no_log_is(folder):
+    results = folder.stated["seed_results"]
+    results["2024"]["artifact_bytes"] = 16453242
+    folder.state(seed_results=results)
+    folder.log(2024).unlink()
+    found = folder.verdict("cap")
+    assert found.state == FAILS and "16,453,242 (submission.json seed_results.2024" in found.text
+
+
+def test_of_several_packings_the_claimed_one_counts(folder):
+    folder.add_to_logs("Total submission size int8+zlib: 17863489 bytes", "final_int6_roundtrip ")
+    assert folder.failures() == []
+
+
+def test_numbered_objects_that_are_no_seeds_are_none(folder):
+    folder.state(seeds=None, seed_results=None, layers={"0": dict(width=1), "1": dict(width=2)})
+    assert folder.verdict("seed scores").state == UNSTATED
+    for seed in (1337, 2024):
+        folder.log(seed).unlink()
+    folder.state(val_bpb=1.13739566)
+    folder.readme("# Mine\n")
+    assert folder.failures() == []
+
+
+def test_bytes_of_code_may_be_the_scripts_or_the_logs(folder):
+    folder.state(bytes_code=789)
+    assert folder.verdict("code claim").state == HOLDS
+    folder.state(bytes_code=800)
+    assert folder.failures() == ["code claim"]
+
+
+def test_files_that_are_counted_are_no_more_code(folder):
+    (folder.path / "kernel.cu").write_text("x" * 211)
+    assert folder.failures() == ["files outside of the counted bytes"]
+    folder.change_logs("Code size: 789 bytes", "Code size: 1000 bytes")
+    assert folder.failures() == []
+
+
+def test_a_readme_with_another_score_is_found(folder):
+    folder.readme("# Mine\n\nval_bpb: 1.1274, three seeds\n")
+    assert folder.failures() == ["README"]
+    folder.readme("# Mine\n\nval_bpb of the baseline: 1.2244\n")
+    assert folder.failures() == []
