@@ -70,6 +70,6 @@ def foreign_text(log: Log) -> list[str]:
     for warning in stated.get("data_warnings", []):
         if "validation documents are among the training documents" in warning:
             reasons.append(f"Trained on validation text: {warning}")
-        elif warning.endswith("no score of the challenge"):
+        elif warning.startswith("the text is normalized"):
             reasons.append(f"Its log says: {warning}")
     return reasons

@@ -210,7 +210,9 @@ def test_a_score_on_normalized_text_says_so_and_is_none_of_the_challenge(normali
     tokens = read_text(data, text)
     assert text.count(tokens) == read_sizes(data, text, tokens).sum() == noted["val"]["bytes"]
     log = Log(next((done.folder / "logs").glob("*.txt")))
-    assert any("not on the challenge's FineWeb" in reason for reason in foreign_text(log))
+    reasons = foreign_text(log)
+    assert any("not on the challenge's FineWeb" in reason for reason in reasons)
+    assert f"Its log says: {warning}" in reasons
 
 
 def test_where_nothing_says_what_was_normalized_that_is_not_stated(normalized, start):

@@ -219,6 +219,11 @@ class StatedLog:
             },
             "Trained on validation text: 1499 training shards",
         ),
+        (
+            151_080_000,
+            {**WHOLE, "data_warnings": ["the text is normalized (1 of 9 documents)"]},
+            r"Its log says: the text is normalized \(1 of 9 documents\)",
+        ),
     ],
 )
 def test_only_the_whole_text_is_the_challenges(size, stated, said):
