@@ -588,9 +588,15 @@ def as_typed(value: object) -> str:
 
 def combination_problems(s: Settings, trains: bool) -> list[str]:
     """What cannot work together, in a run that trains a model or in one that uses an artifact."""
-    problems = []
+    problems = model_problems(s) + row_problems(s)
+    if trains:
+        problems += batch_problems(s)
+    return problems + run_problems(s)
 
-    # The shape of the model.
+
+def model_problems(s: Settings) -> list[str]:
+    """Why there is no model of this shape."""
+    problems = []
     if s.model_dim % s.num_heads != 0:
         problems.append(f"MODEL_DIM={s.model_dim} must be a multiple of NUM_HEADS")
     if s.num_heads % s.num_kv_heads != 0:
@@ -618,36 +624,50 @@ def combination_problems(s: Settings, trains: bool) -> list[str]:
         )
     elif s.parallel_start_layer:
         problems += lane_problems(s)
+    return problems
 
-    # Rows, windows and batches.
+
+def row_problems(s: Settings) -> list[str]:
+    """Why rows and windows cannot be as the settings say."""
+    problems = []
     if s.row_tokens < 2 or s.window_tokens < 1:
         problems.append(f"MEMORY_TOKENS={s.memory_tokens} leaves no room in TRAIN_ or EVAL_SEQ_LEN")
     if 0 < s.window_tokens < s.eval_stride:
         problems.append(f"EVAL_STRIDE={s.eval_stride} exceeds a window's {s.window_tokens} tokens")
-    if trains and s.train_batch_tokens % s.train_seq_len != 0:
-        problems.append(
-            f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of "
-            f"TRAIN_SEQ_LEN={s.train_seq_len}"
-        )
-    if trains and not has_valid_reaches(s):
-        problems.append(
-            f"TRAIN_SEQ_SCHEDULE={s.train_seq_schedule} must be pairs LENGTH@SHARE like "
-            f"1024@0.1,2048@1: lengths up to TRAIN_SEQ_LEN={s.train_seq_len}, shares rising to 1"
-        )
     if s.memory_tokens and (s.document_attention or s.train_seq_schedule):
         problems.append(
             f"MEMORY_TOKENS={s.memory_tokens} stand before a row, where its later segments would "
             "not see them: it needs DOCUMENT_ATTENTION=0 and no TRAIN_SEQ_SCHEDULE"
         )
-    if trains and 0 < s.micro_batch_tokens < s.train_seq_len:
+    return problems
+
+
+def batch_problems(s: Settings) -> list[str]:
+    """Why a training step cannot be made of such rows."""
+    problems = []
+    if s.train_batch_tokens % s.train_seq_len != 0:
+        problems.append(
+            f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of "
+            f"TRAIN_SEQ_LEN={s.train_seq_len}"
+        )
+    if 0 < s.micro_batch_tokens < s.train_seq_len:
         problems.append(
             f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} must hold a row of "
             f"TRAIN_SEQ_LEN={s.train_seq_len}"
         )
-    if trains and s.mtp_num_heads >= max(s.row_tokens, 1):
+    if not has_valid_reaches(s):
+        problems.append(
+            f"TRAIN_SEQ_SCHEDULE={s.train_seq_schedule} must be pairs LENGTH@SHARE like "
+            f"1024@0.1,2048@1: lengths up to TRAIN_SEQ_LEN={s.train_seq_len}, shares rising to 1"
+        )
+    if s.mtp_num_heads >= max(s.row_tokens, 1):
         problems.append(f"MTP_NUM_HEADS must be below {s.row_tokens}, a row's tokens")
+    return problems
 
-    # What the run shall do.
+
+def run_problems(s: Settings) -> list[str]:
+    """Why a run cannot do what it shall."""
+    problems = []
     if s.quant == "fit" and s.int5_mlp != "auto":
         problems.append("INT5_MLP is for QUANT=rows")
     if s.sample and not s.artifact:

@@ -72,19 +72,22 @@ def losses_of(trainer: Trainer, steps: int) -> list[float]:
     return losses
 
 
-def attention_by_definition(inputs: AttentionInputs) -> Tensor:
-    """Causal attention with two queries for each key, in the inputs' type."""
+def attention_by_definition(inputs: AttentionInputs, starts: Tensor) -> Tensor:
+    """Causal attention with two queries for each key, in the inputs' type, within segments."""
     length = inputs.queries.size(1)
     keys = inputs.keys.repeat_interleave(2, dim=2)
     values = inputs.values.repeat_interleave(2, dim=2)
     scores = torch.einsum("bqhd,bkhd->bhqk", inputs.queries, keys) / 8
     future = torch.ones(length, length, dtype=torch.bool, device="cuda").triu(1)
-    weights = scores.masked_fill(future, -math.inf).softmax(-1)
+    segments = starts.cumsum(1)
+    others = segments[:, None, :, None] != segments[:, None, None, :]
+    weights = scores.masked_fill(future | others, -math.inf).softmax(-1)
     return torch.einsum("bhqk,bkhd->bqhd", weights, values)
 
 
+@pytest.mark.parametrize("has_segments", [False, True])
 @pytest.mark.parametrize("name", ATTENTION_BACKENDS)
-def test_attention_is_near_the_float32_reference(name):
+def test_attention_is_near_the_float32_reference(name, has_segments):
     if name in PACKAGES and not importlib.util.find_spec(PACKAGES[name]):
         pytest.skip(f"{PACKAGES[name]} is not installed")
     if name == "flash3" and torch.cuda.get_device_capability()[0] != 9:
@@ -94,8 +97,16 @@ def test_attention_is_near_the_float32_reference(name):
     for heads in (8, 4, 4):
         part = torch.randn(2, 200, heads, 64, device="cuda", generator=generator)
         parts.append(part.requires_grad_())
-    expected = attention_by_definition(AttentionInputs(*parts))
-    found = ATTENTION_BACKENDS[name](AttentionInputs(*(part.bfloat16() for part in parts)))
+    starts = torch.zeros(2, 200, dtype=torch.bool, device="cuda")
+    starts[:, 0] = True
+    backend = ATTENTION_BACKENDS[name]
+    limits = None
+    if has_segments:
+        starts[0, 77] = starts[1, 1] = starts[1, 130] = True
+        limits = backend.limits_of(starts)
+    expected = attention_by_definition(AttentionInputs(*parts), starts)
+    halves = [part.bfloat16() for part in parts]
+    found = backend.attend(AttentionInputs(*halves, limits))
     assert found.dtype == torch.bfloat16 and (found.float() - expected).abs().max() < 0.03
     theirs = torch.autograd.grad(expected.square().sum(), parts)
     mine = torch.autograd.grad(found.float().square().sum(), parts)
