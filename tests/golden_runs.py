@@ -132,6 +132,7 @@ EVERYTHING = dict(
     BIGRAM_VOCAB_SIZE="64",
     BIGRAM_DIM="8",
     MEMORY_TOKENS="4",
+    DOCUMENT_ATTENTION="0",
     MTP_NUM_HEADS="2",
     TRAIN_SEQ_LEN="48",
     EVAL_SEQ_LEN="64",
@@ -163,6 +164,7 @@ NOTHING = dict(
     ROPE_DIMS="0",
     BIGRAM_VOCAB_SIZE="0",
     MEMORY_TOKENS="0",
+    DOCUMENT_ATTENTION="0",
     MTP_NUM_HEADS="0",
     SMEAR_ENABLED="0",
     BACKOUT_ENABLED="0",
@@ -173,7 +175,9 @@ NOTHING = dict(
     NEGATIVE_SLOPE="0",
     SKIP_GATES_ENABLED="0",
     MUON_ROW_NORMALIZE="0",
+    MUON_BACKEND_STEPS="5",
     MUON_MOMENTUM="0.95",
+    BETA2="0.95",
     MIN_LR="0",
     TRAIN_SEQ_LEN="32",
     EVAL_SEQ_LEN="24",
@@ -189,6 +193,9 @@ NOTHING = dict(
 STOPPED = dict(
     EVERYTHING,
     ATTENTION="blocked",
+    MEMORY_TOKENS="0",
+    DOCUMENT_ATTENTION="1",
+    TRAIN_SEQ_SCHEDULE="16@0.5,48@1",
     EMA_ENABLED="1",
     EMA_EVERY="1",
     EMA_DECAY="0.9",
@@ -209,7 +216,8 @@ RUNS: dict[str, tuple[Step, ...]] = {
     ),
     # The same on two ranks, of which the second has fewer rows.
     "two_ranks": (Step("train", EVERYTHING, ranks=2, **CAPPED),),
-    # Stopped within late QAT and resumed; EMA; attention in blocks.
+    # Stopped within late QAT and resumed; EMA; attention in blocks, within documents, at growing
+    # lengths.
     "resumed": (
         Step("stopped", STOPPED, **CAPPED, damaged_validation=True),
         Step("resumed", dict(STOPPED, RESUME="1"), **CAPPED),
