@@ -26,6 +26,9 @@ TOTALS = (
     "artifact",
 )
 CODES = ("bytes_code", "code_bytes")
+MODELS = re.compile(r"bytes_model\w*|model_bytes\w*")
+STEPS = ("step_stop", "steps", "training_steps", "train_steps", "num_steps")
+WALLCLOCKS = ("wallclock_seconds", "train_time_seconds", "training_time_seconds")
 PARAMETERS = ("model_params", "params", "parameters", "num_params", "n_params", "parameter_count")
 # The names of a seed's figures.
 SEED_SCORES = (
@@ -60,8 +63,9 @@ OTHER_LINE = re.compile(
 MEAN_WORD = re.compile(r"\bmean\b|\baverage|\bavg\b", re.I)
 COUNT_WORDS = dict(two=2, three=3, four=4, five=5)
 SEED_COUNT = re.compile(
-    r"\b(?:mean|average|avg)\b[^.\n|]{0,40}?\b(\d|two|three|four|five)[ -](?:random )?seeds?\b"
-    r"|\b(\d|two|three|four|five)[- ]seeds? (?:exact )?(?:mean|average|avg)",
+    r"\b(?:mean|average|avg)\b(?:[^.\n|]|\.(?=\d)){0,40}?"
+    r"\b(\d|two|three|four|five)[ -](?:random )?seeds?\b"
+    r"|\b(\d|two|three|four|five)[- ](?:\w+ )?seeds? (?:exact )?(?:mean|average|avg)",
     re.I,
 )
 NON_RECORD = re.compile(r"non.?record|unlimited.compute|not (?:a )?(?:leaderboard|record)", re.I)
@@ -151,10 +155,14 @@ class Claims:
             return {}
         try:
             text = path.read_text(encoding="utf-8-sig", errors="replace")
-            found = json.loads(text, parse_float=Decimal, parse_constant=lambda name: None)
+            found = parsed(text)
         except (ValueError, RecursionError) as error:
             self.problem = described(error)
-            return {}
+            try:
+                # The one mistake whose meaning is plain: a comma behind the last entry.
+                found = parsed(re.sub(r",(\s*[}\]])", r"\1", text))
+            except (ValueError, RecursionError):
+                return {}
         if not isinstance(found, dict):
             self.problem = "it is no object"
             return {}
@@ -209,6 +217,14 @@ class Claims:
                 found.append((self.stated[name], f"{SUBMISSION} {name}"))
         for number, line in enumerate(self.readme_lines, 1):
             found.append((line, f"README.md:{number}"))
+        return found
+
+    def sentences(self) -> list[tuple[str, str]]:
+        """Those texts, with the ones of submission.json, which are long, sentence by sentence."""
+        found = []
+        for text, where in self.texts():
+            parts = re.split(r"(?<=[.;]) ", text) if where.startswith(SUBMISSION) else [text]
+            found += [(part, where) for part in parts]
         return found
 
     # -- README.md
@@ -272,7 +288,7 @@ class Claims:
         found = []
         if len(self.named_seeds) > 1:
             found.append((len(self.named_seeds), f"{SUBMISSION} seeds"))
-        for text, where in self.texts():
+        for text, where in self.sentences():
             if OTHER_LINE.search(text):
                 continue
             for match in SEED_COUNT.finditer(text):
@@ -339,6 +355,11 @@ class Claims:
         if NON_RECORD.search(head):
             return "non-record"
         return ""
+
+
+def parsed(text: str) -> object:
+    """What a JSON text holds, its decimals as they are written; NaN and the like are None."""
+    return json.loads(text, parse_float=Decimal, parse_constant=lambda name: None)
 
 
 def flat(table: dict, prefix: str = "") -> list[tuple[str, object]]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import statistics
 
 from challenge import CAP
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
-from field_claims import CODES, TOTALS, Claim
-from field_logs import FieldLog
+from field_claims import CODES, MODELS, SUBMISSION, TOTALS, Claim
+from field_logs import FieldLog, whole
 from field_record import FieldRecord
 from field_scripts import NATIVE_SUFFIXES, files_used, packs_itself, places, unpack, unpacks
 
+MODEL_ALONE = "the model alone"
 # Of so many files beside the script all sums are tried.
 MOST_FILES = 6
 # A count of code below this share of the script may be of its compressed form.
 COMPRESSED_SHARE = 0.6
+SWITCHES = re.compile(r"(?:ttt|slot|ngram|ppm)(?:_\w+)?_enabled")
 ADAPTING = ("ttt", "ngram", "n_gram", "ppm", "slot", "adapt", "lora", "mixer", "cache")
 
 
@@ -213,7 +216,10 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
     """What submission.json states in bytes against the logs, and against its own seeds."""
     name = "bytes"
     wrong = []
+    unsure = []
     made = []
+    count = record.claims.seed_count()
+    missing = count is not None and count[0] > len(record.runs)
     for claim, logs in claimed_totals(record):
         figures = totals_of(logs, code)
         if not figures:
@@ -228,15 +234,25 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
             # A figure of a run whose log is here beside that of the claimed one.
             figures = {**totals_of(record.logs, code), **figures}
             same = [figure for figure in figures if abs(figure - value) <= allowed]
-        if same:
+        if same and all(figures[each].startswith(MODEL_ALONE) for each in same):
+            told = f"{value:,} ({claim.where}) is {figures[same[0]]}"
+            total = next((log.total_bytes for log in logs if log.total_bytes is not None), None)
+            if "total" in claim.where.rsplit(".", 1)[-1] and total is not None:
+                wrong.append(f"{told}; the total is {total[0]:,} ({logs[0].where(total[1])})")
+            else:
+                made.append(told)
+        elif same:
             made.append(f"{value:,} ({claim.where}): {figures[same[0]]}")
         else:
             nearest = min(figures, key=lambda figure: abs(figure - value))
-            wrong.append(f"{value:,} ({claim.where}), but {nearest:,}: {figures[nearest]}")
+            told = f"{value:,} ({claim.where}), but {nearest:,}: {figures[nearest]}"
+            # A seed's own figure needs that seed's log, the record's those of all seeds.
+            of_seed = claim != record.claims.first(TOTALS)
+            (unsure if missing and not of_seed and not made else wrong).append(told)
+    wrong += models_of_no_log(record)
+    if unsure and not wrong:
+        return Verdict(name, UNCHECKED, f"{'; '.join(unsure)}; not all seeds have logs")
     if wrong:
-        count = record.claims.seed_count()
-        if count is not None and count[0] > len(record.runs) and not made:
-            return Verdict(name, UNCHECKED, f"{'; '.join(wrong)}; not all seeds have logs")
         if record.absent_logs:
             told = f"{', '.join(record.absent_logs)}, which README.md names, is not here"
             return Verdict(name, UNCHECKED, f"{'; '.join(wrong)}; {told}")
@@ -244,6 +260,31 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
     if not made:
         return Verdict(name, UNSTATED, "no total in both submission.json and the logs")
     return Verdict(name, HOLDS, made[0])
+
+
+def models_of_no_log(record: FieldRecord) -> list[str]:
+    """What submission.json states as the bytes of the packed model, if it is in no log."""
+    count = record.claims.seed_count()
+    if record.absent_logs or (count is not None and count[0] > len(record.runs)):
+        return []
+    packed = {}
+    for log in record.logs:
+        for stated in [*log.facts.get("packed bytes", []), *log.facts.get("unpacked bytes", [])]:
+            packed[whole(stated.values["bytes"])] = log.where(stated.line)
+    last = [log.count("packed bytes", "bytes") for log in record.logs]
+    sizes = [each[0] for each in last if each is not None]
+    if sizes:
+        packed.setdefault(round(statistics.mean(sizes)), "the mean of the logs")
+    packed.update((path.stat().st_size, path.name) for path in record.artifacts)
+    wrong = []
+    for key, value in record.claims.stated.items():
+        if not sizes or not MODELS.fullmatch(key) or not isinstance(value, int):
+            continue
+        if value >= 1000 and value not in packed:
+            nearest = min(packed, key=lambda size: abs(size - value))
+            where = f"{SUBMISSION} {key}"
+            wrong.append(f"{value:,} ({where}), but {nearest:,} ({packed[nearest]})")
+    return wrong
 
 
 def claimed_totals(record: FieldRecord) -> list[tuple[Claim, list[FieldLog]]]:
@@ -288,7 +329,7 @@ def totals_of(logs: list[FieldLog], code: Code) -> dict[int, str]:
         for stated in log.facts.get("packed bytes", []):
             value = int(stated.values["bytes"].replace(",", ""))
             where = log.where(stated.line)
-            found.setdefault(value, f"the model alone, without code ({where})")
+            found.setdefault(value, f"{MODEL_ALONE}, without code ({where})")
             found.setdefault(value + code.size, f"model ({where}) and {code.name}")
             for count, line in log.code_bytes.values():
                 found.setdefault(value + count, f"model ({where}) and code ({log.where(line)})")
@@ -351,7 +392,9 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
         if shipped is not None and shipped > CAP:
             text += f"; model and {code.name} as shipped are {shipped:,}"
             counts_packed = "compressed" in log.code_bytes or packs_itself(code.text)
-            return Verdict(name, HOLDS if counts_packed else FAILS, text)
+            if counts_packed:
+                text += ", which counts its code compressed: as shipped it would be over"
+            return Verdict(name, UNCHECKED if counts_packed else FAILS, text)
         return claimed_cap(name, record) if over_in_claims(record) else Verdict(name, HOLDS, text)
     if model is not None and code.path is not None and model[0] + code.size <= CAP:
         count = counted_code(log)
@@ -425,14 +468,19 @@ def track_of(record: FieldRecord, code: Code) -> Verdict:
                 place = run.log.where(stated.line)
                 return Verdict(name, HOLDS, f"B: adapts while it scores ({place})")
         for stated in run.log.facts.get("switched on", []):
-            if stated.values["name"] in ("ttt_enabled", "slot_enabled", "ngram_enabled"):
+            if SWITCHES.fullmatch(stated.values["name"]):
                 place = f"{stated.values['name']}, {run.log.where(stated.line)}"
                 return Verdict(name, HOLDS, f"B: adapts while it scores ({place})")
     if record.claims.flag("score_first_ttt"):
         return Verdict(name, HOLDS, "B: score_first_ttt (submission.json compliance)")
     if not record.runs:
         return Verdict(name, UNSTATED, "there is no log to tell A from B")
-    return Verdict(name, HOLDS, "A: nothing in the logs adapts while it scores")
+    text = "A: nothing in the logs adapts while it scores"
+    for run in record.runs:
+        for stated in run.log.facts.get("adapted", [])[:1]:
+            text += f"; what adapts before packing ({run.log.where(stated.line)}), and on which "
+            return Verdict(name, HOLDS, f"{text}tokens, is in the script")
+    return Verdict(name, HOLDS, text)
 
 
 def adapts(label: str) -> bool:
