@@ -13,14 +13,30 @@ from commands import described
 
 SUBMISSION = "submission.json"
 # The names under which the score stands, the first that is there counts.
-SCORES = ("val_bpb", "final_val_bpb", "bpb", "mean_val_bpb", "val_bpb_mean", "score")
-MEANS = ("mean_val_bpb", "val_bpb_mean", "mean_bpb", "mean_sliding_bpb", "val_bpb_3seed_mean")
+SCORES = (
+    "val_bpb",
+    "final_val_bpb",
+    "bpb",
+    "mean_val_bpb",
+    "val_bpb_mean",
+    "val_bpb_3seed_mean",
+    "three_seed_mean_bpb",
+    "score",
+)
 LOSSES = ("val_loss", "mean_val_loss")
-DEVIATIONS = ("val_bpb_std", "std_val_bpb", "val_bpb_stdev", "seed_std")
+DEVIATIONS = (
+    "val_bpb_std",
+    "std_val_bpb",
+    "val_bpb_stdev",
+    "val_bpb_3seed_std",
+    "three_seed_std_bpb",
+    "seed_std",
+)
 TOTALS = (
     "bytes_total",
     "artifact_bytes",
     "total_bytes",
+    "total_submission_bytes",
     "artifact_size_bytes",
     "artifact_size",
     "artifact",
@@ -43,7 +59,7 @@ SEED_SCORES = (
     "bpb",
     "roundtrip_val_bpb",
 )
-SEED_STEPS = ("steps", "train_steps", "step_stop", "steps_completed", "num_steps")
+SEED_STEPS = ("steps", "train_steps", "step_stop", "stop_step", "steps_completed", "num_steps")
 # Figures of other runs than the record's.
 OTHER_RUNS = re.compile(
     r"supersed|baseline|ablat|previous|prior|compar|old|control|reference|sota|versus|_vs_|vs_"
@@ -247,6 +263,11 @@ class Claims:
                 return claim_of(Decimal(found[0]), f"README.md:{number}")
         return None
 
+    def discloses(self, *figures: int) -> bool:
+        """Whether README.md names all of these counts: who names both knows how they differ."""
+        text = "\n".join(self.readme_lines).replace(",", "")
+        return all(re.search(rf"(?<!\d){figure}(?!\d)", text) for figure in figures)
+
     def named_logs(self) -> set[str]:
         """The names of logs in README.md."""
         names = set()
@@ -286,6 +307,10 @@ class Claims:
     def seed_count(self) -> tuple[int, str] | None:
         """How many seeds the folder claims, and where; None for fewer than two."""
         found = []
+        listed = self.stated.get("seeds")
+        if isinstance(listed, list) and len(listed) == 1:
+            # Means of more are told of beside the one run that is claimed.
+            return None
         if len(self.named_seeds) > 1:
             found.append((len(self.named_seeds), f"{SUBMISSION} seeds"))
         for text, where in self.sentences():
@@ -344,7 +369,8 @@ class Claims:
     @functools.cached_property
     def track(self) -> str:
         """10min, non-record, or empty if it is not stated: submission.json, folder, README.md."""
-        named = f"{self.stated.get('track', '')} {self.stated.get('submission_kind', '')}".lower()
+        keys = ("track", "submission_kind", "submission_type")
+        named = " ".join(str(self.stated.get(key, "")) for key in keys).lower()
         folder = str(self.folder.resolve().parent.name).lower()
         for text in (named, folder):
             if re.search(r"non.?record|unlimited", text):

@@ -373,9 +373,12 @@ def find_source(lines: list[str]) -> tuple[str, range]:
     if not python:
         return "", range(0)
     rules = [at for at, line in enumerate(lines) if RULE.fullmatch(line)]
-    # Without a line of '=' or of a run before it, the source begins the log.
-    ends = [*rules, *(at for at, line in enumerate(lines) if RUN_LINE.match(line))]
-    first = max((at + 1 for at in ends if at < python[0]), default=0)
+    before = list(rules)
+    if len(python) >= SURELY_SOURCE:
+        # What is left of an older log may stand behind the lines of a run.
+        before += [at for at, line in enumerate(lines) if RUN_LINE.match(line)]
+    # Without such a line before it, the source begins the log.
+    first = max((at + 1 for at in before if at < python[0]), default=0)
     end = min((at for at in rules if at > python[-1]), default=None)
     if end is None:
         end = end_of_main(lines, python[-1])

@@ -25,6 +25,8 @@ OTHER_RUN = re.compile(
 # Facts that make a text a log.
 FACTS = ("trained", "validated", "scored", "stopped", "total", "packed bytes", "score alone")
 LARGEST_LOG = 50 << 20
+RESULT_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl"}
+LARGEST_RESULTS = 1 << 20
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
 
 
@@ -49,6 +51,16 @@ class FieldRecord:
     def name_of(self, path: Path) -> str:
         """A file as verdicts name it."""
         return path.relative_to(self.folder).as_posix()
+
+    def result_file(self, figure: str) -> str | None:
+        """A table of results, which is no log, that has a figure; None if none has."""
+        for path in self.files:
+            if path.suffix.lower() not in RESULT_SUFFIXES or path.name == SUBMISSION:
+                continue
+            small = path.stat().st_size <= LARGEST_RESULTS
+            if small and figure in path.read_text(encoding="utf-8", errors="replace"):
+                return self.name_of(path)
+        return None
 
     def _logs(self) -> list[FieldLog]:
         found = []
@@ -119,6 +131,19 @@ class FieldRecord:
             if found:
                 return found
         return self.unnamed_runs()
+
+    def training_log(self, run: Run) -> FieldLog:
+        """The log of a run's training: its own, or that beside it of a seed scored elsewhere."""
+        if run.log.training is None and run.seed is not None:
+            for log in self.logs_of(run.seed):
+                if log.training is not None and not log.finals:
+                    return log
+        return run.log
+
+    def logs_with(self, run: Run) -> list[FieldLog]:
+        """The log of a run, and that of its training if that is another."""
+        training = self.training_log(run)
+        return [run.log] if training is run.log else [run.log, training]
 
     @functools.cached_property
     def claimed_runs(self) -> list[Run]:

@@ -14,6 +14,8 @@ from field_logs import FieldLog, whole
 from field_record import FieldRecord
 from field_scripts import NATIVE_SUFFIXES, files_used, packs_itself, places, unpack, unpacks
 
+# In so many lines the scripts of two seeds may differ by what is written into them.
+MOST_SETTINGS = 20
 MODEL_ALONE = "the model alone"
 # Of so many files beside the script all sums are tried.
 MOST_FILES = 6
@@ -122,6 +124,12 @@ def check_code_size(record: FieldRecord, code: Code) -> Verdict:
             continue
         count, line, _ = explained[-1]
         stated = f"{count:,} ({log.where(line)})"
+        alike = squeezed(log.source) == squeezed(code.text)
+        if alike and count in near(log.source.encode()):
+            told = told or f"{stated}: {code.name} but for white space, as {log.name} has it"
+            continue
+        if record.claims.discloses(count, code.size):
+            return Verdict(name, UNCHECKED, f"{stated}; {shipped}; README.md names both")
         if "compressed" in counts or (
             count < COMPRESSED_SHARE * code.size and packs_itself(code.text)
         ):
@@ -155,20 +163,40 @@ def check_source(record: FieldRecord, code: Code) -> Verdict:
     for path in record.scripts:
         texts.setdefault(record.name_of(path), path.read_text(encoding="utf-8", errors="replace"))
     space = ""
+    known = [squeezed(text) for text in texts.values()]
+    shipped = [log.name for log in logs if squeezed(log.source) in known]
     for log in logs:
         same = [each for each, text in texts.items() if log.source == text]
         if same:
             continue
         alike = [each for each, text in texts.items() if squeezed(log.source) == squeezed(text)]
         if not alike:
+            lines = settings_that_differ(log, code)
+            if shipped and lines:
+                told = f"{log.name} has {code.name}, as {shipped[0]} has it, but for lines {lines}"
+                return Verdict(name, UNCHECKED, f"{told}: perhaps a seed that is written there")
             return other_source(name, log, code)
         space = f"{log.name} and {alike[0]} differ in white space alone (line ends, final newline)"
     return Verdict(name, HOLDS, space or f"{len(logs)} logs hold {code.name}")
 
 
 def squeezed(text: str) -> list[str]:
-    """The lines of a text without white space at their ends, and without empty ones at its ends."""
-    return [line.rstrip() for line in text.strip().splitlines()]
+    """The lines of a text without white space at their ends, and without empty ones."""
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def settings_that_differ(log: FieldLog, code: Code) -> str:
+    """The few lines in which a log's source is another than the script; empty if it is more.
+
+    Some write the seed and the name of a run into the script.
+    """
+    mine = squeezed(code.text)
+    theirs = squeezed(log.source)
+    if len(mine) != len(theirs):
+        return ""
+    pairs = enumerate(zip(mine, theirs, strict=True), 1)
+    lines = [str(number) for number, (ours, other) in pairs if ours != other]
+    return ", ".join(lines) if len(lines) <= MOST_SETTINGS else ""
 
 
 def other_source(name: str, log: FieldLog, code: Code) -> Verdict:
@@ -217,14 +245,14 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
     name = "bytes"
     wrong = []
     unsure = []
+    disclosed = []
     made = []
-    count = record.claims.seed_count()
-    missing = count is not None and count[0] > len(record.runs)
-    for claim, logs in claimed_totals(record):
+    of_all = record.claims.first(TOTALS)
+    for claim, logs, sure in claimed_totals(record):
         figures = totals_of(logs, code)
         if not figures:
             continue
-        if len(logs) == len(record.runs):
+        if claim == of_all:
             figures.update(totals_of_absent(record))
         value = int(claim.value)
         rounding = 10 ** (len(str(value)) - len(str(value).rstrip("0")))
@@ -246,12 +274,16 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
         else:
             nearest = min(figures, key=lambda figure: abs(figure - value))
             told = f"{value:,} ({claim.where}), but {nearest:,}: {figures[nearest]}"
-            # A seed's own figure needs that seed's log, the record's those of all seeds.
-            of_seed = claim != record.claims.first(TOTALS)
-            (unsure if missing and not of_seed and not made else wrong).append(told)
+            totals = [log.total_bytes[0] for log in logs if log.total_bytes is not None]
+            if any(record.claims.discloses(value, total) for total in totals):
+                disclosed.append(f"{told}; README.md names both")
+                continue
+            (wrong if sure or made else unsure).append(told)
+    if disclosed and not wrong:
+        return Verdict(name, UNCHECKED, "; ".join(disclosed))
     wrong += models_of_no_log(record)
     if unsure and not wrong:
-        return Verdict(name, UNCHECKED, f"{'; '.join(unsure)}; not all seeds have logs")
+        return Verdict(name, UNCHECKED, f"{'; '.join(unsure)}; not all runs have logs")
     if wrong:
         if record.absent_logs:
             told = f"{', '.join(record.absent_logs)}, which README.md names, is not here"
@@ -287,18 +319,24 @@ def models_of_no_log(record: FieldRecord) -> list[str]:
     return wrong
 
 
-def claimed_totals(record: FieldRecord) -> list[tuple[Claim, list[FieldLog]]]:
-    """The bytes that submission.json states of the record and of each seed, with their logs."""
+def claimed_totals(record: FieldRecord) -> list[tuple[Claim, list[FieldLog], bool]]:
+    """The bytes that submission.json states of the record and of each seed, with their logs.
+
+    The last one of a tuple tells whether these are the logs of the claimed runs, and all of them.
+    """
     found = []
     runs = record.runs
+    count = record.claims.seed_count()
+    all_here = count is None or count[0] <= len(runs)
     claim = record.claims.first(TOTALS)
     if claim is not None and claim.value >= 1000 and claim.decimals == 0:
-        found.append((claim, [run.log for run in runs]))
+        found.append((claim, [log for run in runs for log in record.logs_with(run)], all_here))
     for run in runs:
         claims = record.claims.seeds.get(run.seed)
         claim = None if claims is None else claims.first(TOTALS)
         if claim is not None and claim.value >= 1000 and claim.decimals == 0:
-            found.append((claim, [run.log]))
+            own = run.scored is not None or claims.score is None
+            found.append((claim, record.logs_with(run), own))
     return found
 
 
@@ -379,9 +417,10 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
     name = "cap"
     sums = []
     for run in record.claimed_runs:
-        total = claimed_total(record, run.log)
-        if total is not None:
-            sums.append((*total, run.log))
+        for log in record.logs_with(run):
+            total = claimed_total(record, log)
+            if total is not None:
+                sums.append((*total, log))
     if not sums:
         return claimed_cap(name, record)
     total, line, log = max(sums, key=lambda each: each[0])
@@ -403,12 +442,17 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
             return Verdict(name, HOLDS, told)
         if unpacks(code.text):
             return Verdict(name, UNCHECKED, f"{told}, which unpacks what is not in it")
+    claim = record.claims.first(TOTALS)
+    value = 0 if claim is None else int(claim.value)
+    if 0 < value <= CAP and record.claims.discloses(value, total):
+        told = f"{text}; {value:,} ({claim.where}) is claimed, and README.md names both"
+        return Verdict(name, UNCHECKED, told)
     return Verdict(name, FAILS, text)
 
 
 def claimed_total(record: FieldRecord, log: FieldLog) -> tuple[int, int] | None:
     """The total of a log that submission.json states, of several packings, else the last one."""
-    stated = {int(claim.value) for claim, _ in claimed_totals(record)}
+    stated = {int(claim.value) for claim, _, _ in claimed_totals(record)}
     for each in reversed(log.facts.get("total", [])):
         value = int(each.values["bytes"].replace(",", ""))
         if value in stated:

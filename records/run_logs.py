@@ -165,8 +165,8 @@ SHAPES = (
     ),
     shape(
         "packed bytes",
-        r"(?:Serialized|Compressed|Quantized) model (?!fp32|raw)(?P<codec>[\w+.=-]+(?: [\w+.=-]+)?): "
-        r"(?P<bytes>[\d,]{5,})(?![\d.]).*",
+        r"(?:Serialized|Compressed|Quantized) model (?!fp32|raw)"
+        r"(?P<codec>[\w+.=-]+(?: [\w+.=-]+)?): (?P<bytes>[\d,]{5,})(?![\d.]).*",
         " model ",
     ),
     shape("packed bytes", r"Compressed model: (?P<bytes>[\d,]+) bytes.*", "Compressed model"),
@@ -187,6 +187,12 @@ SHAPES = (
         "counted code",
         r"Code size(?: \((?P<kind>[\w ]+)\)| (?P<mark>\w+))?: (?P<bytes>[\d,]+)(?: bytes.*)?",
         "Code size",
+    ),
+    shape("counted code", r"code_size:(?P<bytes>[\d,]+) bytes.*", "code_size:"),
+    shape(
+        "total",
+        r"total_submission_size_(?P<codec>\w+):(?P<bytes>[\d,]+) bytes.*",
+        "total_submission_size_",
     ),
     shape(
         "total",
@@ -222,9 +228,7 @@ SHAPES = (
         r"(?!.*loss)(?P<label>[A-Za-z]\w*)(?: \w+:[^\s:]+)+ val_bpb:(?P<val_bpb>\d\.\d{4,})\b.*",
         " val_bpb:",
     ),
-    shape(
-        "evaluation", r"(?:\w+:)?total_(?:eval|pass)_time: ?(?P<seconds>[\d.]+)s", "total_"
-    ),
+    shape("evaluation", r"(?:\w+:)?total_(?:eval|pass)_time: ?(?P<seconds>[\d.]+)s", "total_"),
     shape("adapted", r"\s*(?P<how>ttt\w*|tttg|ttpp?|TTT)\b[:= ].*", "tt"),
     shape("adapted", r"\s*(?P<how>TTT\w*|ngram_\w+|ppm_mix|slot\w*)\b[:= ].*"),
 )
