@@ -12,7 +12,17 @@ import statistics
 import fineweb
 from challenge import GPUS, LIMIT
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
-from field_claims import DEVIATIONS, LOSSES, SEED_STEPS, Claim, agree
+from field_claims import (
+    DEVIATIONS,
+    LOSSES,
+    SEED_STEPS,
+    STEPS,
+    SUBMISSION,
+    WALLCLOCKS,
+    Claim,
+    agree,
+    claim_of,
+)
 from field_logs import FieldLog, Scored
 from field_record import FieldRecord, Run, score_alone_in, score_in
 from manifest import CASE_OPERATOR_EXPORT
@@ -119,6 +129,9 @@ def other_score(name: str, record: FieldRecord, claim: Claim, stated: str) -> Ve
         if line is not None:
             text = f"{stated} stands in {log.where(line)}, in a line that is not understood"
             return Verdict(name, UNCHECKED, text)
+    table = record.result_file(str(claim)) if claim.decimals >= 4 else None
+    if table is not None:
+        return Verdict(name, UNCHECKED, f"{stated} stands in {table}, and in no log")
     nearest, log = min(
         ((scored, run.log) for run in runs for scored in run.log.finals),
         key=lambda pair: abs(pair[0].val_bpb - claim.value),
@@ -396,8 +409,8 @@ def part_of_model(log: FieldLog, claimed: int) -> int | None:
 def check_steps(record: FieldRecord) -> Verdict:
     """Steps and milliseconds a step of each seed, and steps against the clock and the rate."""
     name = "steps"
-    wrong = []
-    made = 0
+    wrong = [*steps_of_no_log(record)]
+    made = len(wrong)
     for run in record.runs:
         claims = record.claims.seeds.get(run.seed)
         claim = None if claims is None else claims.first(SEED_STEPS)
@@ -418,9 +431,45 @@ def check_steps(record: FieldRecord) -> Verdict:
             wrong.append(rates)
     if wrong:
         return Verdict(name, FAILS, "; ".join(wrong))
+    for run in record.runs:
+        back = run.log.clock_goes_back
+        if back is not None:
+            seconds = " s to ".join(f"{int(each.values['milliseconds']) / 1000}" for each in back)
+            text = f"the clock goes back from {seconds} s ({run.log.where(back[1].line)}) while "
+            return Verdict(name, UNCHECKED, f"{text}steps go on: of several runs, or resumed")
     if not made:
         return Verdict(name, UNSTATED, "no steps to compare")
     return Verdict(name, HOLDS, f"{made} comparisons with step lines, clock and rate")
+
+
+def steps_of_no_log(record: FieldRecord) -> list[str]:
+    """What submission.json states as the steps of the run, if it is in none of all the logs."""
+    claim = claim_at_top(record, STEPS)
+    ran = [run.log.steps for run in record.runs if run.log.steps is not None]
+    if claim is None or claim.decimals or len(ran) < len(record.runs) or not ran:
+        return []
+    known = {statistics.mean(steps for steps, _ in ran)}
+    for log in record.logs:
+        for fact in ("validated", "stopped", "trained"):
+            for stated in log.facts.get(fact, []):
+                known.update((int(stated.values["step"]), int(stated.values["iterations"])))
+    value = int(claim.value)
+    # Figures that end in zeros may be rounded to them.
+    rounding = 10 ** (len(str(value)) - len(str(value).rstrip("0")))
+    if any(abs(steps - value) <= rounding for steps in known):
+        return []
+    steps, line = ran[0]
+    return [f"{claim} ({claim.where}), but {steps} ({record.runs[0].log.where(line)})"]
+
+
+def claim_at_top(record: FieldRecord, names: tuple[str, ...]) -> Claim | None:
+    """A figure at the top of submission.json; None as well if not all claimed seeds have logs."""
+    count = record.claims.seed_count()
+    if record.absent_logs or (count is not None and count[0] > len(record.runs)):
+        return None
+    stated = record.claims.stated
+    claims = [claim_of(stated.get(each), f"{SUBMISSION} {each}") for each in names]
+    return next((claim for claim in claims if claim is not None), None)
 
 
 def compare_rate(log: FieldLog) -> str | None:
@@ -454,9 +503,8 @@ def compare_rate(log: FieldLog) -> str | None:
 def check_training_time(record: FieldRecord) -> Verdict:
     """Training against the limit of ten minutes, on the track that has it."""
     name = "training time"
-    timed = [
-        (run.log, *run.log.training) for run in record.claimed_runs if run.log.training is not None
-    ]
+    logs = [record.training_log(run) for run in record.claimed_runs]
+    timed = [(log, *log.training) for log in logs if log.training is not None]
     if not timed:
         return Verdict(name, UNSTATED, "the logs do not state it")
     log, seconds, line = max(timed, key=lambda each: each[1])
@@ -464,6 +512,12 @@ def check_training_time(record: FieldRecord) -> Verdict:
     steps = log.steps[0] if log.steps else 0
     allowed = LIMIT + max(LAST_STEP, 2 * seconds / max(steps, 1))
     if seconds <= allowed:
+        claim = claim_at_top(record, WALLCLOCKS)
+        times = [log.training[0] for log in record.logs if log.training is not None]
+        # To the millisecond it is copied from a log. A longer one may be that of all the program.
+        exact = claim is not None and claim.decimals >= 3
+        if exact and claim.value < min(times) - LAST_STEP:
+            return Verdict(name, FAILS, f"{claim} s ({claim.where}), but {text}")
         ended = "" if seconds <= LIMIT else ", with the step that the limit found begun"
         return Verdict(name, HOLDS, f"{text}, of {LIMIT} s{ended}")
     return over_time(name, record, text, "train_under_600s", log)

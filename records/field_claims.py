@@ -13,19 +13,38 @@ from commands import described
 
 SUBMISSION = "submission.json"
 # The names under which the score stands, the first that is there counts.
-SCORES = ("val_bpb", "final_val_bpb", "bpb", "mean_val_bpb", "val_bpb_mean", "score")
-MEANS = ("mean_val_bpb", "val_bpb_mean", "mean_bpb", "mean_sliding_bpb", "val_bpb_3seed_mean")
+SCORES = (
+    "val_bpb",
+    "final_val_bpb",
+    "bpb",
+    "mean_val_bpb",
+    "val_bpb_mean",
+    "val_bpb_3seed_mean",
+    "three_seed_mean_bpb",
+    "score",
+)
 LOSSES = ("val_loss", "mean_val_loss")
-DEVIATIONS = ("val_bpb_std", "std_val_bpb", "val_bpb_stdev", "seed_std")
+DEVIATIONS = (
+    "val_bpb_std",
+    "std_val_bpb",
+    "val_bpb_stdev",
+    "val_bpb_3seed_std",
+    "three_seed_std_bpb",
+    "seed_std",
+)
 TOTALS = (
     "bytes_total",
     "artifact_bytes",
     "total_bytes",
+    "total_submission_bytes",
     "artifact_size_bytes",
     "artifact_size",
     "artifact",
 )
 CODES = ("bytes_code", "code_bytes")
+MODELS = re.compile(r"bytes_model\w*|model_bytes\w*")
+STEPS = ("step_stop", "steps", "training_steps", "train_steps", "num_steps")
+WALLCLOCKS = ("wallclock_seconds", "train_time_seconds", "training_time_seconds")
 PARAMETERS = ("model_params", "params", "parameters", "num_params", "n_params", "parameter_count")
 # The names of a seed's figures.
 SEED_SCORES = (
@@ -40,7 +59,7 @@ SEED_SCORES = (
     "bpb",
     "roundtrip_val_bpb",
 )
-SEED_STEPS = ("steps", "train_steps", "step_stop", "steps_completed", "num_steps")
+SEED_STEPS = ("steps", "train_steps", "step_stop", "stop_step", "steps_completed", "num_steps")
 # Figures of other runs than the record's.
 OTHER_RUNS = re.compile(
     r"supersed|baseline|ablat|previous|prior|compar|old|control|reference|sota|versus|_vs_|vs_"
@@ -60,8 +79,9 @@ OTHER_LINE = re.compile(
 MEAN_WORD = re.compile(r"\bmean\b|\baverage|\bavg\b", re.I)
 COUNT_WORDS = dict(two=2, three=3, four=4, five=5)
 SEED_COUNT = re.compile(
-    r"\b(?:mean|average|avg)\b[^.\n|]{0,40}?\b(\d|two|three|four|five)[ -](?:random )?seeds?\b"
-    r"|\b(\d|two|three|four|five)[- ]seeds? (?:exact )?(?:mean|average|avg)",
+    r"\b(?:mean|average|avg)\b(?:[^.\n|]|\.(?=\d)){0,40}?"
+    r"\b(\d|two|three|four|five)[ -](?:random )?seeds?\b"
+    r"|\b(\d|two|three|four|five)[- ](?:\w+ )?seeds? (?:exact )?(?:mean|average|avg)",
     re.I,
 )
 NON_RECORD = re.compile(r"non.?record|unlimited.compute|not (?:a )?(?:leaderboard|record)", re.I)
@@ -151,10 +171,14 @@ class Claims:
             return {}
         try:
             text = path.read_text(encoding="utf-8-sig", errors="replace")
-            found = json.loads(text, parse_float=Decimal, parse_constant=lambda name: None)
+            found = parsed(text)
         except (ValueError, RecursionError) as error:
             self.problem = described(error)
-            return {}
+            try:
+                # The one mistake whose meaning is plain: a comma behind the last entry.
+                found = parsed(re.sub(r",(\s*[}\]])", r"\1", text))
+            except (ValueError, RecursionError):
+                return {}
         if not isinstance(found, dict):
             self.problem = "it is no object"
             return {}
@@ -211,6 +235,14 @@ class Claims:
             found.append((line, f"README.md:{number}"))
         return found
 
+    def sentences(self) -> list[tuple[str, str]]:
+        """Those texts, with the ones of submission.json, which are long, sentence by sentence."""
+        found = []
+        for text, where in self.texts():
+            parts = re.split(r"(?<=[.;]) ", text) if where.startswith(SUBMISSION) else [text]
+            found += [(part, where) for part in parts]
+        return found
+
     # -- README.md
     def readme_figures(self) -> list[Claim]:
         """All figures with three decimals or more in README.md."""
@@ -230,6 +262,11 @@ class Claims:
             if found:
                 return claim_of(Decimal(found[0]), f"README.md:{number}")
         return None
+
+    def discloses(self, *figures: int) -> bool:
+        """Whether README.md names all of these counts: who names both knows how they differ."""
+        text = "\n".join(self.readme_lines).replace(",", "")
+        return all(re.search(rf"(?<!\d){figure}(?!\d)", text) for figure in figures)
 
     def named_logs(self) -> set[str]:
         """The names of logs in README.md."""
@@ -270,9 +307,13 @@ class Claims:
     def seed_count(self) -> tuple[int, str] | None:
         """How many seeds the folder claims, and where; None for fewer than two."""
         found = []
+        listed = self.stated.get("seeds")
+        if isinstance(listed, list) and len(listed) == 1:
+            # Means of more are told of beside the one run that is claimed.
+            return None
         if len(self.named_seeds) > 1:
             found.append((len(self.named_seeds), f"{SUBMISSION} seeds"))
-        for text, where in self.texts():
+        for text, where in self.sentences():
             if OTHER_LINE.search(text):
                 continue
             for match in SEED_COUNT.finditer(text):
@@ -328,7 +369,8 @@ class Claims:
     @functools.cached_property
     def track(self) -> str:
         """10min, non-record, or empty if it is not stated: submission.json, folder, README.md."""
-        named = f"{self.stated.get('track', '')} {self.stated.get('submission_kind', '')}".lower()
+        keys = ("track", "submission_kind", "submission_type")
+        named = " ".join(str(self.stated.get(key, "")) for key in keys).lower()
         folder = str(self.folder.resolve().parent.name).lower()
         for text in (named, folder):
             if re.search(r"non.?record|unlimited", text):
@@ -339,6 +381,11 @@ class Claims:
         if NON_RECORD.search(head):
             return "non-record"
         return ""
+
+
+def parsed(text: str) -> object:
+    """What a JSON text holds, its decimals as they are written; NaN and the like are None."""
+    return json.loads(text, parse_float=Decimal, parse_constant=lambda name: None)
 
 
 def flat(table: dict, prefix: str = "") -> list[tuple[str, object]]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import codecs
 import collections
 import functools
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from field_claims import Claim, agree
 from field_scripts import tree_of
 from run_logs import SHAPES, Log
 
@@ -26,6 +28,8 @@ PREFIX = re.compile(
 )
 # Lines that only Python has. One of them in a part of a log makes it source.
 PYTHON = re.compile(r"import [\w.]+|from [\w.]+ import |def \w+\(|class \w+[(:]")
+# Lines that only a run writes.
+RUN_LINE = re.compile(r"step:\d+/\d+ \w+_loss:[\d.]+ |\w+ val_loss:[\d.]+ val_bpb:[\d.]+")
 # From so many of them on, the part is source even if this Python cannot parse it.
 SURELY_SOURCE = 20
 MAIN = re.compile(r"if __name__ == ['\"]__main__['\"]:")
@@ -36,7 +40,7 @@ BEFORE_PACKING = re.compile(
     re.I,
 )
 # What is no score of the whole text.
-PROGRESS = re.compile(r"running|chunk|window|batch|\[|progress|epoch|step|/", re.I)
+PROGRESS = re.compile(r"running|chunk|windows|batch|\[|progress|epoch|step|/", re.I)
 # Of the shapes of our own lines those that other logs are read for, too.
 ROWS = [row for row in SHAPES if row.needle or row.fact in ("settings", "resumed", "adapted")]
 SEED_IN_NAME = re.compile(r"(?:seed|_s)[_-]?(\d+)(?![\d])", re.I)
@@ -183,6 +187,17 @@ class FieldLog:
         return int(longest.values["milliseconds"]) / 1000, longest.line
 
     @functools.cached_property
+    def clock_goes_back(self) -> tuple[Statement, Statement] | None:
+        """Two lines of one step or of following ones whose clock goes back; None if none are."""
+        timed = [each for each in self.facts.get("trained", []) if each.values.get("milliseconds")]
+        for before, after in itertools.pairwise(timed):
+            if int(after.values["step"]) < int(before.values["step"]):
+                continue
+            if int(after.values["milliseconds"]) < int(before.values["milliseconds"]):
+                return before, after
+        return None
+
+    @functools.cached_property
     def steps(self) -> tuple[int, int] | None:
         """The last step, and its line."""
         stated = [*self.facts.get("stopped", []), *self.facts.get("validated", [])]
@@ -239,9 +254,13 @@ class FieldLog:
             one = scored_of(stated)
             if one is None:
                 continue
-            if found and stated.values.get("exact") and found[-1].label == one.label:
+            exact = bool(stated.values.get("exact"))
+            if exact and found and found[-1].label == one.label:
                 before = found.pop()
                 one = one._replace(seconds=before.seconds)
+            elif exact and any(figures(each) == figures(one) for each in found):
+                # One score under another name, as scripts print it for readers of older logs.
+                continue
             found.append(one)
         return found
 
@@ -258,6 +277,13 @@ class FieldLog:
         if stated is not None:
             found.append(validated_of(stated))
         return found
+
+    def had(self, claim: Claim | None) -> bool:
+        """Whether a claim agrees with a score from before packing."""
+        return claim is not None and any(
+            agree(claim.value, claim.decimals, each.val_bpb, each.decimals)
+            for each in self.before_packing
+        )
 
     @functools.cached_property
     def scores_alone(self) -> list[Scored]:
@@ -303,7 +329,7 @@ class FieldLog:
         """Bytes of code by kind, empty or such as compressed, and their lines."""
         found = {}
         for stated in self.facts.get("counted code", []):
-            kind = stated.values["kind"] or stated.values["mark"] or ""
+            kind = stated.values.get("kind") or stated.values.get("mark") or ""
             found[kind] = (whole(stated.values["bytes"]), stated.line)
         return found
 
@@ -318,11 +344,17 @@ def scored_of(stated: Statement) -> Scored | None:
     label = values["label"].strip()
     seconds = None
     if values.get("milliseconds"):
-        seconds = int(values["milliseconds"]) / 1000
+        # Zero is no time: the pass was timed elsewhere.
+        seconds = int(values["milliseconds"]) / 1000 or None
     elif values.get("seconds"):
         seconds = float(values["seconds"])
     packed = not BEFORE_PACKING.search(label)
     return Scored(label, loss, bpb, decimals_of(values["val_bpb"]), seconds, stated.line, packed)
+
+
+def figures(scored: Scored) -> tuple[float, float]:
+    """Loss and bits a byte."""
+    return scored.val_loss, scored.val_bpb
 
 
 def validated_of(stated: Statement) -> Scored:
@@ -341,8 +373,12 @@ def find_source(lines: list[str]) -> tuple[str, range]:
     if not python:
         return "", range(0)
     rules = [at for at, line in enumerate(lines) if RULE.fullmatch(line)]
-    # Without a line of '=' before it, the source begins the log.
-    first = max((at + 1 for at in rules if at < python[0]), default=0)
+    before = list(rules)
+    if len(python) >= SURELY_SOURCE:
+        # What is left of an older log may stand behind the lines of a run.
+        before += [at for at, line in enumerate(lines) if RUN_LINE.match(line)]
+    # Without such a line before it, the source begins the log.
+    first = max((at + 1 for at in before if at < python[0]), default=0)
     end = min((at for at in rules if at > python[-1]), default=None)
     if end is None:
         end = end_of_main(lines, python[-1])

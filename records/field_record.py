@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from field_claims import SUBMISSION, Claims, agree
 from field_logs import FieldLog, Scored
+from field_scripts import unpacks
 from record_folder import ARTIFACTS, SCRIPT
 
 LOG_SUFFIXES = (".log", ".txt", ".out", ".stdout")
@@ -24,6 +25,8 @@ OTHER_RUN = re.compile(
 # Facts that make a text a log.
 FACTS = ("trained", "validated", "scored", "stopped", "total", "packed bytes", "score alone")
 LARGEST_LOG = 50 << 20
+RESULT_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl"}
+LARGEST_RESULTS = 1 << 20
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
 
 
@@ -48,6 +51,16 @@ class FieldRecord:
     def name_of(self, path: Path) -> str:
         """A file as verdicts name it."""
         return path.relative_to(self.folder).as_posix()
+
+    def result_file(self, figure: str) -> str | None:
+        """A table of results, which is no log, that has a figure; None if none has."""
+        for path in self.files:
+            if path.suffix.lower() not in RESULT_SUFFIXES or path.name == SUBMISSION:
+                continue
+            small = path.stat().st_size <= LARGEST_RESULTS
+            if small and figure in path.read_text(encoding="utf-8", errors="replace"):
+                return self.name_of(path)
+        return None
 
     def _logs(self) -> list[FieldLog]:
         found = []
@@ -81,7 +94,10 @@ class FieldRecord:
     # -- the script
     @functools.cached_property
     def script(self) -> Path | None:
-        """The script that trains: train_gpt.py, or that which the logs hold, or the likeliest."""
+        """The script that trains: train_gpt.py, or that which the logs hold, or the likeliest.
+
+        A folder may have helpers and no script that trains.
+        """
         beside = [path for path in self.scripts if path.parent == self.folder] or self.scripts
         for path in beside:
             if path.name == SCRIPT:
@@ -91,7 +107,7 @@ class FieldRecord:
             if "".join(path.read_text(encoding="utf-8", errors="replace").split()) in sources:
                 return path
         named = [path for path in beside if "train" in path.name]
-        likely = named or beside
+        likely = named or [path for path in beside if may_train(path)]
         return max(likely, key=lambda path: path.stat().st_size, default=None)
 
     # -- the runs
@@ -116,9 +132,28 @@ class FieldRecord:
                 return found
         return self.unnamed_runs()
 
+    def training_log(self, run: Run) -> FieldLog:
+        """The log of a run's training: its own, or that beside it of a seed scored elsewhere."""
+        if run.log.training is None and run.seed is not None:
+            for log in self.logs_of(run.seed):
+                if log.training is not None and not log.finals:
+                    return log
+        return run.log
+
+    def logs_with(self, run: Run) -> list[FieldLog]:
+        """The log of a run, and that of its training if that is another."""
+        training = self.training_log(run)
+        return [run.log] if training is run.log else [run.log, training]
+
     @functools.cached_property
     def claimed_runs(self) -> list[Run]:
-        """The runs whose scores are claimed; all of them if a claim is of none or of their mean."""
+        """The runs whose scores are claimed; all of them if a claim is of none or of their mean.
+
+        A folder that claims so many seeds claims them all, whichever it shows first.
+        """
+        count = self.claims.seed_count()
+        if count is not None and len(self.runs) <= count[0]:
+            return self.runs
         return [run for run in self.runs if run.scored is not None] or self.runs
 
     def run_of(self, seed: int) -> Run | None:
@@ -143,8 +178,11 @@ class FieldRecord:
             scored = score_in(log, claim)
             if scored is not None:
                 agreeing.append(Run(log.seed, log, scored))
-        if agreeing and self.claims.seed_count() is None:
-            return agreeing[:1]
+        if self.claims.seed_count() is None:
+            if not agreeing:
+                agreeing = [Run(log.seed, log, None) for log in self.main_logs if log.had(claim)]
+            if agreeing:
+                return agreeing[:1]
         with_score = [log for log in self.main_logs if log.finals]
         by_seed: dict[object, Run] = {}
         for log in with_score:
@@ -181,6 +219,12 @@ class FieldRecord:
             return self.claims.score.value
         bpbs, _ = self.values()
         return statistics.mean(bpbs) if bpbs else None
+
+
+def may_train(path: Path) -> bool:
+    """Whether a script may train: it prints bits a byte, or it unpacks what is run."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return "val_bpb" in text or unpacks(text)
 
 
 def has_own_script(folder: Path) -> bool:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import statistics
 
 from challenge import CAP
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
-from field_claims import CODES, TOTALS, Claim
-from field_logs import FieldLog
+from field_claims import CODES, MODELS, SUBMISSION, TOTALS, Claim
+from field_logs import FieldLog, whole
 from field_record import FieldRecord
 from field_scripts import NATIVE_SUFFIXES, files_used, packs_itself, places, unpack, unpacks
 
+# In so many lines the scripts of two seeds may differ by what is written into them.
+MOST_SETTINGS = 20
+MODEL_ALONE = "the model alone"
 # Of so many files beside the script all sums are tried.
 MOST_FILES = 6
 # A count of code below this share of the script may be of its compressed form.
 COMPRESSED_SHARE = 0.6
+SWITCHES = re.compile(r"(?:ttt|slot|ngram|ppm)(?:_\w+)?_enabled")
 ADAPTING = ("ttt", "ngram", "n_gram", "ppm", "slot", "adapt", "lora", "mixer", "cache")
 
 
@@ -119,6 +124,12 @@ def check_code_size(record: FieldRecord, code: Code) -> Verdict:
             continue
         count, line, _ = explained[-1]
         stated = f"{count:,} ({log.where(line)})"
+        alike = squeezed(log.source) == squeezed(code.text)
+        if alike and count in near(log.source.encode()):
+            told = told or f"{stated}: {code.name} but for white space, as {log.name} has it"
+            continue
+        if record.claims.discloses(count, code.size):
+            return Verdict(name, UNCHECKED, f"{stated}; {shipped}; README.md names both")
         if "compressed" in counts or (
             count < COMPRESSED_SHARE * code.size and packs_itself(code.text)
         ):
@@ -152,20 +163,40 @@ def check_source(record: FieldRecord, code: Code) -> Verdict:
     for path in record.scripts:
         texts.setdefault(record.name_of(path), path.read_text(encoding="utf-8", errors="replace"))
     space = ""
+    known = [squeezed(text) for text in texts.values()]
+    shipped = [log.name for log in logs if squeezed(log.source) in known]
     for log in logs:
         same = [each for each, text in texts.items() if log.source == text]
         if same:
             continue
         alike = [each for each, text in texts.items() if squeezed(log.source) == squeezed(text)]
         if not alike:
+            lines = settings_that_differ(log, code)
+            if shipped and lines:
+                told = f"{log.name} has {code.name}, as {shipped[0]} has it, but for lines {lines}"
+                return Verdict(name, UNCHECKED, f"{told}: perhaps a seed that is written there")
             return other_source(name, log, code)
         space = f"{log.name} and {alike[0]} differ in white space alone (line ends, final newline)"
     return Verdict(name, HOLDS, space or f"{len(logs)} logs hold {code.name}")
 
 
 def squeezed(text: str) -> list[str]:
-    """The lines of a text without white space at their ends, and without empty ones at its ends."""
-    return [line.rstrip() for line in text.strip().splitlines()]
+    """The lines of a text without white space at their ends, and without empty ones."""
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def settings_that_differ(log: FieldLog, code: Code) -> str:
+    """The few lines in which a log's source is another than the script; empty if it is more.
+
+    Some write the seed and the name of a run into the script.
+    """
+    mine = squeezed(code.text)
+    theirs = squeezed(log.source)
+    if len(mine) != len(theirs):
+        return ""
+    pairs = enumerate(zip(mine, theirs, strict=True), 1)
+    lines = [str(number) for number, (ours, other) in pairs if ours != other]
+    return ", ".join(lines) if len(lines) <= MOST_SETTINGS else ""
 
 
 def other_source(name: str, log: FieldLog, code: Code) -> Verdict:
@@ -213,12 +244,15 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
     """What submission.json states in bytes against the logs, and against its own seeds."""
     name = "bytes"
     wrong = []
+    unsure = []
+    disclosed = []
     made = []
-    for claim, logs in claimed_totals(record):
+    of_all = record.claims.first(TOTALS)
+    for claim, logs, sure in claimed_totals(record):
         figures = totals_of(logs, code)
         if not figures:
             continue
-        if len(logs) == len(record.runs):
+        if claim == of_all:
             figures.update(totals_of_absent(record))
         value = int(claim.value)
         rounding = 10 ** (len(str(value)) - len(str(value).rstrip("0")))
@@ -228,15 +262,29 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
             # A figure of a run whose log is here beside that of the claimed one.
             figures = {**totals_of(record.logs, code), **figures}
             same = [figure for figure in figures if abs(figure - value) <= allowed]
-        if same:
+        if same and all(figures[each].startswith(MODEL_ALONE) for each in same):
+            told = f"{value:,} ({claim.where}) is {figures[same[0]]}"
+            total = next((log.total_bytes for log in logs if log.total_bytes is not None), None)
+            if "total" in claim.where.rsplit(".", 1)[-1] and total is not None:
+                wrong.append(f"{told}; the total is {total[0]:,} ({logs[0].where(total[1])})")
+            else:
+                made.append(told)
+        elif same:
             made.append(f"{value:,} ({claim.where}): {figures[same[0]]}")
         else:
             nearest = min(figures, key=lambda figure: abs(figure - value))
-            wrong.append(f"{value:,} ({claim.where}), but {nearest:,}: {figures[nearest]}")
+            told = f"{value:,} ({claim.where}), but {nearest:,}: {figures[nearest]}"
+            totals = [log.total_bytes[0] for log in logs if log.total_bytes is not None]
+            if any(record.claims.discloses(value, total) for total in totals):
+                disclosed.append(f"{told}; README.md names both")
+                continue
+            (wrong if sure or made else unsure).append(told)
+    if disclosed and not wrong:
+        return Verdict(name, UNCHECKED, "; ".join(disclosed))
+    wrong += models_of_no_log(record)
+    if unsure and not wrong:
+        return Verdict(name, UNCHECKED, f"{'; '.join(unsure)}; not all runs have logs")
     if wrong:
-        count = record.claims.seed_count()
-        if count is not None and count[0] > len(record.runs) and not made:
-            return Verdict(name, UNCHECKED, f"{'; '.join(wrong)}; not all seeds have logs")
         if record.absent_logs:
             told = f"{', '.join(record.absent_logs)}, which README.md names, is not here"
             return Verdict(name, UNCHECKED, f"{'; '.join(wrong)}; {told}")
@@ -246,18 +294,49 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
     return Verdict(name, HOLDS, made[0])
 
 
-def claimed_totals(record: FieldRecord) -> list[tuple[Claim, list[FieldLog]]]:
-    """The bytes that submission.json states of the record and of each seed, with their logs."""
+def models_of_no_log(record: FieldRecord) -> list[str]:
+    """What submission.json states as the bytes of the packed model, if it is in no log."""
+    count = record.claims.seed_count()
+    if record.absent_logs or (count is not None and count[0] > len(record.runs)):
+        return []
+    packed = {}
+    for log in record.logs:
+        for stated in [*log.facts.get("packed bytes", []), *log.facts.get("unpacked bytes", [])]:
+            packed[whole(stated.values["bytes"])] = log.where(stated.line)
+    last = [log.count("packed bytes", "bytes") for log in record.logs]
+    sizes = [each[0] for each in last if each is not None]
+    if sizes:
+        packed.setdefault(round(statistics.mean(sizes)), "the mean of the logs")
+    packed.update((path.stat().st_size, path.name) for path in record.artifacts)
+    wrong = []
+    for key, value in record.claims.stated.items():
+        if not sizes or not MODELS.fullmatch(key) or not isinstance(value, int):
+            continue
+        if value >= 1000 and value not in packed:
+            nearest = min(packed, key=lambda size: abs(size - value))
+            where = f"{SUBMISSION} {key}"
+            wrong.append(f"{value:,} ({where}), but {nearest:,} ({packed[nearest]})")
+    return wrong
+
+
+def claimed_totals(record: FieldRecord) -> list[tuple[Claim, list[FieldLog], bool]]:
+    """The bytes that submission.json states of the record and of each seed, with their logs.
+
+    The last one of a tuple tells whether these are the logs of the claimed runs, and all of them.
+    """
     found = []
     runs = record.runs
+    count = record.claims.seed_count()
+    all_here = count is None or count[0] <= len(runs)
     claim = record.claims.first(TOTALS)
     if claim is not None and claim.value >= 1000 and claim.decimals == 0:
-        found.append((claim, [run.log for run in runs]))
+        found.append((claim, [log for run in runs for log in record.logs_with(run)], all_here))
     for run in runs:
         claims = record.claims.seeds.get(run.seed)
         claim = None if claims is None else claims.first(TOTALS)
         if claim is not None and claim.value >= 1000 and claim.decimals == 0:
-            found.append((claim, [run.log]))
+            own = run.scored is not None or claims.score is None
+            found.append((claim, record.logs_with(run), own))
     return found
 
 
@@ -288,7 +367,7 @@ def totals_of(logs: list[FieldLog], code: Code) -> dict[int, str]:
         for stated in log.facts.get("packed bytes", []):
             value = int(stated.values["bytes"].replace(",", ""))
             where = log.where(stated.line)
-            found.setdefault(value, f"the model alone, without code ({where})")
+            found.setdefault(value, f"{MODEL_ALONE}, without code ({where})")
             found.setdefault(value + code.size, f"model ({where}) and {code.name}")
             for count, line in log.code_bytes.values():
                 found.setdefault(value + count, f"model ({where}) and code ({log.where(line)})")
@@ -338,9 +417,10 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
     name = "cap"
     sums = []
     for run in record.claimed_runs:
-        total = claimed_total(record, run.log)
-        if total is not None:
-            sums.append((*total, run.log))
+        for log in record.logs_with(run):
+            total = claimed_total(record, log)
+            if total is not None:
+                sums.append((*total, log))
     if not sums:
         return claimed_cap(name, record)
     total, line, log = max(sums, key=lambda each: each[0])
@@ -351,7 +431,9 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
         if shipped is not None and shipped > CAP:
             text += f"; model and {code.name} as shipped are {shipped:,}"
             counts_packed = "compressed" in log.code_bytes or packs_itself(code.text)
-            return Verdict(name, HOLDS if counts_packed else FAILS, text)
+            if counts_packed:
+                text += ", which counts its code compressed: as shipped it would be over"
+            return Verdict(name, UNCHECKED if counts_packed else FAILS, text)
         return claimed_cap(name, record) if over_in_claims(record) else Verdict(name, HOLDS, text)
     if model is not None and code.path is not None and model[0] + code.size <= CAP:
         count = counted_code(log)
@@ -360,12 +442,17 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
             return Verdict(name, HOLDS, told)
         if unpacks(code.text):
             return Verdict(name, UNCHECKED, f"{told}, which unpacks what is not in it")
+    claim = record.claims.first(TOTALS)
+    value = 0 if claim is None else int(claim.value)
+    if 0 < value <= CAP and record.claims.discloses(value, total):
+        told = f"{text}; {value:,} ({claim.where}) is claimed, and README.md names both"
+        return Verdict(name, UNCHECKED, told)
     return Verdict(name, FAILS, text)
 
 
 def claimed_total(record: FieldRecord, log: FieldLog) -> tuple[int, int] | None:
     """The total of a log that submission.json states, of several packings, else the last one."""
-    stated = {int(claim.value) for claim, _ in claimed_totals(record)}
+    stated = {int(claim.value) for claim, _, _ in claimed_totals(record)}
     for each in reversed(log.facts.get("total", [])):
         value = int(each.values["bytes"].replace(",", ""))
         if value in stated:
@@ -425,14 +512,19 @@ def track_of(record: FieldRecord, code: Code) -> Verdict:
                 place = run.log.where(stated.line)
                 return Verdict(name, HOLDS, f"B: adapts while it scores ({place})")
         for stated in run.log.facts.get("switched on", []):
-            if stated.values["name"] in ("ttt_enabled", "slot_enabled", "ngram_enabled"):
+            if SWITCHES.fullmatch(stated.values["name"]):
                 place = f"{stated.values['name']}, {run.log.where(stated.line)}"
                 return Verdict(name, HOLDS, f"B: adapts while it scores ({place})")
     if record.claims.flag("score_first_ttt"):
         return Verdict(name, HOLDS, "B: score_first_ttt (submission.json compliance)")
     if not record.runs:
         return Verdict(name, UNSTATED, "there is no log to tell A from B")
-    return Verdict(name, HOLDS, "A: nothing in the logs adapts while it scores")
+    text = "A: nothing in the logs adapts while it scores"
+    for run in record.runs:
+        for stated in run.log.facts.get("adapted", [])[:1]:
+            text += f"; what adapts before packing ({run.log.where(stated.line)}), and on which "
+            return Verdict(name, HOLDS, f"{text}tokens, is in the script")
+    return Verdict(name, HOLDS, text)
 
 
 def adapts(label: str) -> bool:

@@ -119,6 +119,11 @@ SHAPES = (
         "train_loader",
     ),
     shape("training shards", r"\s*train_shards[:=] ?(?P<shards>\d+)", "train_shards"),
+    shape(
+        "training data",
+        r"WARNING: train_loader:subset dataset:(?P<name>\S+) train_shards:(?P<shards>\d+)/\d+.*",
+        "train_loader:subset",
+    ),
     shape("data folder", r"\s*(?:datasets_dir|data_path)[:=] ?(?P<path>\S+)", "data"),
     shape("batch tokens", r"(?:.*\s)?train_batch_tokens[:=] ?(?P<count>\d+)\b.*", "train_batch"),
     shape(
@@ -160,8 +165,8 @@ SHAPES = (
     ),
     shape(
         "packed bytes",
-        r"(?:Serialized|Compressed|Quantized) model (?!fp32|raw)(?P<codec>[\w+.-]+): "
-        r"(?P<bytes>[\d,]{5,})(?![\d.]).*",
+        r"(?:Serialized|Compressed|Quantized) model (?!fp32|raw)"
+        r"(?P<codec>[\w+.=-]+(?: [\w+.=-]+)?): (?P<bytes>[\d,]{5,})(?![\d.]).*",
         " model ",
     ),
     shape("packed bytes", r"Compressed model: (?P<bytes>[\d,]+) bytes.*", "Compressed model"),
@@ -170,11 +175,24 @@ SHAPES = (
         r"serialized_model_(?P<codec>\w+):(?P<bytes>[\d,]+) bytes.*",
         "serialized_model_",
     ),
+    shape(
+        "packed bytes",
+        r"Quantized\+compressed(?: \((?P<codec>[\w+.-]+)\))?: (?P<bytes>[\d,]+) bytes.*",
+        "Quantized+compressed",
+    ),
+    shape("unpacked bytes", r"Raw model: (?P<bytes>[\d,]+) bytes.*", "Raw model:"),
+    shape("counted code", r"Raw model: .*\bCode: (?P<bytes>[\d,]+) bytes.*", "Raw model:"),
     shape("unpacked bytes", r"Serialized model: (?P<bytes>[\d,]+) bytes.*", "Serialized model:"),
     shape(
         "counted code",
         r"Code size(?: \((?P<kind>[\w ]+)\)| (?P<mark>\w+))?: (?P<bytes>[\d,]+)(?: bytes.*)?",
         "Code size",
+    ),
+    shape("counted code", r"code_size:(?P<bytes>[\d,]+) bytes.*", "code_size:"),
+    shape(
+        "total",
+        r"total_submission_size_(?P<codec>\w+):(?P<bytes>[\d,]+) bytes.*",
+        "total_submission_size_",
     ),
     shape(
         "total",
@@ -183,14 +201,14 @@ SHAPES = (
     ),
     shape(
         "total without codec",
-        r"Total submission size: (?P<bytes>[\d,]{5,})(?![\d.]).*",
-        "Total submission size:",
+        r"Total submission(?: size)?: (?P<bytes>[\d,]{5,})(?![\d.]).*",
+        "Total submission",
     ),
     shape(
         "scored",
         r"(?!step\b)(?P<label>[A-Za-z][\w()+./ :-]*?)(?P<exact>_exact)?(?: \w+:\S+)* "
         r"val_loss: ?(?P<val_loss>NUMBER),? val_bpb: ?(?P<val_bpb>NUMBER)"
-        r"(?:.*?\beval_time: ?(?P<milliseconds>\d+)ms)?.*",
+        r"(?:.*?\b(?:eval_)?time: ?(?P<milliseconds>\d+)ms)?.*",
         "val_bpb:",
     ),
     shape(
@@ -205,7 +223,12 @@ SHAPES = (
         r"(?P<val_bpb>\d\.\d{4,})\b(?!.*loss).*",
         "bpb",
     ),
-    shape("evaluation", r"total_eval_time: ?(?P<seconds>[\d.]+)s", "total_eval_time"),
+    shape(
+        "score alone",
+        r"(?!.*loss)(?P<label>[A-Za-z]\w*)(?: \w+:[^\s:]+)+ val_bpb:(?P<val_bpb>\d\.\d{4,})\b.*",
+        " val_bpb:",
+    ),
+    shape("evaluation", r"(?:\w+:)?total_(?:eval|pass)_time: ?(?P<seconds>[\d.]+)s", "total_"),
     shape("adapted", r"\s*(?P<how>ttt\w*|tttg|ttpp?|TTT)\b[:= ].*", "tt"),
     shape("adapted", r"\s*(?P<how>TTT\w*|ngram_\w+|ppm_mix|slot\w*)\b[:= ].*"),
 )

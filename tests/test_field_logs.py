@@ -70,6 +70,13 @@ def test_a_line_of_python_in_a_run_makes_no_source(read):
     assert log.source == "" and log.seed == 42
 
 
+def test_what_is_left_of_an_older_log_behind_a_run_is_source_and_a_run(read):
+    helpers = "".join(f"def helper_{number}():\n    pass\n" for number in range(25))
+    log = read(f"{RUN})\n{helpers}{SOURCE}{RULE}\nRunning Python\n{RULE}\n{RUN}")
+    assert "def main" in log.source and "world_size" not in log.source
+    assert (log.seed, log.steps[0], log.code_bytes) == (42, 20, {})
+
+
 def test_where_a_source_without_a_line_behind_it_ends():
     lines = [*SOURCE.splitlines(), "step:1/2 train_loss:1.0 train_time:1ms step_avg:1.00ms"]
     source, numbers = find_source(lines)
@@ -145,6 +152,30 @@ def test_a_log_in_two_bytes_a_character_is_read(tmp_path):
     path = tmp_path / "train.log"
     path.write_bytes(RUN.encode("utf-16"))
     assert FieldLog(path, "train.log").steps[0] == 20
+
+
+def test_a_score_under_another_name_is_one_score(read):
+    log = read(
+        "legal_ttt_exact val_loss:0.71526352 val_bpb:1.03190713 eval_time:0ms\n"
+        "final_int6_sliding_window_exact val_loss:0.71526352 val_bpb:1.03190713 eval_time:0ms\n"
+        "ppm_native:total_pass_time:189.8s\n"
+    )
+    assert [(each.label, each.seconds) for each in log.finals] == [("legal_ttt", None)]
+    assert log.last("evaluation").values["seconds"] == "189.8"
+
+
+def test_the_time_of_a_pass_may_be_called_time(read):
+    [scored] = read("final_sliding_window val_loss:1.9846 val_bpb:1.1754 time:75294ms\n").scores
+    assert scored.seconds == 75.294
+
+
+def test_a_clock_that_goes_back_while_steps_go_on_is_seen(read):
+    line = "step:{}/9 train_loss:2.0 train_time:{}ms step_avg:1.00ms\n"
+    read_lines = lambda *pairs: read("".join(line.format(*pair) for pair in pairs))  # noqa: E731
+    before, after = read_lines((1, 10), (2, 20), (2, 7), (3, 9)).clock_goes_back
+    assert (before.line, after.line) == (2, 3)
+    # Another run of its own begins at the first step again.
+    assert read_lines((1, 10), (2, 20), (1, 7), (2, 14)).clock_goes_back is None
 
 
 def test_a_validation_in_training_is_before_packing(read):

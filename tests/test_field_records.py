@@ -424,3 +424,130 @@ def test_a_readme_with_another_score_is_found(folder):
     assert folder.failures() == ["README"]
     folder.readme("# Mine\n\nval_bpb of the baseline: 1.2244\n")
     assert folder.failures() == []
+
+
+# ---- What folders of the field leave out, or explain
+def test_a_comma_too_many_hides_no_claim(folder):
+    text = json.dumps({**folder.stated, "val_bpb": 1.1376})
+    (folder.path / "submission.json").write_text(text.removesuffix("}") + ",\n}")
+    verdicts = {verdict.check: verdict.state for verdict in folder.review().verdicts}
+    assert (verdicts["submission.json"], verdicts["score"]) == (UNCHECKED, FAILS)
+
+
+def test_who_tells_of_the_mean_over_seeds_claims_the_time_of_each(folder):
+    blurb = "It improves much. Mean sliding val_bpb=1.1374 across 3 seeds."
+    folder.state(seeds=None, seed_results=None, val_bpb=1.13739566, blurb=blurb)
+    folder.change_logs("train_time:600012ms", "train_time:603198ms", 1337)
+    found = folder.verdict("training time")
+    assert found.state == FAILS and "603.198 s (train_seed1337.log" in found.text
+
+
+def test_steps_time_and_model_of_the_run_are_compared(folder):
+    folder.state(step_stop=7012, wallclock_seconds=600.012, bytes_model_int6_zstd=15650000)
+    assert folder.failures() == []
+    folder.state(step_stop=4108, wallclock_seconds=580.012, bytes_model_int6_zstd=14518775)
+    assert folder.failures() == ["steps", "training time", "bytes"]
+    # A rounded figure, and the clock of all the program, may mean something else.
+    folder.state(step_stop=7000, wallclock_seconds=895.187, bytes_model_int6_zstd=None)
+    assert folder.failures() == []
+
+
+def test_the_model_alone_is_no_total(folder):
+    folder.change_logs("15650000", "15650123")
+    folder.change_logs("15650789", "15650912")
+    folder.state(bytes_total=15650912, seed_results=None)
+    assert folder.verdict("bytes").state == HOLDS
+    folder.state(bytes_total=15650123)
+    found = folder.verdict("bytes")
+    assert found.state == FAILS and "is the model alone" in found.text
+    folder.state(bytes_total=None, artifact_bytes=15650123)
+    assert folder.verdict("bytes").state == HOLDS
+
+
+def test_a_script_that_cannot_train_is_not_accused(folder):
+    (folder.path / "train_gpt.py").unlink()
+    (folder.path / "probe.py").write_text("import os\n")
+    assert folder.failures() == []
+    assert folder.verdict("code size").state == folder.verdict("source").state == UNCHECKED
+
+
+def test_of_variants_with_one_seed_the_claimed_one_is_the_run(folder):
+    """Its score is that before packing: that is what is wrong, and not the others' code."""
+    folder.change_logs("seed:2024", "seed:42", 2024)
+    folder.change_logs("seed:1337", "seed:42", 1337)
+    folder.change_logs("Code size: 789", "Code size: 991", 1337)
+    for number, seed in enumerate((1337, 42, 2024)):
+        folder.log(seed).rename(folder.path / f"variant_{number}.log")
+    folder.state(seeds=None, seed_results=None, val_bpb=1.1485, val_loss=1.9390)
+    folder.readme("# Mine\n")
+    assert folder.failures() == ["score"]
+    assert "before packing" in folder.verdict("score").text
+
+
+def test_a_score_in_a_table_of_results_is_in_no_log_and_not_wrong(folder):
+    folder.state(val_bpb=1.12345678, val_loss=None, seeds=None, seed_results=None)
+    folder.readme("# Mine\n")
+    assert folder.failures() == ["score"]
+    (folder.path / "eval.csv").write_text("name,val_bpb\nmine,1.12345678\n")
+    found = folder.verdict("score")
+    assert found.state == UNCHECKED and "eval.csv" in found.text
+
+
+def test_counts_that_the_readme_explains_are_not_wrong(folder):
+    folder.state(bytes_total=15_555_555, seed_results=None)
+    folder.change_logs("15650789", "16050789")
+    folder.change_logs("15650000", "16050000")
+    assert folder.failures() == ["bytes", "cap"]
+    folder.readme("# Mine\n\nPacked again: 15,555,555 bytes; the logs have 16050789\n")
+    assert folder.verdict("bytes").state == folder.verdict("cap").state == UNCHECKED
+
+
+def test_code_that_is_counted_compressed_is_not_proven_over_the_cap(folder):
+    script = folder.path / "train_gpt.py"
+    script.write_text(script.read_text() + "# filler\n" * 50_000)
+    for log in folder.path.glob("*.log"):
+        lines = log.read_text().replace("Code size: 789", "Code size (compressed): 789")
+        log.write_text(lines[lines.index("seed:") :])
+    found = folder.verdict("cap")
+    assert found.state == UNCHECKED and "compressed" in found.text
+
+
+def test_scripts_of_seeds_may_differ_in_what_is_written_into_them(folder):
+    folder.change_logs('"SEED", 1337', '"SEED", 2024', 2024)
+    found = folder.verdict("source")
+    assert found.state == UNCHECKED and "lines" in found.text
+    folder.change_logs('"SEED", 1337', '"SEED", 2024', 42, 1337)
+    assert folder.verdict("source").state == FAILS
+
+
+def test_blank_lines_are_white_space(folder):
+    script = folder.path / "train_gpt.py"
+    script.write_text(script.read_text().replace("import os\n", "import os\n\n\n"))
+    assert folder.failures() == []
+    assert "white space alone" in folder.verdict("source").text
+
+
+def test_training_and_evaluation_may_have_logs_of_their_own(folder):
+    for seed in (42, 1337, 2024):
+        lines = folder.log(seed).read_text().splitlines(keepends=True)
+        scored = [line for line in lines if line.startswith(("seed:", "final_"))]
+        (folder.path / f"eval_seed{seed}.log").write_text("".join(scored))
+        folder.log(seed).write_text("".join(line for line in lines if line[:6] != "final_"))
+    states = {verdict.check: verdict.state for verdict in folder.review().verdicts}
+    assert FAILS not in states.values()
+    for check in ("score", "training time", "bytes", "cap"):
+        assert states[check] == HOLDS, check
+
+
+def test_one_run_that_is_claimed_is_one_whatever_means_are_told(folder):
+    folder.state(seeds=[42], seed_results=None, val_bpb=1.13739566, val_loss=1.9205)
+    folder.readme("# Mine\n\nSeed 42: 1.13739566. The mean of 3 seeds was 1.13742\n")
+    for seed in (1337, 2024):
+        folder.log(seed).unlink()
+    assert folder.failures() == []
+
+
+@pytest.mark.parametrize("name", ["ppm_native_enabled", "ngram_tilt_enabled", "ttt_enabled"])
+def test_what_adapts_is_of_track_b(name, folder):
+    folder.add_to_logs(f"  {name}: True")
+    assert folder.review().track == "B"

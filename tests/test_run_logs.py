@@ -121,6 +121,11 @@ FIELD_LINES = [
     ),
     ("training shards", "train_shards: 80", dict(shards="80")),
     (
+        "training data",
+        "WARNING: train_loader:subset dataset:fineweb10B_sp1024 train_shards:10/195 new epochs",
+        dict(name="fineweb10B_sp1024", shards="10"),
+    ),
+    (
         "data folder",
         "  datasets_dir: ./data/fineweb10B_sp8192",
         dict(path="./data/fineweb10B_sp8192"),
@@ -183,11 +188,28 @@ FIELD_LINES = [
         "serialized_model_int8_zlib:7990030 bytes (payload:17189152 raw_pickle:17198601)",
         dict(codec="int8_zlib", bytes="7990030"),
     ),
+    (
+        "packed bytes",
+        "Quantized+compressed (zstd): 13928995 bytes",
+        dict(codec="zstd", bytes="13928995"),
+    ),
+    ("unpacked bytes", "Raw model: 77941028 bytes, Code: 50629 bytes", dict(bytes="77941028")),
+    ("counted code", "Raw model: 77941028 bytes, Code: 50629 bytes", dict(bytes="50629")),
     ("unpacked bytes", "Serialized model: 67224983 bytes", dict(bytes="67224983")),
     (
         "counted code",
         "Code size (compressed): 37155 bytes",
         dict(kind="compressed", bytes="37155"),
+    ),
+    (
+        "counted code",
+        "code_size:56228 bytes total_submission_size:52625931 bytes",
+        dict(bytes="56228"),
+    ),
+    (
+        "total",
+        "total_submission_size_int8_zlib:14236084 bytes",
+        dict(codec="int8_zlib", bytes="14236084"),
     ),
     (
         "total",
@@ -215,6 +237,11 @@ FIELD_LINES = [
         dict(label="ttt_sliding", val_loss="2.784788", val_bpb="1.078078", seconds="344.8"),
     ),
     ("score alone", "val_bpb = 1.09700744", dict(label="val_", val_bpb="1.09700744")),
+    (
+        "score alone",
+        "final_int8_zlib_roundtrip_ppm_best boost_k:15.00 hits:631838 val_bpb:1.14132993 delta:0",
+        dict(label="final_int8_zlib_roundtrip_ppm_best", val_bpb="1.14132993"),
+    ),
     ("evaluation", "total_eval_time:540.1s", dict(seconds="540.1")),
     ("adapted", "ttt_sliding:start chunks=1238 ttt_lr=0.005", dict(how="ttt_sliding")),
     ("adapted", "ngram_cache: hits=7612859/7754688 (98.2%)", dict(how="ngram_cache")),
