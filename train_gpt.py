@@ -438,10 +438,10 @@ OF_MARCH_2026 = dict(
 # what their run commands named, also where that is the default today.
 PRESETS: dict[str, dict] = {
     "record": {},
-    # For two CPU cores in 150 seconds. A small model that takes many steps learns most: four blocks,
-    # a thousand steps, where eleven blocks of width 192 take 270. Momentum must forget within 10
-    # steps, an average of weights loses more than it brings, and three Newton-Schulz iterations do
-    # as well as five.
+    # For two CPU cores in 150 seconds. A small model that takes many steps learns most: four blocks
+    # of width 128 take 840 on slow cores, eleven of width 192 take 270. Momentum must forget within
+    # 10 steps, an average of weights loses more than it brings, and three Newton-Schulz iterations
+    # do as well as five.
     "pocket": dict(
         num_layers=4,
         model_dim=128,
