@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -154,17 +155,26 @@ def report(content: Report, rows: dict[str, list[Row]]) -> str:
 def draw(
     experiments: list[Experiment], techniques: list[Technique], rows: dict[str, list[Row]]
 ) -> bytes:
-    """The effects and their intervals as PNG, a colour for each experiment."""
+    """The effects of what is kept and their intervals as PNG, a mark for each experiment.
+
+    What has no effect in any experiment is left out.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    techniques = [
+        each
+        for each in techniques
+        if each.kept != "no" and any(effect_of(each, of_one) for of_one in rows.values())
+    ]
     height = HEIGHT_AROUND + HEIGHT_OF_A_TECHNIQUE * len(techniques)
     figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained")
     axes.axvline(0, color="black", linewidth=1)
     shown = [0.0]
-    for number, (experiment, colour) in enumerate(zip(experiments, COLOURS, strict=False)):
+    marks = itertools.product("os^", COLOURS)
+    for number, (experiment, (mark, colour)) in enumerate(zip(experiments, marks, strict=False)):
         # Each experiment has a line of its own within a technique's.
         shift = 0.6 * (number / max(1, len(experiments) - 1) - 0.5)
         places = []
@@ -177,7 +187,7 @@ def draw(
             values.append(effect.difference)
             if effect.low is not None:
                 axes.plot([effect.low, effect.high], [place + shift] * 2, color=colour, alpha=0.5)
-        axes.plot(values, places, "o", color=colour, label=experiment.title, markersize=6)
+        axes.plot(values, places, mark, color=colour, label=experiment.title, markersize=6)
         shown += values
     axes.set_yticks(range(len(techniques)), [technique.name for technique in techniques])
     axes.set_ylim(len(techniques) - 0.5, -0.5)
