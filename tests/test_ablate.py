@@ -21,7 +21,7 @@ from standin import Done, call, write_standin
 from tiny_runs import TINY
 
 # Of the fixture `first`.
-BASE = "ITERATIONS=400 VAL_LOSS_EVERY=9"
+BASE = "NUM_LAYERS=11 PARALLEL_START_LAYER=0 ITERATIONS=400 VAL_LOSS_EVERY=9"
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,14 @@ def test_a_run_that_fails_is_a_row_that_says_so(first):
 
 def test_a_run_that_is_killed_is_said_to_be(standin, tmp_path):
     done = call(
-        tmp_path, "--script", standin, "--base", "ITERATIONS=4", "--seeds", "1", "NUM_LAYERS=14"
+        tmp_path,
+        "--script",
+        standin,
+        "--base",
+        "ITERATIONS=4 PARALLEL_START_LAYER=0",
+        "--seeds",
+        "1",
+        "NUM_LAYERS=14",
     )
     assert done.status == 1
     assert done.report()["runs"][1]["error"] == "ended by SIGKILL: at work"
@@ -208,15 +215,16 @@ def test_the_report_names_what_it_was_made_with(first, standin):
     text = (first.ablation / "ablation.md").read_text()
     sha256 = hashlib.sha256(standin.read_bytes()).hexdigest()
     assert report["script_sha256"] == sha256
-    assert report["base"] == dict(ITERATIONS="400", VAL_LOSS_EVERY="9", MAX_WALLCLOCK_SECONDS="0.0")
+    base = dict(pair.split("=") for pair in BASE.split())
+    assert report["base"] == dict(base, MAX_WALLCLOCK_SECONDS="0.0")
     for part in (
         sha256,
-        "ITERATIONS=400 VAL_LOSS_EVERY=9",
+        BASE,
         "device:cpu",
         "torch 2.0",
         "1,000 targets, 2,000 bytes",
         "3 changes are compared",
-        "--base 'ITERATIONS=400 VAL_LOSS_EVERY=9' NUM_LAYERS=10,13",
+        f"--base '{BASE}' NUM_LAYERS=10,13",
     ):
         assert part in text, part
 
@@ -409,7 +417,7 @@ def test_an_ablation_is_published_without_private_names(standin, tmp_path, monke
         "--script",
         standin,
         "--base",
-        "ITERATIONS=4",
+        "ITERATIONS=4 PARALLEL_START_LAYER=0",
         "--seeds",
         "1",
         "--name",

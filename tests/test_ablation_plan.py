@@ -59,7 +59,9 @@ def test_a_grid_has_each_setting_in_one_argument():
 
 
 def test_a_grid_that_passes_through_the_base_leaves_that_point_to_the_base(standin, tmp_path):
-    ablation = Ablation(standin, "ITERATIONS=8 MEMORY_TOKENS=4", "tokens", tmp_path / "new")
+    ablation = Ablation(
+        standin, "ITERATIONS=8 MEMORY_TOKENS=4 DOCUMENT_ATTENTION=0", "tokens", tmp_path / "new"
+    )
     found = ablation.configurations(["MEMORY_TOKENS=0,4", "SWA_ENABLED=0,1"], grid=True)
     assert [len(configuration.changes) for configuration in found] == [0, 2, 2, 2]
 

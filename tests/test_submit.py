@@ -205,7 +205,7 @@ def test_the_readme_says_what_ran_and_what_it_is_not(made, finished):
         "- **CPU run, not the challenge's hardware (8×H100).**",
         "- **Track pocket is none of the challenge's.**",
         "| MUON_WD | 0.05 | 0.04 |",
-        "| MODEL_DIM | 32 | 192 |",
+        "| MODEL_DIM | 32 | 128 |",
         "| three_seeds | **no** |",
         f"**val_bpb {results[SLIDING]['val_bpb']:.4f}** (one seed)",
         "does NOT beat it",
