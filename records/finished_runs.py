@@ -51,6 +51,15 @@ TECHNIQUES = (
     ("smear_enabled", "SmearGate", "#162, shut at BOS since #1851"),
     ("bigram_vocab_size", "BigramHash with {} rows", "#162"),
     ("rope_dims", "{} rotary dimensions a head", "#315"),
+    ("key_offset_enabled", "partial key offset", "modded-nanogpt #169"),
+    ("xsa_last_n", "XSA", "#265"),
+    ("sparse_attn_gate_enabled", "sparse attention gate", "#1787"),
+    ("document_attention", "attention within documents", "#1530"),
+    ("negative_slope", "leaky squared ReLU", "#549"),
+    ("skip_gates_enabled", "skip gates", "#1218"),
+    ("num_loops", "{} loops", "#1394"),
+    ("parallel_start_layer", "two lanes from block {} on", "#1530"),
+    ("muon_row_normalize", "equal rows for Muon", "#1260"),
     ("mtp_num_heads", "{} MTP heads in training", "#352"),
 )
 # What was exported, what to call it, and where it comes from.

@@ -39,6 +39,7 @@ from commands import BadInput, Parser, command, packages_from, say
 with packages_from("requirements.txt"):
     from audit_command import run as run_audit
     from audit_text import read_validation
+    from audit_verdicts import DEFAULT_MINUTES
     from challenge import CHALLENGE, foreign_to_challenge
     from field_record import is_own
     from finished_runs import FinishedRun, read_run, refuse_mixtures
@@ -56,8 +57,6 @@ with packages_from("requirements.txt"):
     from record_text import claim_text, readme_of, requirements_of, submission_of
     from run_logs import LABELS, Log
     from tokenizer import open_tokenizer
-
-MINUTES = 3.0
 
 
 # ---- Data
@@ -276,7 +275,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--minutes",
         type=float,
-        default=MINUTES,
+        default=DEFAULT_MINUTES,
         help="for the auditor, on two cores, for each artifact [%(default)s]",
     )
     parser.add_argument("--data", type=Path, help="the shards, if they are not where the log says")

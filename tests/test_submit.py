@@ -211,6 +211,8 @@ def test_the_readme_says_what_ran_and_what_it_is_not(made, finished):
         "does NOT beat it",
         "- `train_seed1337.log`",
         "backout (#339)",
+        "partial key offset (modded-nanogpt #169)",
+        "skip gates (#1218)",
     ):
         assert words in text, words
     command = re.search(r"^PRESET=pocket SEED=1337 .* python train_gpt\.py$", text, re.M)[0]
