@@ -17,7 +17,6 @@ from field_claims import (
     LOSSES,
     SEED_STEPS,
     STEPS,
-    SUBMISSION,
     WALLCLOCKS,
     Claim,
     agree,
@@ -468,7 +467,7 @@ def claim_at_top(record: FieldRecord, names: tuple[str, ...]) -> Claim | None:
     if record.absent_logs or (count is not None and count[0] > len(record.runs)):
         return None
     stated = record.claims.stated
-    claims = [claim_of(stated.get(each), f"{SUBMISSION} {each}") for each in names]
+    claims = [claim_of(stated.get(each), f"{record.claims.name} {each}") for each in names]
     return next((claim for claim in claims if claim is not None), None)
 
 

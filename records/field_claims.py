@@ -12,6 +12,9 @@ from typing import NamedTuple
 from commands import described
 
 SUBMISSION = "submission.json"
+# Of these fields a submission under another file name has two.
+DESCRIBING = {"author", "github_id", "name", "date", "track", "blurb"}
+LARGEST_SUBMISSION = 1 << 20
 # The names under which the score stands, the first that is there counts.
 SCORES = (
     "val_bpb",
@@ -157,6 +160,9 @@ class Claims:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.file = submission_of(folder)
+        # As verdicts name it.
+        self.name = SUBMISSION if self.file is None else self.file.name
         self.problem: str | None = None
         self.stated = self._read()
         readme = next((path for path in folder.glob("*") if path.name.lower() == "readme.md"), None)
@@ -166,11 +172,10 @@ class Claims:
             self.readme_lines = text.splitlines()
 
     def _read(self) -> dict:
-        path = self.folder / SUBMISSION
-        if not path.is_file():
+        if self.file is None:
             return {}
         try:
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            text = self.file.read_text(encoding="utf-8-sig", errors="replace")
             found = parsed(text)
         except (ValueError, RecursionError) as error:
             self.problem = described(error)
@@ -193,7 +198,7 @@ class Claims:
                 tables.append((f"{key}.", value))
         for name in names:
             for prefix, table in tables:
-                claim = claim_of(table.get(name), f"{SUBMISSION} {prefix}{name}")
+                claim = claim_of(table.get(name), f"{self.name} {prefix}{name}")
                 if claim is not None:
                     return claim
         return None
@@ -201,7 +206,7 @@ class Claims:
     @functools.cached_property
     def seeds(self) -> dict[int, SeedClaims]:
         """The seeds of which submission.json has figures."""
-        return seeds_in(self.stated, SUBMISSION, 0) or seeds_in_lists(self.stated)
+        return seeds_in(self.stated, self.name, 0) or seeds_in_lists(self.stated, self.name)
 
     @functools.cached_property
     def named_seeds(self) -> list[int]:
@@ -230,7 +235,7 @@ class Claims:
         found = []
         for name in ("name", "blurb", "description", "summary", "technique_summary"):
             if isinstance(self.stated.get(name), str):
-                found.append((self.stated[name], f"{SUBMISSION} {name}"))
+                found.append((self.stated[name], f"{self.name} {name}"))
         for number, line in enumerate(self.readme_lines, 1):
             found.append((line, f"README.md:{number}"))
         return found
@@ -239,7 +244,7 @@ class Claims:
         """Those texts, with the ones of submission.json, which are long, sentence by sentence."""
         found = []
         for text, where in self.texts():
-            parts = re.split(r"(?<=[.;]) ", text) if where.startswith(SUBMISSION) else [text]
+            parts = re.split(r"(?<=[.;]) ", text) if where.startswith(self.name) else [text]
             found += [(part, where) for part in parts]
         return found
 
@@ -312,7 +317,7 @@ class Claims:
             # Means of more are told of beside the one run that is claimed.
             return None
         if len(self.named_seeds) > 1:
-            found.append((len(self.named_seeds), f"{SUBMISSION} seeds"))
+            found.append((len(self.named_seeds), f"{self.name} seeds"))
         for text, where in self.sentences():
             if OTHER_LINE.search(text):
                 continue
@@ -333,7 +338,7 @@ class Claims:
             key = name.rsplit(".", 1)[-1].lower()
             if isinstance(value, str) and re.search(r"hardware|gpu|platform|machine|device", key):
                 for match in GPU_COUNT.finditer(value):
-                    found.append((int(match[1]), match[2].upper(), f"{SUBMISSION} {name}"))
+                    found.append((int(match[1]), match[2].upper(), f"{self.name} {name}"))
         return found
 
     def readme_gpus(self) -> list[tuple[int, str, str]]:
@@ -348,7 +353,7 @@ class Claims:
         """Numbers of parameters that the folder states to the digit, of no other run."""
         found = []
         for name in PARAMETERS:
-            claim = claim_of(self.stated.get(name), f"{SUBMISSION} {name}")
+            claim = claim_of(self.stated.get(name), f"{self.name} {name}")
             if claim is not None and claim.value >= 1e6:
                 found.append(claim)
         for text, where in self.texts():
@@ -383,6 +388,28 @@ class Claims:
         return ""
 
 
+def submission_of(folder: Path) -> Path | None:
+    """The submission.json of a folder, or the one file in it that has its fields; None if none has.
+
+    A file has them if it states a score, and who made what when.
+    """
+    path = folder / SUBMISSION
+    if path.is_file():
+        return path
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        if not path.is_file() or path.stat().st_size > LARGEST_SUBMISSION:
+            continue
+        try:
+            stated = parsed(path.read_text(encoding="utf-8-sig", errors="replace"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        named = isinstance(stated, dict) and len(DESCRIBING & stated.keys()) >= 2
+        if named and any(stated.get(name) is not None for name in SCORES):
+            found.append(path)
+    return found[0] if len(found) == 1 else None
+
+
 def parsed(text: str) -> object:
     """What a JSON text holds, its decimals as they are written; NaN and the like are None."""
     return json.loads(text, parse_float=Decimal, parse_constant=lambda name: None)
@@ -415,7 +442,7 @@ def seeds_in(table: dict, where: str, depth: int) -> dict[int, SeedClaims]:
     return {}
 
 
-def seeds_in_lists(table: dict) -> dict[int, SeedClaims]:
+def seeds_in_lists(table: dict, where: str) -> dict[int, SeedClaims]:
     """The figures of seeds in lists as long as that of the seeds, such as per_seed_val_bpb."""
     seeds = table.get("seeds")
     if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
@@ -428,7 +455,7 @@ def seeds_in_lists(table: dict) -> dict[int, SeedClaims]:
                 figures[seed][named[1] or named[2]] = value
     if not any(figures.values()):
         return {}
-    place = f"{SUBMISSION} lists by seed"
+    place = f"{where} lists by seed"
     return {seed: SeedClaims(seed, found, f"{place}.{seed}") for seed, found in figures.items()}
 
 

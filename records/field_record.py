@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from field_claims import SUBMISSION, Claims, agree
+from field_claims import Claims, agree
 from field_logs import FieldLog, Scored
 from field_scripts import unpacks
 from record_folder import ARTIFACTS, SCRIPT
@@ -45,7 +45,6 @@ class FieldRecord:
         self.folder = folder
         self.claims = Claims(folder)
         self.files = files_below(folder)
-        self.logs = self._logs()
         self.scripts = [path for path in self.files if path.suffix == ".py"]
 
     def name_of(self, path: Path) -> str:
@@ -55,14 +54,16 @@ class FieldRecord:
     def result_file(self, figure: str) -> str | None:
         """A table of results, which is no log, that has a figure; None if none has."""
         for path in self.files:
-            if path.suffix.lower() not in RESULT_SUFFIXES or path.name == SUBMISSION:
+            if path.suffix.lower() not in RESULT_SUFFIXES or path == self.claims.file:
                 continue
             small = path.stat().st_size <= LARGEST_RESULTS
             if small and figure in path.read_text(encoding="utf-8", errors="replace"):
                 return self.name_of(path)
         return None
 
-    def _logs(self) -> list[FieldLog]:
+    @functools.cached_property
+    def logs(self) -> list[FieldLog]:
+        """All logs, by whatever name and in whatever subfolder."""
         found = []
         for path in self.files:
             if path.suffix.lower() not in LOG_SUFFIXES or NO_LOG.search(path.name):
@@ -77,14 +78,19 @@ class FieldRecord:
     @property
     def is_record(self) -> bool:
         """Whether the folder is a record folder at all."""
-        if (self.folder / SUBMISSION).is_file():
+        if self.claims.file is not None:
             return True
         return bool(self.logs and (self.scripts or self.claims.readme_lines))
 
-    @property
+    @functools.cached_property
     def is_own(self) -> bool:
-        """Whether our script made it: it is there, or the logs say so."""
+        """Whether our script made it: it is there, or the logs, which are then read, say so."""
         return has_own_script(self.folder) or any(log.is_own for log in self.logs)
+
+    @property
+    def can_be_proven(self) -> bool:
+        """Whether it has artifacts that the auditor can audit."""
+        return bool(self.artifacts) and self.is_own
 
     @property
     def artifacts(self) -> list[Path]:
@@ -231,11 +237,6 @@ def has_own_script(folder: Path) -> bool:
     """Whether the script of a folder reads artifacts as ours does."""
     script = folder / SCRIPT
     return script.is_file() and "def read_artifact(" in script.read_text(errors="replace")
-
-
-def is_own(folder: Path) -> bool:
-    """Whether our script made a folder, without reading logs where the script tells."""
-    return has_own_script(folder) or FieldRecord(folder).is_own
 
 
 def score_in(log: FieldLog, claim) -> Scored | None:

@@ -9,7 +9,7 @@ import statistics
 
 from challenge import CAP
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
-from field_claims import CODES, MODELS, SUBMISSION, TOTALS, Claim
+from field_claims import CODES, MODELS, TOTALS, Claim
 from field_logs import FieldLog, whole
 from field_record import FieldRecord
 from field_scripts import NATIVE_SUFFIXES, files_used, packs_itself, places, unpack, unpacks
@@ -314,7 +314,7 @@ def models_of_no_log(record: FieldRecord) -> list[str]:
             continue
         if value >= 1000 and value not in packed:
             nearest = min(packed, key=lambda size: abs(size - value))
-            where = f"{SUBMISSION} {key}"
+            where = f"{record.claims.name} {key}"
             wrong.append(f"{value:,} ({where}), but {nearest:,} ({packed[nearest]})")
     return wrong
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from checks import Verdict
 from conftest import ROOT
+from field_record import FieldRecord
 from review import Review, review
 
 FIELD = ROOT / "tests/field_records"
@@ -56,7 +57,7 @@ class Folder:
 
     def review(self) -> Review:
         """What a reviewer gets of it."""
-        return review(self.path)
+        return review(FieldRecord(self.path))
 
     def verdict(self, check: str) -> Verdict:
         """The verdict of one check."""

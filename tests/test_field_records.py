@@ -9,6 +9,7 @@ import pytest
 import audit
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED
 from field_folder import FIELD, Folder
+from field_record import FieldRecord
 from review import review
 
 EXPECTED = json.loads((FIELD / "expected.json").read_text())
@@ -27,7 +28,7 @@ def folder(tmp_path) -> Folder:
 # ---- The made-up folders
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_what_is_wrong_is_found_and_nothing_else(name):
-    found = review(FIELD / name)
+    found = review(FieldRecord(FIELD / name))
     wanted = {CHECKS.get(check, check) for check in EXPECTED[name]["find"]}
     failures = {verdict.check for verdict in found.failures}
     assert failures - FOLLOWS.get(name, set()) == wanted, found.failures
@@ -60,7 +61,8 @@ def test_every_made_up_folder_is_expected_something_of():
     ],
 )
 def test_both_figures_are_quoted_with_their_places(name, check, figures):
-    [found] = [verdict for verdict in review(FIELD / name).failures if verdict.check == check]
+    failures = review(FieldRecord(FIELD / name)).failures
+    [found] = [verdict for verdict in failures if verdict.check == check]
     for figure in figures:
         assert figure in found.text, found
 
@@ -68,7 +70,7 @@ def test_both_figures_are_quoted_with_their_places(name, check, figures):
 def test_a_difference_in_white_space_is_named_as_that():
     found = {
         verdict.check: verdict
-        for verdict in review(FIELD / "source_differs_by_final_newline").verdicts
+        for verdict in review(FieldRecord(FIELD / "source_differs_by_final_newline")).verdicts
     }
     assert found["source"].state == HOLDS and "white space alone" in found["source"].text
 
@@ -86,6 +88,18 @@ def test_what_is_not_stated_is_not_wrong(folder):
 def test_a_submission_that_cannot_be_read_is_no_failure(text, folder):
     (folder.path / "submission.json").write_text(text)
     assert folder.failures() == []
+
+
+def test_a_submission_may_have_another_file_name(folder):
+    """If one file alone has its fields; a table of results beside it has not."""
+    described = json.dumps({**folder.stated, "val_bpb": 1.1376, "name": "mine"})
+    (folder.path / "submission.json").unlink()
+    (folder.path / "results.json").write_text('{"val_bpb": 9.0, "seed": 42}')
+    (folder.path / "run_v2.json").write_text(described)
+    found = folder.verdict("score")
+    assert found.state == FAILS and "1.1376 (run_v2.json val_bpb)" in found.text
+    (folder.path / "run_v3.json").write_text(described)
+    assert "json" not in folder.verdict("score").text
 
 
 def test_without_logs_nothing_is_accused(folder):
