@@ -1,4 +1,4 @@
-"""What a record folder of the field claims, against its logs: scores, seeds, time, machine, text.
+"""What a record folder of the field claims, against its logs: scores, seeds, steps, machine, text.
 
 Each check returns one verdict. What is missing is missing, and never wrong.
 """
@@ -10,24 +10,22 @@ import re
 import statistics
 
 import fineweb
-from challenge import GPUS, LIMIT
+from challenge import GPUS
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
 from field_claims import (
     DEVIATIONS,
     LOSSES,
     SEED_STEPS,
     STEPS,
-    WALLCLOCKS,
     Claim,
     agree,
     claim_of,
+    rounded_to,
 )
 from field_logs import FieldLog, Scored
 from field_record import FieldRecord, Run, score_alone_in, score_in
 from manifest import CASE_OPERATOR_EXPORT
 
-# Seconds behind the limit at which a run still ends with the step that was begun before it.
-LAST_STEP = 1.0
 # Bits a byte between the mean over seeds and any of them: several standard deviations.
 SPREAD = 0.006
 # Shares by which bytes of text may differ from the known ones, and from which they are others.
@@ -453,8 +451,7 @@ def steps_of_no_log(record: FieldRecord) -> list[str]:
             for stated in log.facts.get(fact, []):
                 known.update((int(stated.values["step"]), int(stated.values["iterations"])))
     value = int(claim.value)
-    # Figures that end in zeros may be rounded to them.
-    rounding = 10 ** (len(str(value)) - len(str(value).rstrip("0")))
+    rounding = rounded_to(value)
     if any(abs(steps - value) <= rounding for steps in known):
         return []
     steps, line = ran[0]
@@ -496,68 +493,6 @@ def compare_rate(log: FieldLog) -> str | None:
         return ""
     # A run that was resumed, or that a mean over the last steps describes, says something else.
     return None if log.facts.get("resumed") else f"{what} ({log.where(stated[-1].line)})"
-
-
-# ---- Time
-def check_training_time(record: FieldRecord) -> Verdict:
-    """Training against the limit of ten minutes, on the track that has it."""
-    name = "training time"
-    logs = [record.training_log(run) for run in record.claimed_runs]
-    timed = [(log, *log.training) for log in logs if log.training is not None]
-    if not timed:
-        return Verdict(name, UNSTATED, "the logs do not state it")
-    log, seconds, line = max(timed, key=lambda each: each[1])
-    text = f"{seconds:.3f} s ({log.where(line)})"
-    steps = log.steps[0] if log.steps else 0
-    allowed = LIMIT + max(LAST_STEP, 2 * seconds / max(steps, 1))
-    if seconds <= allowed:
-        claim = claim_at_top(record, WALLCLOCKS)
-        times = [log.training[0] for log in record.logs if log.training is not None]
-        # To the millisecond it is copied from a log. A longer one may be that of all the program.
-        exact = claim is not None and claim.decimals >= 3
-        if exact and claim.value < min(times) - LAST_STEP:
-            return Verdict(name, FAILS, f"{claim} s ({claim.where}), but {text}")
-        ended = "" if seconds <= LIMIT else ", with the step that the limit found begun"
-        return Verdict(name, HOLDS, f"{text}, of {LIMIT} s{ended}")
-    return over_time(name, record, text, "train_under_600s", log)
-
-
-def over_time(name: str, record: FieldRecord, text: str, flag: str, log: FieldLog) -> Verdict:
-    """A time over the limit: wrong on the track that has one, or where a flag denies it."""
-    if record.claims.flag(flag) is True:
-        return Verdict(name, FAILS, f"{text}, but {flag} is true (submission.json compliance)")
-    if record.claims.track == "10min":
-        return Verdict(name, FAILS, f"{text}, over the {LIMIT} s of track 10min_16mb")
-    if record.claims.track == "non-record":
-        return Verdict(name, HOLDS, f"{text}: a non-record track, which has no limit")
-    limit = log.last("time limit")
-    if limit is not None and float(limit.values["seconds"]) == LIMIT:
-        where = log.where(limit.line)
-        return Verdict(name, FAILS, f"{text}, over the {LIMIT} s that are its limit ({where})")
-    return Verdict(name, UNCHECKED, f"{text}, over {LIMIT} s; the folder names no track")
-
-
-def check_evaluation_time(record: FieldRecord) -> Verdict:
-    """The pass whose score is claimed, or the evaluation's own clock, against the limit."""
-    name = "evaluation time"
-    timed = []
-    for run in record.claimed_runs:
-        stated = run.log.last("evaluation")
-        scored = run.scored or (run.log.finals[-1] if run.log.finals else None)
-        if stated is not None:
-            timed.append((float(stated.values["seconds"]), stated.line, run.log))
-        elif scored is not None and scored.seconds is not None:
-            timed.append((scored.seconds, scored.line, run.log))
-    if not timed:
-        return Verdict(name, UNSTATED, "the logs do not state it")
-    seconds, line, log = max(timed, key=lambda each: each[0])
-    text = f"{seconds:.1f} s ({log.where(line)})"
-    if seconds <= LIMIT + LAST_STEP:
-        return Verdict(name, HOLDS, f"{text}, of {LIMIT} s")
-    processes = log.count("ran processes")
-    if processes is not None and processes[0] < GPUS:
-        return Verdict(name, UNCHECKED, f"{text} on {processes[0]} of {GPUS} GPUs")
-    return over_time(name, record, text, "eval_under_600s", log)
 
 
 # ---- Machine

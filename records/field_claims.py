@@ -44,9 +44,24 @@ TOTALS = (
     "artifact_size",
     "artifact",
 )
+# What some state of all seeds beside it, or instead of it.
+TOTALS_OF_SEEDS = (
+    "artifact_bytes_max",
+    "max_artifact_bytes",
+    "bytes_total_max",
+    "artifact_bytes_mean",
+    "mean_artifact_bytes",
+    "bytes_total_mean",
+)
 CODES = ("bytes_code", "code_bytes")
 MODELS = re.compile(r"bytes_model\w*|model_bytes\w*")
 STEPS = ("step_stop", "steps", "training_steps", "train_steps", "num_steps")
+# The time of an evaluation, with its unit; of a limit, or of a training, it is not.
+EVALUATION_TIME = re.compile(
+    r"(?!.*(?:limit|budget|cap|under|train|per_|step))(?:\w+_)?(?:eval(?:uation)?|ttt)"
+    r"(?:_(?:wall_?clock|time|total|elapsed|duration|ttt|sliding|pass|roundtrip|quant))*"
+    r"_(?P<unit>s|secs?|seconds|ms|milliseconds|min|mins|minutes)(?:_(?:mean|max|total|avg))?"
+)
 WALLCLOCKS = ("wallclock_seconds", "train_time_seconds", "training_time_seconds")
 PARAMETERS = ("model_params", "params", "parameters", "num_params", "n_params", "parameter_count")
 # The names of a seed's figures.
@@ -128,6 +143,22 @@ def agree(first: float, its_decimals: int, second: float, others: int) -> bool:
     """Whether two figures are one, which was rounded or cut to the fewer decimals."""
     decimals = min(its_decimals, others, 8)
     return abs(first - second) <= 1.01 * 10.0**-decimals
+
+
+def rounded_to(value: int) -> int:
+    """The power of ten that a count which ends in zeros may be rounded to."""
+    return 10 ** (len(str(value)) - len(str(value).rstrip("0")))
+
+
+class StatedTime(NamedTuple):
+    """Seconds that submission.json states, of a seed or, with None, of the record.
+
+    `unit` is what the last digit stands for, in seconds.
+    """
+
+    seed: int | None
+    claim: Claim
+    unit: float
 
 
 class SeedClaims(NamedTuple):
@@ -365,6 +396,27 @@ class Claims:
                     found.append(Claim(float(count), 0, where))
         return found
 
+    def evaluation_times(self) -> list[StatedTime]:
+        """The evaluation times that submission.json states, of seeds and of the record."""
+        found = []
+        for seed, claims in self.seeds.items():
+            for name, value in flat(claims.figures):
+                found.append((seed, name, value, f"{claims.where}.{name}"))
+        for name, value in self.stated.items():
+            tables = {"": value} if not isinstance(value, dict) else value
+            if OTHER_RUNS.search(name) or any(SEED_KEY.fullmatch(key) for key in tables):
+                continue
+            for key, figure in tables.items():
+                path = f"{name}.{key}" if key else name
+                found.append((None, key or name, figure, f"{self.name} {path}"))
+        times = []
+        for seed, name, value, where in found:
+            named = EVALUATION_TIME.fullmatch(name.rsplit(".", 1)[-1])
+            claim = claim_of(value, where) if named else None
+            if claim is not None and not OTHER_RUNS.search(name):
+                times.append(in_seconds(seed, claim, named["unit"]))
+        return times
+
     def flag(self, name: str) -> bool | None:
         """A flag of compliance; None if it is not stated."""
         table = self.stated.get("compliance")
@@ -408,6 +460,17 @@ def submission_of(folder: Path) -> Path | None:
         if named and any(stated.get(name) is not None for name in SCORES):
             found.append(path)
     return found[0] if len(found) == 1 else None
+
+
+def in_seconds(seed: int | None, claim: Claim, unit: str) -> StatedTime:
+    """A time that is stated in seconds, milliseconds or minutes."""
+    factor = 1.0
+    if unit.startswith("min"):
+        factor = 60.0
+    elif unit.startswith("m"):
+        factor = 0.001
+    seconds = Claim(factor * claim.value, 1, claim.where)
+    return StatedTime(seed, seconds, factor * 10.0**-claim.decimals)
 
 
 def parsed(text: str) -> object:

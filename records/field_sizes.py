@@ -9,10 +9,18 @@ import statistics
 
 from challenge import CAP
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
-from field_claims import CODES, MODELS, TOTALS, Claim
+from field_claims import CODES, MODELS, TOTALS, TOTALS_OF_SEEDS, Claim, rounded_to
 from field_logs import FieldLog, whole
 from field_record import FieldRecord
-from field_scripts import NATIVE_SUFFIXES, files_used, packs_itself, places, unpack, unpacks
+from field_scripts import (
+    NATIVE_SUFFIXES,
+    files_used,
+    missing_codec,
+    packs_itself,
+    places,
+    unpack,
+    unpacks,
+)
 
 # In so many lines the scripts of two seeds may differ by what is written into them.
 MOST_SETTINGS = 20
@@ -45,6 +53,16 @@ class Code:
     def is_packed(self) -> bool:
         """Whether the script unpacks its code, even if it is not known how."""
         return self.unpacked is not None or unpacks(self.text)
+
+    @property
+    def how_packed(self) -> str:
+        """Why it is not known what a script unpacks, and what would tell it."""
+        codec = missing_codec(self.text)
+        if codec is not None:
+            return (
+                f"{self.name} unpacks its code, and {codec} is not installed: with it, it is read"
+            )
+        return f"{self.name} unpacks its code in a way that is not known here"
 
     @functools.cached_property
     def beside(self) -> dict[str, int]:
@@ -135,8 +153,10 @@ def check_code_size(record: FieldRecord, code: Code) -> Verdict:
         ):
             return Verdict(name, UNCHECKED, f"{stated}, compressed; {shipped}: pack it to compare")
         if code.is_packed:
-            text = f"{stated}; {shipped}, and it unpacks its code"
-            return Verdict(name, UNCHECKED, f"{text}: the log may count another form of it")
+            how = "the log may count another form of it"
+            if code.unpacked is None:
+                how = code.how_packed
+            return Verdict(name, UNCHECKED, f"{stated}; {shipped}: {how}")
         return Verdict(name, FAILS, f"{stated}, but {shipped}")
     return Verdict(name, HOLDS, told)
 
@@ -206,8 +226,8 @@ def other_source(name: str, log: FieldLog, code: Code) -> Verdict:
     if theirs == mine[: len(theirs)]:
         return Verdict(name, UNCHECKED, f"{log.name} holds only the beginning of {code.name}")
     if code.unpacked is None and code.is_packed:
-        text = f"{log.name} holds {len(theirs):,} lines of source; {code.name} unpacks its code"
-        return Verdict(name, UNCHECKED, f"{text} in a way that is not known here")
+        text = f"{log.name} holds {len(theirs):,} lines of source"
+        return Verdict(name, UNCHECKED, f"{text}; {code.how_packed}")
     pairs = itertools.zip_longest(theirs, mine)
     first = next(number for number, pair in enumerate(pairs, 1) if pair[0] != pair[1])
     text = f"{log.where(log.source_lines[0])} has {len(log.source.encode()):,} bytes of source, "
@@ -247,16 +267,18 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
     unsure = []
     disclosed = []
     made = []
-    of_all = record.claims.first(TOTALS)
+    of_all = totals_of_record(record)
     for claim, logs, sure in claimed_totals(record):
         figures = totals_of(logs, code)
         if not figures:
             continue
-        if claim == of_all:
+        if claim in of_all:
             figures.update(totals_of_absent(record))
         value = int(claim.value)
-        rounding = 10 ** (len(str(value)) - len(str(value).rstrip("0")))
+        rounding = rounded_to(value)
         allowed = rounding if rounding >= 1000 else 0
+        if "mean" in claim.where:
+            allowed = max(allowed, 1)
         same = [figure for figure in figures if abs(figure - value) <= allowed]
         if not same:
             # A figure of a run whose log is here beside that of the claimed one.
@@ -328,8 +350,7 @@ def claimed_totals(record: FieldRecord) -> list[tuple[Claim, list[FieldLog], boo
     runs = record.runs
     count = record.claims.seed_count()
     all_here = count is None or count[0] <= len(runs)
-    claim = record.claims.first(TOTALS)
-    if claim is not None and claim.value >= 1000 and claim.decimals == 0:
+    for claim in totals_of_record(record):
         found.append((claim, [log for run in runs for log in record.logs_with(run)], all_here))
     for run in runs:
         claims = record.claims.seeds.get(run.seed)
@@ -340,15 +361,28 @@ def claimed_totals(record: FieldRecord) -> list[tuple[Claim, list[FieldLog], boo
     return found
 
 
+def totals_of_record(record: FieldRecord) -> list[Claim]:
+    """The total that submission.json states, and the largest and the mean over the seeds."""
+    claims = [record.claims.first(TOTALS)]
+    claims += [record.claims.first((name,)) for name in TOTALS_OF_SEEDS]
+    found = []
+    for claim in claims:
+        if claim is None or claim.value < 1000:
+            continue
+        if claim.decimals == 0 or "mean" in claim.where:
+            found.append(claim._replace(value=float(round(claim.value)), decimals=0))
+    return found
+
+
 def totals_of_absent(record: FieldRecord) -> dict[int, str]:
-    """The totals that submission.json states of seeds that have no log, and what is made of all."""
+    """The totals that submission.json states of seeds without a log, and the mean of all seeds'."""
     seen = {run.seed for run in record.runs}
     claims = {seed: claims.first(TOTALS) for seed, claims in record.claims.seeds.items()}
     values = {seed: int(claim.value) for seed, claim in claims.items() if claim is not None}
     found = {}
     for seed in values.keys() - seen:
         found[values[seed]] = f"that of seed {seed} ({claims[seed].where}), which has no log"
-    if found:
+    if values:
         mean = round(statistics.mean(values.values()))
         found.setdefault(mean, "the mean of those of the seeds in submission.json")
     return found
@@ -441,7 +475,7 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
         if code.unpacked is not None or (count and code.explained(count[0][0])):
             return Verdict(name, HOLDS, told)
         if unpacks(code.text):
-            return Verdict(name, UNCHECKED, f"{told}, which unpacks what is not in it")
+            return Verdict(name, UNCHECKED, f"{told}; {code.how_packed}")
     claim = record.claims.first(TOTALS)
     value = 0 if claim is None else int(claim.value)
     if 0 < value <= CAP and record.claims.discloses(value, total):
@@ -470,7 +504,7 @@ def shipped_total(log: FieldLog, code: Code) -> int | None:
 
 def over_in_claims(record: FieldRecord) -> list[Claim]:
     """The totals over the cap that submission.json states of the record's seeds."""
-    claims = [record.claims.first(TOTALS)]
+    claims = totals_of_record(record)
     claims += [seed.first(TOTALS) for seed in record.claims.seeds.values()]
     return [claim for claim in claims if claim is not None and claim.value > CAP]
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import field_checks
 import field_sizes
+import field_times
 from challenge import NATS, P_VALUE
 from checks import FAILS, STATES, UNCHECKED, Verdict
 from commands import BadInput, described
@@ -26,8 +27,8 @@ CLAIM_CHECKS = (
     field_checks.check_seeds,
     field_checks.check_parameters,
     field_checks.check_steps,
-    field_checks.check_training_time,
-    field_checks.check_evaluation_time,
+    field_times.check_training_time,
+    field_times.check_evaluation_time,
     field_checks.check_hardware,
     field_checks.check_shards,
     field_checks.check_split,

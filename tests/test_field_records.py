@@ -311,6 +311,64 @@ def test_a_folder_without_a_track_has_the_limit_that_its_log_states(tmp_path):
     assert folder.verdict("training time").state == UNCHECKED
 
 
+EVALUATION_TIMES = ("eval_time_s", "eval_seconds", "evaluation_time_seconds", "ttt_eval_time_sec")
+
+
+@pytest.mark.parametrize("name", EVALUATION_TIMES)
+def test_an_evaluation_time_is_a_pass_or_several_or_more(name, folder):
+    """The logs have passes of 2.1 and 71.2 seconds, of which the second is claimed."""
+    for value, state in ((71.2, HOLDS), (71, HOLDS), (73.3, HOLDS), (95.0, HOLDS), (61.0, FAILS)):
+        folder.state(**{name: value})
+        found = folder.verdict("evaluation time")
+        assert found.state == state, value
+    assert f"61.0 s (submission.json {name}), but 71.2 s (train_seed" in found.text
+
+
+def test_an_evaluation_time_may_be_in_milliseconds_or_minutes(folder):
+    for changes, state in (
+        (dict(eval_time_ms=71_234), HOLDS),
+        (dict(eval_time_ms=61_000), FAILS),
+        (dict(eval_minutes=1.2), HOLDS),
+        (dict(eval_minutes=0.5), FAILS),
+        # Neither a limit nor a time without a unit says what was measured.
+        (dict(eval_time_limit_s=1, eval_budget_seconds=1, eval_time=1), HOLDS),
+    ):
+        folder.state(eval_time_ms=None, eval_minutes=None)
+        folder.state(**changes)
+        assert folder.verdict("evaluation time").state == state, changes
+
+
+def test_an_evaluation_time_of_a_seed_is_compared_with_that_seeds_log(folder):
+    results = folder.stated["seed_results"]
+    results["2024"]["eval_time_s"] = 50.0
+    folder.state(seed_results=results)
+    found = folder.verdict("evaluation time")
+    assert found.state == FAILS and "train_seed2024.log" in found.text
+    folder.log(2024).unlink()
+    assert folder.failures() == []
+
+
+def test_an_evaluation_time_over_the_limit_is_found_where_no_log_times_it(folder):
+    folder.state(eval_time_s=655.0)
+    found = folder.verdict("evaluation time")
+    assert found.state == FAILS and "655.0 s (submission.json eval_time_s), over" in found.text
+    folder.state(hardware="1xH100")
+    assert folder.verdict("evaluation time").state == UNCHECKED
+    for path in folder.path.glob("*.log"):
+        path.unlink()
+    folder.state(eval_time_s=409, hardware="8xH100")
+    found = folder.verdict("evaluation time")
+    assert found.state == UNCHECKED and "no log times" in found.text
+
+
+def test_all_passes_together_may_be_over_the_limit(folder):
+    folder.change_logs("eval_time:2101ms", "eval_time:570000ms")
+    folder.state(eval_time_s=641.2)
+    found = folder.verdict("evaluation time")
+    assert found.state == UNCHECKED and "all passes of" in found.text
+    assert folder.failures() == []
+
+
 def test_other_hardware_that_is_said_is_not_wrong(tmp_path):
     folder = Folder(tmp_path, "two_gpus")
     folder.state(hardware="2xH100 SXM (development); 8xH100 pending")
@@ -385,6 +443,20 @@ def test_a_total_may_be_the_model_alone_the_largest_or_the_mean(folder):
         assert folder.verdict("bytes").state == HOLDS, value
     folder.state(bytes_total=15640789)
     assert folder.failures() == ["bytes"]
+
+
+def test_largest_and_mean_of_the_totals_have_names_of_their_own(folder):
+    folder.change_logs("15650789", "15650785", 42)
+    right = dict(artifact_bytes_max=15650789, artifact_bytes_mean=15650787.67)
+    folder.state(bytes_total=None, seed_results=None, **right)
+    assert "artifact_bytes_max" in folder.verdict("bytes").text
+    assert folder.failures() == []
+    for name, value in (("artifact_bytes_max", 15640789), ("artifact_bytes_mean", 15650700)):
+        folder.state(**{**right, name: value})
+        found = folder.verdict("bytes")
+        assert found.state == FAILS and name in found.text
+    folder.state(artifact_bytes_max=16_000_001, artifact_bytes_mean=None)
+    assert "cap" in folder.failures()
 
 
 def test_a_total_of_a_seed_without_a_log_is_that_of_its_claim(folder):
