@@ -414,12 +414,7 @@ def check_steps(record: FieldRecord) -> Verdict:
         if claim is not None and run.log.steps is not None:
             made += 1
             ran, line = run.log.steps
-            steps = {
-                int(each.values["step"])
-                for log in record.logs
-                for fact in ("validated", "stopped", "trained")
-                for each in log.facts.get(fact, [])
-            }
+            steps = {step for log in record.logs for step in log.all_steps}
             if abs(claim.value - ran) > 1 and int(claim.value) not in steps:
                 wrong.append(f"{claim} ({claim.where}), but {ran} ({run.log.where(line)})")
         rates = compare_rate(run.log)

@@ -207,6 +207,12 @@ class FieldLog:
         last = max(stated, key=lambda each: int(each.values["step"]))
         return int(last.values["step"]), last.line
 
+    @functools.cached_property
+    def all_steps(self) -> set[int]:
+        """The steps of all step lines."""
+        facts = ("validated", "stopped", "trained")
+        return {int(each.values["step"]) for fact in facts for each in self.facts.get(fact, [])}
+
     def curve(self, quantity: str) -> list[Point]:
         """The points of train_loss, val_loss or val_bpb. The last line of a step counts."""
         fact = "trained" if quantity == "train_loss" else "validated"
@@ -309,6 +315,16 @@ class FieldLog:
             if "bpb" in line.lower() and not PROGRESS.search(line):
                 return number
         return None
+
+    @functools.cache  # noqa: B019
+    def figures_on(self, word: str) -> set[tuple[float, int]]:
+        """All figures with three decimals or more in lines with a word, and their decimals."""
+        found = set()
+        for number, line in enumerate(self.lines, 1):
+            if number not in self.source_lines and word in line.lower():
+                for text in re.findall(r"(?<![\d.])\d{1,2}\.\d{3,}(?![\d.])", line):
+                    found.add((float(text), decimals_of(text)))
+        return found
 
     # -- bytes
     @functools.cached_property

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import field_checks
 import field_sizes
+import field_tables
 import field_times
 from challenge import NATS, P_VALUE
 from checks import FAILS, STATES, UNCHECKED, Verdict
@@ -43,6 +44,7 @@ CODE_CHECKS = (
     field_sizes.check_code_claim,
     field_sizes.check_source,
     field_sizes.check_files,
+    field_tables.check_tables,
     field_sizes.track_of,
 )
 MOST_PLACES = 12
