@@ -25,6 +25,7 @@ from field_claims import (
 from field_logs import FieldLog, Scored
 from field_record import FieldRecord, Run, score_alone_in, score_in
 from manifest import CASE_OPERATOR_EXPORT
+from readme_tables import seeds_in_tables
 
 # Bits a byte between the mean over seeds and any of them: several standard deviations.
 SPREAD = 0.006
@@ -311,6 +312,10 @@ def check_loss(record: FieldRecord) -> Verdict:
     count = record.claims.seed_count()
     if count is not None and count[0] > len(runs):
         return Verdict(name, UNCHECKED, f"{text}; {count[0]} seeds are claimed, {len(runs)} logs")
+    bits = [scored.val_bpb for run in runs for scored in run.log.finals]
+    bits.append(statistics.mean(record.values()[0]))
+    if claim.decimals >= 4 and any(agree(claim.value, claim.decimals, each, 8) for each in bits):
+        return Verdict(name, FAILS, f"{text}: it is bits a byte, not nats a token")
     # What is off by more than the score is of another unit or another run: the score says which.
     if check_score(record).state == FAILS:
         return Verdict(name, FAILS, text)
@@ -326,7 +331,9 @@ def check_seeds(record: FieldRecord) -> Verdict:
         if named is not None and len(log.seeds) == 1 and named not in log.seeds:
             [(ran, line)] = log.seeds.items()
             text = f"{log.name} is named for seed {named}, but ran seed {ran} ({log.where(line)})"
-            if named in record.claims.named_seeds or not record.claims.named_seeds:
+            claimed = {*record.claims.named_seeds, *seeds_in_tables(record.claims.readme_lines)}
+            # Without the one and with the other among the claims, the name counts the logs.
+            if named in claimed or ran not in claimed and not record.claims.named_seeds:
                 return Verdict(name, FAILS, text)
     count = record.claims.seed_count()
     seeds = {seed for log in record.main_logs for seed in (log.seeds or [log.seed])}

@@ -63,7 +63,15 @@ EVALUATION_TIME = re.compile(
     r"_(?P<unit>s|secs?|seconds|ms|milliseconds|min|mins|minutes)(?:_(?:mean|max|total|avg))?"
 )
 WALLCLOCKS = ("wallclock_seconds", "train_time_seconds", "training_time_seconds")
-PARAMETERS = ("model_params", "params", "parameters", "num_params", "n_params", "parameter_count")
+PARAMETERS = (
+    "model_params",
+    "params",
+    "parameters",
+    "num_params",
+    "n_params",
+    "parameter_count",
+    "total_params",
+)
 # The names of a seed's figures.
 SEED_SCORES = (
     "val_bpb",
@@ -312,6 +320,11 @@ class Claims:
             names.update(re.findall(r"`(?:[\w.-]+/)*((?:train|log|run)[\w.-]*\.txt)`", line))
         return names
 
+    def named_scripts(self) -> set[str]:
+        """The names of scripts in README.md."""
+        text = "\n".join(self.readme_lines)
+        return set(re.findall(r"(?<![\w/.-])[\w-]+\.py\b", text))
+
     def called_mean(self, score: Claim, mean: float) -> str | None:
         """Where the folder calls a score the mean; None if it does not.
 
@@ -383,17 +396,22 @@ class Claims:
     def parameters(self) -> list[Claim]:
         """Numbers of parameters that the folder states to the digit, of no other run."""
         found = []
-        for name in PARAMETERS:
-            claim = claim_of(self.stated.get(name), f"{self.name} {name}")
-            if claim is not None and claim.value >= 1e6:
+        for path, value in flat(self.stated):
+            claim = claim_of(value, f"{self.name} {path}")
+            named = path.rsplit(".", 1)[-1] in PARAMETERS and not OTHER_RUNS.search(path)
+            if named and claim is not None and claim.value >= 1e6:
                 found.append(claim)
         for text, where in self.texts():
             if OTHER_LINE.search(text):
                 continue
-            for match in PARAMETER_COUNT.finditer(text):
-                count = (match[1] or match[2]).strip(",").replace(",", "")
-                if 6 < len(count) < 12:
-                    found.append(Claim(float(count), 0, where))
+            counts = [match[1] or match[2] for match in PARAMETER_COUNT.finditer(text)]
+            if counts and text.startswith("|"):
+                # A row of a table may have those of several runs.
+                counts = re.findall(r"(?<![\d,.])\d[\d,]{6,}(?![\d.])", text)
+            for count in counts:
+                digits = count.replace(",", "")
+                if 6 < len(digits) < 12:
+                    found.append(Claim(float(digits), 0, where))
         return found
 
     def evaluation_times(self) -> list[StatedTime]:

@@ -207,6 +207,12 @@ class FieldRecord:
         here = {path.name for path in self.files}
         return sorted(self.claims.named_logs() - here)
 
+    @functools.cached_property
+    def absent_scripts(self) -> list[str]:
+        """Scripts beside the one that trains that README.md names and that are not here."""
+        here = {SCRIPT, *(path.name for path in self.files)}
+        return sorted(self.claims.named_scripts() - here)
+
     def values(self) -> tuple[list[float], list[float]]:
         """Bits a byte and nats a token of each run, by the logs, as they are claimed."""
         bpbs = []

@@ -293,6 +293,8 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
                 made.append(told)
         elif same:
             made.append(f"{value:,} ({claim.where}): {figures[same[0]]}")
+        elif lines_with_total(logs, value):
+            made.append(f"{value:,} ({claim.where}): {lines_with_total(logs, value)[0]}")
         else:
             nearest = min(figures, key=lambda figure: abs(figure - value))
             told = f"{value:,} ({claim.where}), but {nearest:,}: {figures[nearest]}"
@@ -374,6 +376,18 @@ def totals_of_record(record: FieldRecord) -> list[Claim]:
     return found
 
 
+def lines_with_total(logs: list[FieldLog], value: int) -> list[str]:
+    """Lines of logs on a total or a size, of a shape that is not known, with this very count."""
+    found = []
+    for log in logs:
+        for number, line in enumerate(log.lines, 1):
+            if number in log.source_lines or not re.search(r"total|size|artifact|submission", line, re.I):
+                continue
+            if re.search(rf"(?<![\d,.]){value:,}(?![\d,])|(?<![\d,.]){value}(?!\d)", line):
+                found.append(log.where(number))
+    return found
+
+
 def totals_of_absent(record: FieldRecord) -> dict[int, str]:
     """The totals that submission.json states of seeds without a log, and the mean of all seeds'."""
     seen = {run.seed for run in record.runs}
@@ -437,6 +451,10 @@ def check_code_claim(record: FieldRecord, code: Code) -> Verdict:
     if code.path is None and not counts:
         return Verdict(name, UNCHECKED, f"{stated}: no script is here, and no log counts code")
     told = [f"{count:,} ({where})" for count, where in counts.items()]
+    absent = record.absent_scripts
+    if absent and value > max(counts, default=0):
+        text = f"{stated}; {', '.join(told)}; {', '.join(absent)}, which README.md names, is not "
+        return Verdict(name, UNCHECKED, f"{text}here")
     if code.path is not None:
         told.append(f"{code.size:,} ({code.name})")
         if packs_itself(code.text) or code.is_packed:

@@ -246,6 +246,18 @@ def test_a_seed_without_a_log_cannot_be_checked(folder):
     assert folder.failures() == []
 
 
+def test_names_that_count_the_logs_are_no_seeds(folder):
+    for number, seed in enumerate((42, 1337, 2024), 1):
+        folder.log(seed).rename(folder.path / f"run_seed{number}.log")
+    folder.state(seeds=None, seed_results=None)
+    folder.readme(
+        "| seed | val_bpb |\n|-|-|\n| 42 | 1.1374 |\n| 1337 | 1.1383 |\n| 2024 | 1.1365 |\n"
+    )
+    assert folder.failures() == []
+    folder.readme("Mean 1.13742 over 3 seeds\n")
+    assert folder.failures() == ["seeds"]
+
+
 def test_one_log_for_several_seeds_is_found_unless_others_are_named(folder):
     folder.log(1337).unlink()
     folder.log(2024).unlink()
@@ -283,6 +295,18 @@ def test_a_seed_in_the_source_is_not_the_one_that_ran(folder):
     for path in [folder.path / "train_gpt.py", *folder.path.glob("*.log")]:
         path.write_text(path.read_text().replace("# filler line 0\n", "# run with seed: 5\n"))
     assert folder.verdict("seeds").state == HOLDS
+
+
+def test_parameters_stand_in_objects_and_in_tables_of_several_runs(folder):
+    folder.state(model=dict(total_params=26501720))
+    assert "model.total_params" in folder.verdict("parameters").text
+    folder.state(model=None)
+    folder.readme(
+        "| Metric | First | Mine |\n|-|-|-|\n| model_params | 17,059,912 | 26,501,720 |\n"
+    )
+    assert folder.verdict("parameters").state == HOLDS
+    folder.readme("| Metric | Mine |\n|-|-|\n| model_params | 17,059,912 |\n")
+    assert folder.failures() == ["parameters"]
 
 
 def test_parameters_may_leave_out_what_is_not_exported(folder):
@@ -503,6 +527,29 @@ def test_files_that_are_counted_are_no_more_code(folder):
     assert folder.failures() == ["files outside of the counted bytes"]
     folder.change_logs("Code size: 789 bytes", "Code size: 1000 bytes")
     assert folder.failures() == []
+
+
+def test_a_total_in_a_line_of_another_shape_is_one(folder):
+    folder.state(bytes_total=15_886_378, seed_results=None)
+    assert folder.failures() == ["bytes"]
+    folder.add_to_logs("submission_with_its_table: 15,886,378 bytes (15.15 MB)", "peak")
+    found = folder.verdict("bytes")
+    assert found.state == HOLDS and "train_seed42.log:" in found.text
+
+
+def test_code_of_scripts_that_are_not_here_may_be_counted(folder):
+    (folder.path / "train_gpt.py").unlink()
+    folder.state(bytes_code=1789)
+    assert folder.failures() == ["code claim"]
+    folder.readme("# Mine\n\nScored by `python score_it.py`\n")
+    found = folder.verdict("code claim")
+    assert found.state == UNCHECKED and "score_it.py, which README.md names" in found.text
+
+
+def test_a_loss_that_is_bits_a_byte_is_named_as_that(folder):
+    folder.state(val_loss=1.1374)
+    found = folder.verdict("loss")
+    assert found.state == FAILS and "it is bits a byte" in found.text
 
 
 def test_a_readme_with_another_score_is_found(folder):

@@ -6,7 +6,7 @@ import pytest
 
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED
 from field_folder import Folder
-from field_tables import cell_of, cells_by_seed, quantity_of
+from readme_tables import cell_of, cells_by_seed, quantity_of
 
 TABLE = """# Mine
 
@@ -152,6 +152,7 @@ def test_times_are_held_against_logs_if_they_have_a_unit(folder):
     [
         ("1.1374", (1.1374, 4, "")),
         ("15,650,789 bytes", (15650789, 0, "bytes")),
+        ("15,650,789 B (97.8%)", (15650789, 0, "b")),
         ("83.4 ms", (83.4, 1, "ms")),
         ("~409s", None),
         ("1.13 ± 0.01", None),
