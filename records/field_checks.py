@@ -142,6 +142,9 @@ def other_score(name: str, record: FieldRecord, claim: Claim, stated: str) -> Ve
     if record.absent_logs:
         told = ", ".join(record.absent_logs)
         return Verdict(name, UNCHECKED, f"{text}; {told}, which README.md names, is not here")
+    if record.claims.tells_of_packing_again(claim, nearest.val_bpb):
+        told = f"{text}; README.md names both, and that the model was packed again"
+        return Verdict(name, UNCHECKED, told)
     own_table = mean_of_claims(record)
     if missing and own_table and agree(claim.value, claim.decimals, own_table[0], own_table[1]):
         return Verdict(name, UNCHECKED, f"{stated} is the mean of the seeds; not all have logs")
@@ -539,8 +542,9 @@ def compare_hardware(name: str, claimed: list, told: str, ran: list) -> Verdict:
 
 
 def same_gpu(kind: str, listed: str) -> bool:
-    """Whether H100 is NVIDIA H100 80GB HBM3."""
-    return kind.upper().replace(" ", "") in listed.upper().replace(" ", "").replace("-", "")
+    """Whether H100 is NVIDIA H100 80GB HBM3, and H100_PCIe NVIDIA H100 PCIe."""
+    squeezed = [re.sub(r"[ _-]", "", name.upper()) for name in (kind, listed)]
+    return squeezed[0] in squeezed[1]
 
 
 # ---- Text

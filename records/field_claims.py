@@ -102,6 +102,7 @@ OTHER_LINE = re.compile(
     r"|pending|todo|future|plan|will |not yet|await|upcoming|next step|require|needs?\b",
     re.I,
 )
+PACKED_AGAIN = re.compile(r"re-?(?:pack|export|quanti|serializ)", re.I)
 MEAN_WORD = re.compile(r"\bmean\b|\baverage|\bavg\b", re.I)
 COUNT_WORDS = dict(two=2, three=3, four=4, five=5)
 SEED_COUNT = re.compile(
@@ -311,6 +312,16 @@ class Claims:
         """Whether README.md names all of these counts: who names both knows how they differ."""
         text = "\n".join(self.readme_lines).replace(",", "")
         return all(re.search(rf"(?<!\d){figure}(?!\d)", text) for figure in figures)
+
+    def tells_of_packing_again(self, claim: Claim, other: float) -> bool:
+        """Whether README.md has a score, another one, and that the model was packed in between."""
+        text = "\n".join(self.readme_lines)
+        figures = self.readme_figures()
+        named = [
+            any(agree(value, 8, figure.value, figure.decimals) for figure in figures)
+            for value in (claim.value, other)
+        ]
+        return all(named) and PACKED_AGAIN.search(text) is not None
 
     def named_logs(self) -> set[str]:
         """The names of logs in README.md."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from field_claims import Claims, agree
+from field_claims import Claim, Claims, agree
 from field_logs import FieldLog, Scored
 from field_scripts import unpacks
 from record_folder import ARTIFACTS, SCRIPT
@@ -27,6 +28,8 @@ FACTS = ("trained", "validated", "scored", "stopped", "total", "packed bytes", "
 LARGEST_LOG = 50 << 20
 RESULT_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl"}
 LARGEST_RESULTS = 1 << 20
+# Of several logs of one seed so many choices are tried.
+MOST_CHOICES = 1000
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
 
 
@@ -189,17 +192,13 @@ class FieldRecord:
                 agreeing = [Run(log.seed, log, None) for log in self.main_logs if log.had(claim)]
             if agreeing:
                 return agreeing[:1]
-        with_score = [log for log in self.main_logs if log.finals]
-        by_seed: dict[object, Run] = {}
-        for log in with_score:
-            key = log.name if log.seed is None else log.seed
-            if any(run.log is log for run in agreeing):
-                by_seed[key] = next(run for run in agreeing if run.log is log)
-            else:
-                by_seed.setdefault(key, Run(log.seed, log, None))
-        if by_seed:
-            return list(by_seed.values())
-        return [Run(log.seed, log, None) for log in self.main_logs]
+        by_seed: dict[object, list[FieldLog]] = {}
+        for log in self.main_logs:
+            if log.finals:
+                by_seed.setdefault(log.name if log.seed is None else log.seed, []).append(log)
+        scored = {run.log.name: run for run in agreeing}
+        chosen = chosen_logs(list(by_seed.values()), claim, scored) or self.main_logs
+        return [scored.get(log.name) or Run(log.seed, log, None) for log in chosen]
 
     @functools.cached_property
     def absent_logs(self) -> list[str]:
@@ -231,6 +230,26 @@ class FieldRecord:
             return self.claims.score.value
         bpbs, _ = self.values()
         return statistics.mean(bpbs) if bpbs else None
+
+
+def chosen_logs(
+    by_seed: list[list[FieldLog]], claim: Claim | None, scored: dict[str, Run]
+) -> list[FieldLog]:
+    """One log of each seed: that whose score is claimed, or those whose mean is, or the first."""
+    first = []
+    for logs in by_seed:
+        own = [log for log in logs if log.name in scored]
+        first.append((own or logs)[0])
+    if claim is None or scored:
+        return first
+    for logs in itertools.islice(itertools.product(*by_seed), MOST_CHOICES):
+        finals = [log.finals[-1] for log in logs]
+        if not finals:
+            break
+        mean = statistics.mean(each.val_bpb for each in finals)
+        if agree(claim.value, claim.decimals, mean, min(each.decimals for each in finals)):
+            return list(logs)
+    return first
 
 
 def may_train(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 import statistics
 
@@ -277,8 +278,6 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
         value = int(claim.value)
         rounding = rounded_to(value)
         allowed = rounding if rounding >= 1000 else 0
-        if "mean" in claim.where:
-            allowed = max(allowed, 1)
         same = [figure for figure in figures if abs(figure - value) <= allowed]
         if not same:
             # A figure of a run whose log is here beside that of the claimed one.
@@ -376,12 +375,22 @@ def totals_of_record(record: FieldRecord) -> list[Claim]:
     return found
 
 
+def whole_means(counts: list[int]) -> set[int]:
+    """The mean of two counts or more, cut and rounded up; empty for fewer."""
+    if len(counts) < 2:
+        return set()
+    mean = statistics.mean(counts)
+    return {math.floor(mean), math.ceil(mean)}
+
+
 def lines_with_total(logs: list[FieldLog], value: int) -> list[str]:
     """Lines of logs on a total or a size, of a shape that is not known, with this very count."""
     found = []
     for log in logs:
         for number, line in enumerate(log.lines, 1):
-            if number in log.source_lines or not re.search(r"total|size|artifact|submission", line, re.I):
+            if number in log.source_lines or not re.search(
+                r"total|size|artifact|submission", line, re.I
+            ):
                 continue
             if re.search(rf"(?<![\d,.]){value:,}(?![\d,])|(?<![\d,.]){value}(?!\d)", line):
                 found.append(log.where(number))
@@ -396,8 +405,7 @@ def totals_of_absent(record: FieldRecord) -> dict[int, str]:
     found = {}
     for seed in values.keys() - seen:
         found[values[seed]] = f"that of seed {seed} ({claims[seed].where}), which has no log"
-    if values:
-        mean = round(statistics.mean(values.values()))
+    for mean in whole_means(list(values.values())):
         found.setdefault(mean, "the mean of those of the seeds in submission.json")
     return found
 
@@ -422,8 +430,8 @@ def totals_of(logs: list[FieldLog], code: Code) -> dict[int, str]:
             if claimed is not None:
                 found.setdefault(value + int(claimed.value), f"model ({where}) and {claimed.where}")
     last = [log.total_bytes[0] for log in logs if log.total_bytes is not None]
-    if len(last) > 1:
-        found.setdefault(round(statistics.mean(last)), "the mean of the logs' totals")
+    for mean in whole_means(last):
+        found.setdefault(mean, "the mean of the logs' totals")
     for path in code.record.artifacts:
         size = path.stat().st_size
         found.setdefault(size, f"{path.name} alone")

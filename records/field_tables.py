@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable
+from typing import NamedTuple
 
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
 from field_checks import quoted
-from field_claims import SEED_STEPS, TOTALS, Claim, StatedTime, agree, rounded_to
+from field_claims import SEED_STEPS, TOTALS, Claim, SeedClaims, StatedTime, agree, rounded_to
 from field_logs import FieldLog, Scored
-from field_record import FieldRecord
+from field_record import FieldRecord, Run
 from field_sizes import Code, totals_of
 from field_times import SAME_SECONDS, claimed_pass, shorter_than_logs
-from readme_tables import Cell, cells_by_seed, quantity_of
+from readme_tables import Cell, cells_by_seed, cells_of_metrics, quantity_of
 
 # Parts of the artifact, and sizes in a unit that is rounded.
 NO_TOTAL = re.compile(r"code|model|script|weights|\b[mk]i?b\b", re.I)
@@ -32,21 +33,24 @@ LARGEST_CODE = 200_000
 MOST_TOLD = 4
 
 
-class Sources:
-    """What README.md's figures of one seed are compared with: its run, logs and claims."""
+class Sources(NamedTuple):
+    """What README.md's figures of one run are compared with: the run, its logs and claims."""
 
-    def __init__(self, record: FieldRecord, code: Code, seed: int):
-        self.record = record
-        self.code = code
-        self.run = record.run_of(seed)
-        self.logs = [
-            log for log in record.logs if seed in (log.seed, log.named_seed) or seed in log.seeds
-        ]
-        self.claims = record.claims.seeds.get(seed)
+    record: FieldRecord
+    code: Code
+    run: Run | None
+    logs: list[FieldLog]
+    claims: SeedClaims | None
 
     def claim(self, names: tuple[str, ...]) -> Claim | None:
         """What submission.json has of a seed whose log is not here."""
         return None if self.run is not None or self.claims is None else self.claims.first(names)
+
+
+def sources_of(record: FieldRecord, code: Code, seed: int) -> Sources:
+    """What there is of a seed."""
+    logs = [log for log in record.logs if seed in (log.seed, log.named_seed, *log.seeds)]
+    return Sources(record, code, record.run_of(seed), logs, record.claims.seeds.get(seed))
 
 
 def compare_score(cell: Cell, sources: Sources) -> str | None:
@@ -236,22 +240,25 @@ def wrong_means(cells: list[Cell]) -> list[str]:
 
 
 def check_tables(record: FieldRecord, code: Code) -> Verdict:
-    """Results by seed in tables of README.md against logs and submission.json."""
+    """Results in tables of README.md, by seed or of the only run, against logs and claims."""
     name = "README tables"
+    lines = record.claims.readme_lines
     wrong = []
-    made = 0
-    for cells in cells_by_seed(record.claims.readme_lines):
+    pairs = []
+    for cells in cells_by_seed(lines):
         wrong += wrong_means(cells)
-        for cell in cells:
-            quantity = quantity_of(cell)
-            if cell.seed is None or quantity is None:
-                continue
-            other = COMPARISONS[quantity](cell, Sources(record, code, cell.seed))
-            made += other is not None
-            if other:
-                figure = f"{cell.figure.value:,.{cell.figure.decimals}f}"
-                place = f"{cell.figure.where}, {cell.heading} of seed {cell.seed}"
-                wrong.append(f"{figure} ({place}), but {other}")
+        seeds = [cell for cell in cells if cell.seed is not None]
+        pairs += [(cell, sources_of(record, code, cell.seed)) for cell in seeds]
+    if len(record.logs) == 1 and record.claims.seed_count() is None:
+        only = Sources(record, code, record.runs[0], record.logs, None)
+        pairs += [(cell, only) for cell in cells_of_metrics(lines)]
+    made = 0
+    for cell, sources in pairs:
+        quantity = quantity_of(cell)
+        other = None if quantity is None else COMPARISONS[quantity](cell, sources)
+        made += other is not None
+        if other:
+            wrong.append(f"{told_cell(cell)}, but {other}")
     if wrong:
         more = f"; and {len(wrong) - MOST_TOLD} more" if len(wrong) > MOST_TOLD else ""
         text = "; ".join(wrong[:MOST_TOLD]) + more
@@ -260,5 +267,12 @@ def check_tables(record: FieldRecord, code: Code) -> Verdict:
             return Verdict(name, UNCHECKED, f"{text}; {told}")
         return Verdict(name, FAILS, text)
     if not made:
-        return Verdict(name, UNSTATED, "README.md has no table by seed that logs can be held to")
-    return Verdict(name, HOLDS, f"{made} figures of seeds in tables of README.md")
+        return Verdict(name, UNSTATED, "README.md has no table that the logs can be held against")
+    return Verdict(name, HOLDS, f"{made} figures in tables of README.md")
+
+
+def told_cell(cell: Cell) -> str:
+    """A cell's figure, and where it stands."""
+    figure = f"{cell.figure.value:,.{cell.figure.decimals}f}"
+    seed = "" if cell.seed is None else f" of seed {cell.seed}"
+    return f"{figure} ({cell.figure.where}, {cell.heading}{seed})"

@@ -21,6 +21,7 @@ OTHER_COLUMN = re.compile(
     re.I,
 )
 SEED_HEADING = re.compile(r"(?:random )?seeds?", re.I)
+METRIC_HEADING = re.compile(r"metrics?|quantity|measure", re.I)
 SEED_CELL = re.compile(r"(?:seed[ =:]*)?(\d{1,6})", re.I)
 MEAN_CELL = re.compile(r"(?:(\d)[- ]seed )?(?:mean|average|avg)", re.I)
 FIGURE = re.compile(r"(\d[\d,]*(?:\.\d+)?)(s|sec|seconds|ms|b|bytes)?(?:/step)?", re.I)
@@ -39,7 +40,7 @@ QUANTITIES = (
 class Cell(NamedTuple):
     """A cell of a table of README.md: its column's heading, its figure, where it stands.
 
-    `seed` is None for the mean over the seeds of the table.
+    `seed` is None for the mean over the seeds of the table, and for a run that is the only one.
     """
 
     seed: int | None
@@ -123,6 +124,20 @@ def cells_of_columns(table: list[tuple[int, list[str]]]) -> list[Cell]:
     for number, row in table[1:]:
         for seed, text in zip(seeds[1:], row[1:], strict=False):
             cell = None if seed is None else cell_of(int(seed[1]), row[0], text, number)
+            if cell is not None:
+                found.append(cell)
+    return found
+
+
+def cells_of_metrics(lines: list[str]) -> list[Cell]:
+    """The cells of tables of metrics and values, which name no seed: they are of an only run."""
+    found = []
+    for table in tables_of(lines):
+        head = table[0][1]
+        if len(head) != 2 or not METRIC_HEADING.fullmatch(head[0]):
+            continue
+        for number, row in table[1:]:
+            cell = cell_of(None, row[0], row[1], number) if len(row) == 2 else None
             if cell is not None:
                 found.append(cell)
     return found

@@ -181,6 +181,17 @@ SHAPES = (
         "Quantized+compressed",
     ),
     shape("unpacked bytes", r"Raw model: (?P<bytes>[\d,]+) bytes.*", "Raw model:"),
+    shape(
+        "packed bytes",
+        r"Serialized (?P<codec>[a-z]+-?\d*): (?P<bytes>[\d,]+) bytes\s+Total: .*",
+        "Total:",
+    ),
+    shape(
+        "total",
+        r"Serialized (?P<codec>[a-z]+-?\d*): .*\bTotal: (?P<bytes>[\d,]+) bytes",
+        "Total:",
+    ),
+    shape("counted code", r"Serialized model: .*\bCode: (?P<bytes>[\d,]+) bytes.*", "Code:"),
     shape("counted code", r"Raw model: .*\bCode: (?P<bytes>[\d,]+) bytes.*", "Raw model:"),
     shape("unpacked bytes", r"Serialized model: (?P<bytes>[\d,]+) bytes.*", "Serialized model:"),
     shape(

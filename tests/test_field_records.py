@@ -197,6 +197,18 @@ def test_scores_of_other_runs_are_none_of_the_seeds(folder):
     assert folder.stated["seed_results"] == results
 
 
+def test_a_model_that_was_packed_again_has_no_log_of_its_score(folder):
+    folder.state(val_bpb=1.14001234, val_loss=1.9251, seeds=[42], seed_results=None)
+    for seed in (1337, 2024):
+        folder.log(seed).unlink()
+    text = "# Mine\n\nThe run scored `1.13739566`{}; the submission scores `1.14001234`.\n"
+    folder.readme(text.format(", and was repacked"))
+    states = {verdict.check: verdict.state for verdict in folder.review().verdicts}
+    assert states["score"] == states["loss"] == UNCHECKED
+    folder.readme(text.format(""))
+    assert "score" in folder.failures()
+
+
 def test_one_seeds_score_that_nobody_calls_the_mean_is_none(folder):
     folder.state(val_bpb=1.13651)
     folder.readme("# Mine\n\nBest seed: val_bpb 1.13651 of three\n")
@@ -265,6 +277,18 @@ def test_one_log_for_several_seeds_is_found_unless_others_are_named(folder):
     folder.readme("Mean 1.13742; logs: `train_seed1337.log`, `train_seed2024.log`\n")
     assert folder.failures() == []
     assert "train_seed2024.log, which README.md names" in folder.verdict("seeds").text
+
+
+def test_of_several_logs_of_a_seed_those_count_whose_mean_is_claimed(folder):
+    text = folder.log(42).read_text().replace("1.13739566", "1.13919566")
+    (folder.path / "train_a_first.log").write_text(text)
+    folder.state(seeds=None, seed_results=None, val_loss=None)
+    found = folder.verdict("score")
+    assert found.state == HOLDS and "1.13739566" in found.text and "1.139195" not in found.text
+    folder.state(val_bpb=1.13802)
+    assert "1.139195" in folder.verdict("score").text
+    folder.state(val_bpb=1.13901)
+    assert folder.verdict("score").state == FAILS
 
 
 def test_one_log_may_hold_all_runs(folder):
@@ -410,7 +434,11 @@ def test_the_gpus_that_the_machine_lists_count(folder):
     line = "|   0  NVIDIA {}          On  |   00000000:08:00.0 Off |                    0 |"
     folder.add_to_logs(line.format("H100 80GB HBM3"), "Running")
     assert folder.failures() == []
-    folder.change_logs("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB")
+    folder.change_logs("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe")
+    folder.state(hardware="8xH100_PCIe")
+    assert folder.failures() == []
+    folder.state(hardware="8xH100")
+    folder.change_logs("NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB")
     assert folder.failures() == ["hardware"]
 
 
@@ -462,7 +490,8 @@ def test_bytes_that_are_not_there_are_found(folder):
 # ---- Bytes
 def test_a_total_may_be_the_model_alone_the_largest_or_the_mean(folder):
     folder.change_logs("15650789", "15650785", 42)
-    for value in (15650789, 15650785, 15650788, 15650000, 15651000):
+    for value in (15650789, 15650785, 15650787, 15650788, 15650000, 15651000):
+        # 15,650,787 and 15,650,788 are the mean, cut and rounded.
         folder.state(bytes_total=value, seed_results=None)
         assert folder.verdict("bytes").state == HOLDS, value
     folder.state(bytes_total=15640789)

@@ -104,6 +104,21 @@ def test_seeds_may_be_columns(folder):
     assert found.state == FAILS and "val_bpb of seed 1337" in found.text
 
 
+def test_a_table_of_metrics_is_of_the_only_run(folder):
+    text = "| Metric | Value |\n|-|-|\n| Roundtrip BPB | {} |\n| Steps | 7,012 |\n| Notes | 5 |\n"
+    folder.state(seeds=[42], seed_results=None, val_bpb=1.13739566, val_loss=1.9205)
+    for seed in (1337, 2024):
+        folder.log(seed).unlink()
+    folder.readme(text.format("1.1584"))
+    assert folder.verdict("README tables").text.startswith("2 figures")
+    folder.readme(text.format("1.0584"))
+    found = folder.verdict("README tables")
+    assert found.state == FAILS and "1.0584 (README.md:3, Roundtrip BPB), but 1.158" in found.text
+    # With several logs it is not said of which of them it is.
+    (folder.path / "other.log").write_text(folder.log().read_text().replace("seed:42", "seed:7"))
+    assert folder.verdict("README tables").state == UNSTATED
+
+
 def test_a_seed_without_a_log_is_held_against_submission_json(folder):
     folder.log(1337).unlink()
     folder.readme(TABLE.replace("1.1383", "1.1283").replace("1.1379", "1.1328"))

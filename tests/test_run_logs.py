@@ -194,6 +194,21 @@ FIELD_LINES = [
         dict(codec="zstd", bytes="13928995"),
     ),
     ("unpacked bytes", "Raw model: 77941028 bytes, Code: 50629 bytes", dict(bytes="77941028")),
+    (
+        "packed bytes",
+        "Serialized zstd-22: 15886818 bytes  Total: 15930918 bytes",
+        dict(codec="zstd-22", bytes="15886818"),
+    ),
+    (
+        "total",
+        "Serialized zstd-22: 15886818 bytes  Total: 15930918 bytes",
+        dict(codec="zstd-22", bytes="15930918"),
+    ),
+    (
+        "counted code",
+        "Serialized model: 87413467 bytes  Code: 44100 bytes",
+        dict(bytes="44100"),
+    ),
     ("counted code", "Raw model: 77941028 bytes, Code: 50629 bytes", dict(bytes="50629")),
     ("unpacked bytes", "Serialized model: 67224983 bytes", dict(bytes="67224983")),
     (
