@@ -13,6 +13,7 @@ import fineweb
 from challenge import GPUS
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
 from field_claims import (
+    BEFORE_PACKING,
     DEVIATIONS,
     LOSSES,
     SEED_STEPS,
@@ -29,6 +30,8 @@ from readme_tables import seeds_in_tables
 
 # Bits a byte between the mean over seeds and any of them: several standard deviations.
 SPREAD = 0.006
+# What is in the label of a score that is surely of a packed model.
+PACKED_LABEL = re.compile(r"int\d|quant|zlib|zstd|lzma|brotli|round.?trip", re.I)
 # Shares by which bytes of text may differ from the known ones, and from which they are others.
 SAME_BYTES = 0.01
 OTHER_BYTES = 0.03
@@ -323,6 +326,34 @@ def check_loss(record: FieldRecord) -> Verdict:
     if check_score(record).state == FAILS:
         return Verdict(name, FAILS, text)
     return Verdict(name, UNCHECKED, f"{text}: perhaps of other tokens than the logs'")
+
+
+def check_before_packing(record: FieldRecord) -> Verdict:
+    """The score of the model as it was trained: some give that of a packed one as this."""
+    name = "before packing"
+    claim = record.claims.first(BEFORE_PACKING)
+    if claim is None or claim.value <= 0:
+        return Verdict(name, UNSTATED, "no score from before packing in submission.json")
+    stated = f"{claim} ({claim.where})"
+    runs = [run for run in record.runs if run.log.before_packing]
+    if not runs:
+        return Verdict(name, UNCHECKED, f"{stated}: no log has such a score")
+    for log in record.logs:
+        for scored in log.before_packing:
+            if agree(claim.value, claim.decimals, scored.val_bpb, scored.decimals):
+                return Verdict(name, HOLDS, f"{stated}: {quoted(scored, log)}")
+    last = [run.log.before_packing[-1] for run in runs]
+    mean = statistics.mean(scored.val_bpb for scored in last)
+    if agree(claim.value, claim.decimals, mean, min(scored.decimals for scored in last)):
+        return Verdict(name, HOLDS, f"{stated}: the mean of {len(last)} logs")
+    text = f"{stated}, but the log has {quoted(last[0], runs[0].log)}"
+    for run in runs:
+        for scored in run.log.finals:
+            same = agree(claim.value, claim.decimals, scored.val_bpb, scored.decimals)
+            if same and PACKED_LABEL.search(scored.label):
+                told = f"{text}; it is {quoted(scored, run.log)}, of a packed model"
+                return Verdict(name, FAILS, told)
+    return Verdict(name, UNCHECKED, f"{text}: perhaps of another pass or average")
 
 
 # ---- Seeds

@@ -26,6 +26,7 @@ SCORES = (
     "three_seed_mean_bpb",
     "score",
 )
+BEFORE_PACKING = ("pre_quant_val_bpb", "prequant_val_bpb", "val_bpb_pre_quant", "pre_quant_bpb")
 LOSSES = ("val_loss", "mean_val_loss")
 DEVIATIONS = (
     "val_bpb_std",

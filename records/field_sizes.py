@@ -558,7 +558,7 @@ def check_artifact(record: FieldRecord) -> Verdict:
 
 
 # ---- Track
-def track_of(record: FieldRecord, code: Code) -> Verdict:
+def check_track(record: FieldRecord, code: Code) -> Verdict:
     """A, a fixed predictor, or B, which adapts while it scores, by logs and submission.json."""
     name = "track"
     for run in record.runs:

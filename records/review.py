@@ -25,6 +25,7 @@ CLAIM_CHECKS = (
     field_checks.check_seed_scores,
     field_checks.check_deviation,
     field_checks.check_loss,
+    field_checks.check_before_packing,
     field_checks.check_seeds,
     field_checks.check_parameters,
     field_checks.check_steps,
@@ -45,7 +46,7 @@ CODE_CHECKS = (
     field_sizes.check_source,
     field_sizes.check_files,
     field_tables.check_tables,
-    field_sizes.track_of,
+    field_sizes.check_track,
 )
 MOST_PLACES = 12
 # The columns by which a table of folders can be sorted.
@@ -104,10 +105,11 @@ def review(record: FieldRecord) -> Review:
     verdicts += [guarded_verdict(check, record) for check in CLAIM_CHECKS]
     verdicts += [guarded_verdict(check, record, code) for check in CODE_CHECKS]
     verdicts.append(field_sizes.check_artifact(record))
+    track = next(verdict.text for verdict in verdicts if verdict.check == "track")
     totals = [run.log.total_bytes[0] for run in record.runs if run.log.total_bytes]
     return Review(
         folder=str(record.folder),
-        track=verdicts[-2].text[:1] if verdicts[-2].text[:2] in ("A:", "B:") else "",
+        track=track[:1] if track[:2] in ("A:", "B:") else "",
         val_bpb=record.bpb,
         seeds=len(record.runs),
         bytes_total=max(totals, default=None),
@@ -167,7 +169,7 @@ def row_of(found: Review) -> tuple[str, ...]:
 # ---- Comparisons
 def values_of(record: FieldRecord) -> tuple[list[float], list[float]]:
     """Bits a byte and nats a token of a folder's seeds; BadInput if its logs state no score."""
-    bpbs, losses = record.values() if record.is_record else ([], [])
+    bpbs, losses = record.values()
     if not bpbs:
         raise BadInput(f"{record.folder}: no log states a last score, so it cannot be compared")
     return bpbs, losses

@@ -126,6 +126,7 @@ SHAPES = (
     ),
     shape("data folder", r"\s*(?:datasets_dir|data_path)[:=] ?(?P<path>\S+)", "data"),
     shape("batch tokens", r"(?:.*\s)?train_batch_tokens[:=] ?(?P<count>\d+)\b.*", "train_batch"),
+    shape("batch tokens", r"lr:.*\sbatch:(?P<count>\d{4,}) .*", " batch:"),
     shape(
         "time limit",
         r"(?:.*\s)?max_wallclock_seconds[:=] ?(?P<seconds>NUMBER)(?:\s.*)?",

@@ -154,6 +154,20 @@ def test_a_score_before_packing_is_none_of_the_artifact(folder):
     assert folder.verdict("score").state == UNCHECKED
 
 
+def test_the_score_before_packing_is_none_of_a_packed_model(folder):
+    """The logs end their training at 1.1494 and have a roundtrip of 1.15839566."""
+    for value, state in (
+        (1.1494, HOLDS),
+        (1.14940, HOLDS),
+        (1.15839566, FAILS),
+        (1.1512, UNCHECKED),
+    ):
+        folder.state(pre_quant_val_bpb=value)
+        assert folder.verdict("before packing").state == state, value
+    folder.state(pre_quant_val_bpb=1.15839566)
+    assert "of a packed model" in folder.verdict("before packing").text
+
+
 def test_a_score_of_a_log_of_its_own_counts(folder):
     """An evaluation beside the training, whose log states bits a byte and nothing else."""
     for seed in (42, 1337, 2024):

@@ -131,6 +131,11 @@ FIELD_LINES = [
         dict(path="./data/fineweb10B_sp8192"),
     ),
     ("batch tokens", "train_batch_tokens:524288 train_seq_len:1024", dict(count="524288")),
+    (
+        "batch tokens",
+        "lr:embed=0.035 matrix=0.025 scalar=0.025 batch:786432 wall:600s seed:1337",
+        dict(count="786432"),
+    ),
     ("time limit", "warmup_steps:20 max_wallclock_seconds:600.000", dict(seconds="600.000")),
     ("switched on", "  ttt_enabled: True", dict(name="ttt_enabled")),
     (
