@@ -316,14 +316,20 @@ class FieldLog:
                 return number
         return None
 
-    @functools.cache  # noqa: B019
     def figures_on(self, word: str) -> set[tuple[float, int]]:
-        """All figures with three decimals or more in lines with a word, and their decimals."""
-        found = set()
+        """All figures with three decimals or more in lines with bpb or loss, and their decimals."""
+        return self._figures[word]
+
+    @functools.cached_property
+    def _figures(self) -> dict[str, set[tuple[float, int]]]:
+        found = {"bpb": set(), "loss": set()}
         for number, line in enumerate(self.lines, 1):
-            if number not in self.source_lines and word in line.lower():
-                for text in re.findall(r"(?<![\d.])\d{1,2}\.\d{3,}(?![\d.])", line):
-                    found.add((float(text), decimals_of(text)))
+            words = [word for word in found if word in line.lower()]
+            if not words or number in self.source_lines:
+                continue
+            for text in re.findall(r"(?<![\d.])\d{1,2}\.\d{3,}(?![\d.])", line):
+                for word in words:
+                    found[word].add((float(text), decimals_of(text)))
         return found
 
     # -- bytes

@@ -16,8 +16,6 @@ from field_sizes import Code, totals_of
 from field_times import SAME_SECONDS, claimed_pass, shorter_than_logs
 from readme_tables import Cell, cells_by_seed, cells_of_metrics, quantity_of
 
-# Parts of the artifact, and sizes in a unit that is rounded.
-NO_TOTAL = re.compile(r"code|model|script|weights|\b[mk]i?b\b", re.I)
 # Words of a heading that say of which pass a score is.
 BEFORE = re.compile(r"pre.?quant|ema|swa|fp32|bf16|fp16|float|unquant|raw|before|pre.?gptq", re.I)
 ADAPTED = re.compile(r"ttt|slot|n.?gram|ppm|mix|cache|adapt|lora", re.I)
@@ -48,8 +46,12 @@ class Sources(NamedTuple):
 
 
 def sources_of(record: FieldRecord, code: Code, seed: int) -> Sources:
-    """What there is of a seed."""
-    logs = [log for log in record.logs if seed in (log.seed, log.named_seed, *log.seeds)]
+    """What there is of a seed; a log that names none may be of any."""
+    logs = []
+    for log in record.logs:
+        seeds = (log.seed, log.named_seed, *log.seeds)
+        if seed in seeds or not any(each is not None for each in seeds):
+            logs.append(log)
     return Sources(record, code, record.run_of(seed), logs, record.claims.seeds.get(seed))
 
 
@@ -132,7 +134,7 @@ def differing(value: float, claim: Claim) -> str:
 def compare_bytes(cell: Cell, sources: Sources) -> str | None:
     """A total against all that a total of the seed's log may be of."""
     value = int(cell.figure.value)
-    if value < SMALLEST_TOTAL or cell.figure.decimals or NO_TOTAL.search(cell.heading):
+    if value < SMALLEST_TOTAL or cell.figure.decimals:
         return None
     if sources.run is None:
         claim = sources.claim(TOTALS)

@@ -12,7 +12,7 @@ from field_claims import OTHER_LINE, Claim
 # A section or a column on other runs, or on differences.
 OTHER_SECTION = re.compile(
     r"ablat|baseline|previous|prior|compar|histor|earlier|original|retract|superse|sweep|reference"
-    r"|diagnos|\bvs\b|sota|\bPR\b|#\d|negative|explor|reproduc|old\b|control|pre.?fix",
+    r"|diagnos|\bvs\b|sota|\bPR\b|#\d|negative|explor|old\b|control|pre.?fix",
     re.I,
 )
 OTHER_COLUMN = re.compile(
@@ -33,7 +33,14 @@ QUANTITIES = (
     ("steps", re.compile(r"(?:(?:train(?:ing)?|total|num) )?steps", re.I)),
     ("training time", re.compile(r"train(?:ing)?[ _](?:time|wall.?clock)(?: ?\(m?s\))?", re.I)),
     ("evaluation time", re.compile(r"(?:\w+ )?eval(?:uation)?[ _]time(?: ?\(m?s\))?", re.I)),
-    ("bytes", re.compile(r"(?:total |final )?(?:artifact|submission|total|bytes)\b.*", re.I)),
+    (
+        "bytes",
+        re.compile(
+            r"(?:(?:total|final) )?(?:artifact|submission|bytes)(?:[ _](?:size|bytes|total))*"
+            r"(?: ?\(bytes\))?|total[ _](?:size|bytes)(?: ?\(bytes\))?",
+            re.I,
+        ),
+    ),
 )
 
 
@@ -65,7 +72,7 @@ def tables_of(lines: list[str]) -> Iterator[list[tuple[int, list[str]]]]:
         rows = []
         if line.startswith("#") and not fenced:
             section = line.lstrip("# ")
-        elif line.strip() and re.search(OTHER_LINE, line) and line.rstrip().endswith(":"):
+        elif line.strip() and OTHER_LINE.search(line) and line.rstrip().endswith(":"):
             # Such a line stands above a table and says what it is of.
             section += f" {line}"
 

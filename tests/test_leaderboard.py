@@ -129,7 +129,7 @@ def test_each_log_is_read_once(records, monkeypatch):
     monkeypatch.setattr(
         field_record, "FieldLog", lambda path, name: read.append(name) or FieldLog(path, name)
     )
-    assert "two_gpus" not in leaderboard(records)
+    assert "[Example]" in leaderboard(records)
     assert read == sorted(path.name for path in folder.glob("*.log"))
 
 
