@@ -317,7 +317,10 @@ class FieldLog:
         return None
 
     def figures_on(self, word: str) -> set[tuple[float, int]]:
-        """All figures with three decimals or more in lines with bpb or loss, and their decimals."""
+        """All figures with three decimals or more in lines on bpb or loss, and their decimals.
+
+        The lines of training steps are left out.
+        """
         return self._figures[word]
 
     @functools.cached_property
@@ -325,7 +328,7 @@ class FieldLog:
         found = {"bpb": set(), "loss": set()}
         for number, line in enumerate(self.lines, 1):
             words = [word for word in found if word in line.lower()]
-            if not words or number in self.source_lines:
+            if not words or "train_loss" in line or number in self.source_lines:
                 continue
             for text in re.findall(r"(?<![\d.])\d{1,2}\.\d{3,}(?![\d.])", line):
                 for word in words:

@@ -6,6 +6,7 @@ import ast
 import base64
 import binascii
 import contextlib
+import functools
 import importlib
 import lzma
 import re
@@ -141,6 +142,7 @@ def unpacks(text: str) -> bool:
     return re.search(r"\bexec\(|runpy|importlib", text) is not None and "decompress" in text
 
 
+@functools.lru_cache(maxsize=2)
 def tree_of(text: str) -> ast.Module:
     """A script as a tree; an empty one if it is no Python."""
     try:
