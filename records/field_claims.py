@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -142,11 +143,16 @@ def claim_of(value: object, where: str) -> Claim | None:
         if not re.fullmatch(r"-?\d+(\.\d+)?", value.strip()):
             return None
         value = Decimal(value.strip())
-    if isinstance(value, int):
-        return Claim(float(value), 0, where)
+    if not isinstance(value, (int, Decimal)):
+        return None
+    decimals = 0
     if isinstance(value, Decimal) and value.is_finite():
-        return Claim(float(value), max(0, -value.as_tuple().exponent), where)
-    return None
+        decimals = max(0, -value.as_tuple().exponent)
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return Claim(number, decimals, where) if math.isfinite(number) else None
 
 
 def agree(first: float, its_decimals: int, second: float, others: int) -> bool:
@@ -304,7 +310,10 @@ class Claims:
         for number, line in enumerate(self.readme_lines[:25], 1):
             if "bpb" not in line.lower() or OTHER_LINE.search(line) or line.startswith("|"):
                 continue
-            found = re.findall(r"(?<![\d.,+-])\d\.\d{3,10}(?![\d])", line)
+            behind = re.findall(r"bpb\D{0,15}?(?<![\d.,+-])(\d\.\d{3,10})(?!\d)", line, re.I)
+            anywhere = re.findall(r"(?<![\d.,+-])\d\.\d{3,10}(?![\d])", line)
+            # A loss may stand in the same line.
+            found = behind or ([] if "loss" in line.lower() else anywhere)
             if found:
                 return claim_of(Decimal(found[0]), f"README.md:{number}")
         return None

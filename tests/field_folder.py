@@ -58,7 +58,7 @@ class Folder:
     def review(self) -> Review:
         """What a reviewer gets of it; no check may fail to make sense of it."""
         found = review(FieldRecord(self.path))
-        assert not [each for each in found.verdicts if "not understood" in each.text]
+        assert not [each for each in found.verdicts if "files are not understood" in each.text]
         return found
 
     def verdict(self, check: str) -> Verdict:

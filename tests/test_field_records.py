@@ -84,7 +84,17 @@ def test_what_is_not_stated_is_not_wrong(folder):
     assert states["score"] == states["mean"] == states["README"] == UNSTATED
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "", '{"val_bpb": NaN}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        "",
+        '{"val_bpb": NaN}',
+        '{"bytes_total": 1e400, "steps": Infinity, "val_loss": "inf"}',
+        '{"artifact_bytes": %s}' % ("9" * 400),
+    ],
+)
 def test_a_submission_that_cannot_be_read_is_no_failure(text, folder):
     (folder.path / "submission.json").write_text(text)
     assert folder.failures() == []
@@ -238,6 +248,14 @@ def test_the_mean_may_be_of_another_figure_of_the_seeds(folder):
     folder.readme("Mean 1.1301 over 3 seeds\n")
     found = folder.verdict("mean")
     assert found.state == HOLDS and "ttt_bpb_final" in found.text
+
+
+def test_the_score_of_the_readme_is_not_the_loss_beside_it(folder):
+    folder.state(val_bpb=None, seed_results=None)
+    for text in ("val_loss 1.92050001, val_bpb 1.13742", "**1.13742** BPB, three seeds"):
+        folder.readme(f"# Mine\n\n{text}\n")
+        found = folder.verdict("score")
+        assert found.state == HOLDS and "1.13742 (README.md:3)" in found.text, text
 
 
 def test_a_text_that_names_mean_and_best_calls_neither_the_other(folder):
