@@ -104,6 +104,8 @@ OTHER_LINE = re.compile(
     r"|pending|todo|future|plan|will |not yet|await|upcoming|next step|require|needs?\b",
     re.I,
 )
+# A line of README.md on a score from before packing.
+NO_FINAL = re.compile(r"pre.?(?:quant|export|ttt)|at stop|post.?ema|before (?:quant|pack)", re.I)
 PACKED_AGAIN = re.compile(r"re-?(?:pack|export|quanti|serializ)", re.I)
 MEAN_WORD = re.compile(r"\bmean\b|\baverage|\bavg\b", re.I)
 COUNT_WORDS = dict(two=2, three=3, four=4, five=5)
@@ -277,6 +279,15 @@ class Claims:
             return claim
         return self.readme_score
 
+    def other_scores(self) -> list[Claim]:
+        """All figures in bits a byte at the top of submission.json that are not of other runs."""
+        found = []
+        for name, value in self.stated.items():
+            claim = claim_of(value, f"{self.name} {name}")
+            if claim is not None and "bpb" in name and not OTHER_RUNS.search(name):
+                found.append(claim)
+        return found
+
     def texts(self) -> list[tuple[str, str]]:
         """Name and blurb of submission.json and the lines of README.md, each with its place."""
         found = []
@@ -308,7 +319,9 @@ class Claims:
     def readme_score(self) -> Claim | None:
         """The score at the head of README.md: the first figure of a line on bits a byte."""
         for number, line in enumerate(self.readme_lines[:25], 1):
-            if "bpb" not in line.lower() or OTHER_LINE.search(line) or line.startswith("|"):
+            if "bpb" not in line.lower() or line.startswith("|"):
+                continue
+            if OTHER_LINE.search(line) or NO_FINAL.search(line):
                 continue
             behind = re.findall(r"bpb\D{0,15}?(?<![\d.,+-])(\d\.\d{3,10})(?!\d)", line, re.I)
             anywhere = re.findall(r"(?<![\d.,+-])\d\.\d{3,10}(?![\d])", line)

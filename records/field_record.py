@@ -17,6 +17,10 @@ from record_folder import ARTIFACTS, SCRIPT
 
 LOG_SUFFIXES = (".log", ".txt", ".out", ".stdout")
 NO_LOG = re.compile(r"require|readme|licen[sc]e|pr_body|notes?\.txt", re.I)
+# A script that is shipped for readers, beside the packed one that counts.
+READABLE_COPY = re.compile(
+    r"human|plain|readable|pretty|unminified|unpacked|expanded|decoded", re.I
+)
 # Logs of runs that are shown beside the record's.
 OTHER_RUN = re.compile(
     r"ablat|baseline|(?:^|/)old|_old|stopped|smoke|partial|dry|probe|control|compare|reference|sweep|supersed|debug"
@@ -107,7 +111,8 @@ class FieldRecord:
 
         A folder may have helpers and no script that trains.
         """
-        beside = [path for path in self.scripts if path.parent == self.folder] or self.scripts
+        scripts = [path for path in self.scripts if not READABLE_COPY.search(path.stem)]
+        beside = [path for path in scripts if path.parent == self.folder] or scripts
         for path in beside:
             if path.name == SCRIPT:
                 return path

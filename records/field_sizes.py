@@ -26,6 +26,8 @@ from field_scripts import (
 # In so many lines the scripts of two seeds may differ by what is written into them.
 MOST_SETTINGS = 20
 MODEL_ALONE = "the model alone"
+# More bytes than any packed script has.
+LARGEST_CODE = 200_000
 # Of so many files beside the script all sums are tried.
 MOST_FILES = 6
 # A count of code below this share of the script may be of its compressed form.
@@ -301,12 +303,13 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
             if any(record.claims.discloses(value, total) for total in totals):
                 disclosed.append(f"{told}; README.md names both")
                 continue
-            (wrong if sure or made else unsure).append(told)
+            certain = (sure or made) and not only_code_apart(value, figures)
+            (wrong if certain else unsure).append(told)
     if disclosed and not wrong:
         return Verdict(name, UNCHECKED, "; ".join(disclosed))
     wrong += models_of_no_log(record)
     if unsure and not wrong:
-        return Verdict(name, UNCHECKED, f"{'; '.join(unsure)}; not all runs have logs")
+        return Verdict(name, UNCHECKED, f"{'; '.join(unsure)}; not all that counts is here")
     if wrong:
         if record.absent_logs:
             told = f"{', '.join(record.absent_logs)}, which README.md names, is not here"
@@ -315,6 +318,13 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
     if not made:
         return Verdict(name, UNSTATED, "no total in both submission.json and the logs")
     return Verdict(name, HOLDS, made[0])
+
+
+def only_code_apart(value: int, figures: dict[int, str]) -> bool:
+    """Whether a total is that of a model and of code that nothing here counts."""
+    if not all(told.startswith(MODEL_ALONE) for told in figures.values()):
+        return False
+    return any(0 < value - model < LARGEST_CODE for model in figures)
 
 
 def models_of_no_log(record: FieldRecord) -> list[str]:
@@ -430,6 +440,9 @@ def totals_of(logs: list[FieldLog], code: Code) -> dict[int, str]:
             if claimed is not None:
                 found.setdefault(value + int(claimed.value), f"model ({where}) and {claimed.where}")
     last = [log.total_bytes[0] for log in logs if log.total_bytes is not None]
+    models = [log.count("packed bytes", "bytes") for log in logs]
+    for mean in whole_means([model[0] for model in models if model is not None]):
+        found.setdefault(mean, f"{MODEL_ALONE}, the mean of the logs")
     for mean in whole_means(last):
         found.setdefault(mean, "the mean of the logs' totals")
     for path in code.record.artifacts:

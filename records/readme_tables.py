@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import NamedTuple
@@ -24,6 +25,9 @@ SEED_HEADING = re.compile(r"(?:random )?seeds?", re.I)
 METRIC_HEADING = re.compile(r"metrics?|quantity|measure", re.I)
 SEED_CELL = re.compile(r"(?:seed[ =:]*)?(\d{1,6})", re.I)
 MEAN_CELL = re.compile(r"(?:(\d)[- ]seed )?(?:mean|average|avg)", re.I)
+STATISTIC = re.compile(
+    r"mean|average|avg|std|stdev|sd\b|dev|spread|range|min\b|max\b|±|\d[- ]seed", re.I
+)
 FIGURE = re.compile(r"(\d[\d,]*(?:\.\d+)?)(s|sec|seconds|ms|b|bytes)?(?:/step)?", re.I)
 # What a column has, by words of its heading; the first that fits counts.
 QUANTITIES = (
@@ -106,13 +110,30 @@ def seeds_in_tables(lines: list[str]) -> set[int]:
     return {cell.seed for cells in cells_by_seed(lines) for cell in cells if cell.seed is not None}
 
 
+def means_in_tables(lines: list[str]) -> list[tuple[float, int]]:
+    """The means of the seeds' scores in each column of each table, and their decimals."""
+    found = []
+    for cells in cells_by_seed(lines):
+        scores = [cell for cell in cells if cell.seed is not None and quantity_of(cell) == "score"]
+        for heading in {cell.heading for cell in scores}:
+            figures = [cell.figure for cell in scores if cell.heading == heading]
+            if len(figures) > 1:
+                decimals = min(figure.decimals for figure in figures)
+                found.append((statistics.mean(figure.value for figure in figures), decimals))
+    return found
+
+
 def cells_of_rows(table: list[tuple[int, list[str]]]) -> list[Cell]:
     """The cells of a table that has a row for each seed."""
     head = table[0][1]
     found = []
+    names = [row[0] for _, row in table[1:]]
+    seeds = [name for name in names if SEED_CELL.fullmatch(name)]
+    # With rows of other names it is not known what a mean is of.
+    plain = len(seeds) == sum(not STATISTIC.match(name) for name in names)
     for number, row in table[1:]:
         seed = SEED_CELL.fullmatch(row[0])
-        if seed is None and not is_mean_of(row[0], len(table) - 2):
+        if seed is None and not (plain and is_mean_of(row[0], len(seeds))):
             continue
         for heading, text in zip(head[1:], row[1:], strict=False):
             cell = cell_of(None if seed is None else int(seed[1]), heading, text, number)

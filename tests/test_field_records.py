@@ -156,6 +156,11 @@ def test_a_score_before_packing_is_none_of_the_artifact(folder):
     folder.state(val_bpb=1.1312, seed_results=None)
     found = folder.verdict("score")
     assert found.state == FAILS and "before packing" in found.text
+    # In README.md alone such a score need not be that of the record.
+    folder.state(val_bpb=None)
+    folder.readme("# Mine\n\nval_bpb at stop: 1.1374\n\nval_bpb 1.1312\n")
+    assert folder.verdict("score").state == UNCHECKED
+    folder.state(val_bpb=1.1312)
     # A log that ends there proves neither.
     for path in folder.path.glob("*.log"):
         path.write_text(
@@ -219,6 +224,18 @@ def test_scores_of_other_runs_are_none_of_the_seeds(folder):
     assert folder.verdict("seed scores").state == HOLDS
     folder.state(seed_results=None)
     assert folder.verdict("seed scores").state == UNSTATED
+
+
+def test_a_mean_of_the_readmes_seeds_is_none_of_the_logs_alone(folder):
+    """One of the three logs is not here, and its score is far from the others'."""
+    folder.log(2024).unlink()
+    folder.state(val_bpb=1.1186, val_loss=None, seeds=None, seed_results=None)
+    table = "| seed | val_bpb |\n|-|-|\n| 42 | 1.1374 |\n| 1337 | 1.1383 |\n| 2024 | 1.0801 |\n"
+    folder.readme(f"# Mine\n\nval_bpb 1.1186 (3-seed mean)\n\n{table}")
+    found = folder.verdict("score")
+    assert found.state == UNCHECKED and "the mean of the seeds" in found.text
+    folder.readme("# Mine\n\nval_bpb 1.1186 (3-seed mean)\n")
+    assert "score" in folder.failures()
 
 
 def test_a_model_that_was_packed_again_has_no_log_of_its_score(folder):
@@ -299,6 +316,9 @@ def test_names_that_count_the_logs_are_no_seeds(folder):
     )
     assert folder.failures() == []
     folder.readme("Mean 1.13742 over 3 seeds\n")
+    assert folder.verdict("seeds").state == UNCHECKED
+    # Numbers that do not count up are seeds.
+    (folder.path / "run_seed3.log").rename(folder.path / "run_seed7.log")
     assert folder.failures() == ["seeds"]
 
 
@@ -598,6 +618,27 @@ def test_a_total_in_a_line_of_another_shape_is_one(folder):
     assert found.state == HOLDS and "train_seed42.log:" in found.text
 
 
+def test_a_total_may_have_code_that_nothing_counts(folder):
+    (folder.path / "train_gpt.py").unlink()
+    for path in folder.path.glob("*.log"):
+        lines = path.read_text().partition("=" * 100 + "\n")[2].splitlines()
+        kept = [line for line in lines if not line.startswith(("Code size", "Total"))]
+        path.write_text("\n".join(kept))
+    folder.state(bytes_total=15_699_999, seed_results=None)
+    assert folder.verdict("bytes").state == UNCHECKED
+    folder.state(bytes_total=16_900_000)
+    assert "bytes" in folder.failures()
+
+
+def test_a_script_for_readers_is_not_the_one_that_counts(folder):
+    script = folder.path / "train_gpt.py"
+    (folder.path / "train_gpt_human.py").write_text(script.read_text() + "# explained\n" * 99)
+    assert folder.failures() == []
+    script.unlink()
+    assert folder.failures() == []
+    assert "no script is here" in folder.verdict("code size").text
+
+
 def test_code_of_scripts_that_are_not_here_may_be_counted(folder):
     (folder.path / "train_gpt.py").unlink()
     folder.state(bytes_code=1789)
@@ -611,6 +652,17 @@ def test_a_loss_that_is_bits_a_byte_is_named_as_that(folder):
     folder.state(val_loss=1.1374)
     found = folder.verdict("loss")
     assert found.state == FAILS and "it is bits a byte" in found.text
+
+
+def test_a_readme_that_heads_with_the_mean_is_no_other(folder):
+    folder.state(val_bpb=1.13650936, val_loss=1.9190, mean_val_bpb=1.1374)
+    folder.readme("# Mine\n\nval_bpb 1.1374\n")
+    assert "mean_val_bpb" in folder.verdict("README").text
+    assert folder.verdict("README").state == UNSTATED
+    folder.state(mean_val_bpb=None)
+    assert "the mean over the logs" in folder.verdict("README").text
+    folder.readme("# Mine\n\nval_bpb 1.1294\n")
+    assert folder.failures() == ["README"]
 
 
 def test_a_readme_with_another_score_is_found(folder):
