@@ -655,7 +655,7 @@ def test_a_loss_that_is_bits_a_byte_is_named_as_that(folder):
 
 
 def test_a_readme_that_heads_with_the_mean_is_no_other(folder):
-    folder.state(val_bpb=1.13650936, val_loss=1.9190, mean_val_bpb=1.1374)
+    folder.state(val_bpb=1.1365, val_loss=1.9190, mean_val_bpb=1.1374)
     folder.readme("# Mine\n\nval_bpb 1.1374\n")
     assert "mean_val_bpb" in folder.verdict("README").text
     assert folder.verdict("README").state == UNSTATED
