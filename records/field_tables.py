@@ -1,4 +1,4 @@
-"""Results by seed in tables of README.md against the logs and submission.json."""
+"""Results in tables of README.md, by seed or of an only run, against logs and submission.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from field_times import SAME_SECONDS, claimed_pass, shorter_than_logs
 from readme_tables import Cell, cells_by_seed, cells_of_metrics, quantity_of
 
 # Words of a heading that say of which pass a score is.
-BEFORE = re.compile(r"pre.?quant|ema|swa|fp32|bf16|fp16|float|unquant|raw|before|pre.?gptq", re.I)
+AVERAGED = re.compile(r"ema\b|swa\b|lawa\b|averag", re.I)
+BEFORE = re.compile(r"pre.?(?:quant|gptq|export)|fp32|bf16|fp16|float|unquant|\braw\b|before", re.I)
 ADAPTED = re.compile(r"ttt|slot|n.?gram|ppm|mix|cache|adapt|lora", re.I)
 NOT_ADAPTED = re.compile(r"(?:pre|no|without|w/o).?(?:ttt|slot|n.?gram|ppm)", re.I)
 SLIDING = re.compile(r"slid|stride|window|\bs64\b|\bsw\b", re.I)
@@ -77,21 +78,20 @@ def compare_score(cell: Cell, sources: Sources) -> str | None:
 
 def passes_named(heading: str, log: FieldLog) -> list[Scored]:
     """The scores of a log of the pass that a heading names."""
+    finals = log.finals
+    if AVERAGED.search(heading):
+        return [scored for scored in log.scores if AVERAGED.search(scored.label)]
     if BEFORE.search(heading):
         return log.before_packing
     if NOT_ADAPTED.search(heading):
-        return [scored for scored in log.finals if not ADAPTED.search(scored.label)]
+        return [scored for scored in finals if not ADAPTED.search(scored.label)]
     for words in (ADAPTED, SLIDING):
         if words.search(heading):
-            return [scored for scored in log.finals if words.search(scored.label)]
+            return [scored for scored in finals if words.search(scored.label)]
     if PACKED.search(heading):
-        others = (ADAPTED, SLIDING)
-        return [
-            scored
-            for scored in log.finals
-            if not any(words.search(scored.label) for words in others)
-        ]
-    return log.finals if PLAIN.fullmatch(heading) else []
+        plain = [scored for scored in finals if not ADAPTED.search(scored.label)]
+        return [scored for scored in plain if not SLIDING.search(scored.label)]
+    return finals if PLAIN.fullmatch(heading) else []
 
 
 def compare_loss(cell: Cell, sources: Sources) -> str | None:

@@ -61,7 +61,16 @@ def test_figures_may_be_rounded_and_of_any_pass_of_the_log(folder):
 
 @pytest.mark.parametrize(
     "heading",
-    ["Δ bpb", "val_bpb of PR #549", "TTT bpb", "tilted bpb", "bpb gain", "baseline bpb", "std bpb"],
+    [
+        "Δ bpb",
+        "EMA bpb",
+        "val_bpb of PR #549",
+        "TTT bpb",
+        "tilted bpb",
+        "bpb gain",
+        "baseline bpb",
+        "std bpb",
+    ],
 )
 def test_a_column_that_is_not_plain_says_nothing(heading, folder):
     """A difference, another run, a pass that the log does not have, or one that nobody knows."""
@@ -74,6 +83,25 @@ def test_a_pass_that_the_heading_names_is_the_one_that_is_quoted(folder):
     folder.readme(TABLE.replace("**val_bpb**", "Roundtrip bpb").replace("1.1374", "1.1174"))
     found = folder.verdict("README tables")
     assert found.state == FAILS and "but 1.15839566 (final_int6_roundtrip" in found.text
+
+
+@pytest.mark.parametrize(
+    "heading, label",
+    [
+        ("Pre-quant bpb", "step 7012"),
+        ("val_bpb (raw)", "step 7012"),
+        ("Post-EMA bpb", "post_ema"),
+        ("Sliding bpb", "final_int6_sliding_window"),
+        ("Pre-TTT bpb", "final_int6_"),
+        ("bpb", "final_int6_"),
+    ],
+)
+def test_a_heading_names_the_pass_that_a_figure_is_held_against(heading, label, folder):
+    folder.add_to_logs("DIAGNOSTIC post_ema val_loss:1.9300 val_bpb:1.1431 eval_time:1ms", "peak")
+    text = TABLE.replace("| **Mean** | | | **1.1379** | |\n", "").replace("**val_bpb**", heading)
+    folder.readme(text.replace("1.1374", "1.1954"))
+    found = folder.verdict("README tables")
+    assert found.state == FAILS and f"({label}" in found.text.replace("DIAGNOSTIC ", "")
 
 
 @pytest.mark.parametrize(
