@@ -58,10 +58,10 @@ TOTALS_OF_SEEDS = (
 CODES = ("bytes_code", "code_bytes")
 MODELS = re.compile(r"bytes_model\w*|model_bytes\w*")
 STEPS = ("step_stop", "steps", "training_steps", "train_steps", "num_steps")
-# The time of an evaluation, with its unit; of a limit, or of a training, it is not.
+# The time of the whole evaluation, with its unit; of a limit, or of one pass of several, it is not.
 EVALUATION_TIME = re.compile(
-    r"(?!.*(?:limit|budget|cap|under|train|per_|step))(?:\w+_)?(?:eval(?:uation)?|ttt)"
-    r"(?:_(?:wall_?clock|time|total|elapsed|duration|ttt|sliding|pass|roundtrip|quant))*"
+    r"(?:(?:total|final|max|mean|ttt)_)?eval(?:uation)?"
+    r"(?:_(?:wall_?clock|time|total|elapsed|duration|ttt))*"
     r"_(?P<unit>s|secs?|seconds|ms|milliseconds|min|mins|minutes)(?:_(?:mean|max|total|avg))?"
 )
 WALLCLOCKS = ("wallclock_seconds", "train_time_seconds", "training_time_seconds")

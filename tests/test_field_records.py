@@ -430,8 +430,9 @@ def test_an_evaluation_time_may_be_in_milliseconds_or_minutes(folder):
         (dict(eval_time_ms=61_000), FAILS),
         (dict(eval_minutes=1.2), HOLDS),
         (dict(eval_minutes=0.5), FAILS),
-        # Neither a limit nor a time without a unit says what was measured.
+        # Neither a limit nor a time without a unit says what was measured, nor is a pass all.
         (dict(eval_time_limit_s=1, eval_budget_seconds=1, eval_time=1), HOLDS),
+        (dict(roundtrip_eval_time_s=1, ttt_time_s=1, train_eval_s=1, eval_s_per_step=1), HOLDS),
     ):
         folder.state(eval_time_ms=None, eval_minutes=None)
         folder.state(**changes)
