@@ -14,8 +14,8 @@ from audit_submission import check_submission
 from audit_verdicts import DEFAULT_MINUTES, ArtifactAudit, Wishes
 from checks import CHECKS, Check, guarded, print_table
 from commands import BadInput, Parser, say
-from field_claims import SUBMISSION
-from field_record import FieldRecord, is_own
+from field_claims import submission_of
+from field_record import FieldRecord
 from files import write_atomically
 from leaderboard import REFUSED
 from manifest import Data
@@ -273,9 +273,10 @@ def record_folders(paths: list[Path]) -> list[Path] | None:
 
 def folders_in(path: Path) -> list[Path]:
     """A record folder itself, or else the record folders below it."""
-    if (path / SUBMISSION).is_file():
+    if submission_of(path) is not None:
         return [path]
-    below = sorted(each.parent for each in path.rglob(SUBMISSION) if not hidden(each, path))
+    parents = {each.parent for each in path.rglob("*.json") if not hidden(each, path)}
+    below = sorted(each for each in parents if submission_of(each) is not None)
     if below:
         return below
     if (path / SCRIPT).is_file():
@@ -297,7 +298,7 @@ class Examined(NamedTuple):
     `compared` are the lines of comparisons.
     """
 
-    folder: Path
+    record: FieldRecord
     checks: list[Check]
     review: Review | None
     compared: list[str]
@@ -314,7 +315,7 @@ class Examined(NamedTuple):
         if self.review is not None:
             return self.review
         verdicts = [check.as_verdict() for check in self.checks]
-        return review(self.folder)._replace(verdicts=verdicts)
+        return review(self.record)._replace(verdicts=verdicts)
 
     def as_json(self) -> list | dict:
         """The checks of one of our records, or the review of another folder."""
@@ -327,16 +328,17 @@ def examine(folder: Path, options: argparse.Namespace) -> Examined:
     """Audit one of our records, or review a folder of the field; BadInput for what is neither."""
     checks = []
     found = None
-    if is_own(folder):
+    record = FieldRecord(folder)
+    if record.is_own:
         checks = audit_own(folder, options)
     else:
-        found = review(folder)
+        found = review(record)
     compared = []
     if options.beats is not None:
-        compared.append(beats_text(folder, options.beats))
+        compared.append(beats_text(record, options.beats))
     if options.against is not None:
-        compared.append(against_text(folder, options.against))
-    return Examined(folder, checks, found, compared)
+        compared.append(against_text(record, FieldRecord(options.against)))
+    return Examined(record, checks, found, compared)
 
 
 def show(found: Examined) -> None:

@@ -5,15 +5,15 @@
 
 It takes logs of train_gpt.py and of other scripts of the field, and folders, whose logs it finds,
 and draws all runs into one picture: training loss thin, validation with dots, and the last scores
-of the packed artifacts as stars. What a log does not state (tokens, for one) is not drawn, and
-printed. The exit status is 0, or 2 after one line if nothing can be drawn.
+of the packed artifacts as stars. Runs of one folder have one colour. What a log does not state
+(tokens, for one) is not drawn, and printed. The exit status is 0, or 2 after one line if nothing
+can be drawn.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import itertools
 import sys
 from pathlib import Path
 
@@ -31,7 +31,7 @@ with packages_from("records/requirements.txt"):
 
 # Colours that people with any colour vision can tell apart (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", ":")
+LINES = ("-", "--", ":", "-.")
 AXES = ("steps", "seconds", "tokens")
 # The share of the points, from the last on, that must be seen: the first ones lie far above.
 SHOWN = 0.85
@@ -69,6 +69,37 @@ def names_of(logs: list[FieldLog]) -> list[str]:
     return [f"{log.path.resolve().parent.name}/{log.path.name}" for log in logs]
 
 
+def looks_of(logs: list[FieldLog]) -> list[dict]:
+    """Colour, line and name of each run: runs of one folder have one colour, if there are several.
+
+    The name has the last score, which is the star.
+    """
+    folders = list(dict.fromkeys(log.path.resolve().parent for log in logs))
+    number_in_folder = dict.fromkeys(folders, 0)
+    looks = []
+    for number, (log, name) in enumerate(zip(logs, names_of(logs), strict=True)):
+        folder = log.path.resolve().parent
+        colour = folders.index(folder) if len(folders) > 1 else number
+        line = number_in_folder[folder] if len(folders) > 1 else number // len(COLOURS)
+        number_in_folder[folder] += 1
+        looks.append(
+            dict(
+                color=COLOURS[colour % len(COLOURS)],
+                linestyle=LINES[line % len(LINES)],
+                label=f"{name}: {log.finals[-1].val_bpb:.4f}" if log.finals else name,
+            )
+        )
+    return looks
+
+
+def short_number(value: float, _position: int = 0) -> str:
+    """A number on an axis: 1.5B for 1,500,000,000 tokens."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
 def limits(values: list[float]) -> tuple[float, float] | None:
     """The ends of the vertical axis: the lowest of all values, and what most are below."""
     if not values:
@@ -90,13 +121,15 @@ def draw_panel(axes, logs: list[FieldLog], looks: list[dict], axis: str, loss: b
             axes.plot(x, y, linewidth=0.7, alpha=0.6, **thin)
             values += y
         x, y = on_axis(log.curve(quantity), axis)
-        axes.plot(x, y, marker=".", markersize=5, linewidth=1.4, **look)
+        axes.plot(x, y, marker=".", markersize=7, linewidth=1.4, **look)
         values += y
         ends = [place(point, axis) for point in [*log.curve("train_loss"), *log.curve("val_loss")]]
         ends = [end for end in ends if end is not None]
         for scored in log.finals[-1:] if ends else []:
             value = scored.val_loss if loss else scored.val_bpb
-            axes.plot(max(ends), value, "*", color=look["color"], markersize=13, zorder=5)
+            star = dict(color=look["color"], markersize=14, markeredgecolor="white", zorder=5)
+            star["markeredgewidth"] = 0.6
+            axes.plot(max(ends), value, "*", **star)
             values.append(value)
     return values
 
@@ -105,13 +138,8 @@ def draw(logs: list[FieldLog]) -> bytes:
     """All panels as PNG: loss above, bits per byte below; over steps, seconds, tokens."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import EngFormatter
 
-    styles = itertools.cycle(itertools.product(LINES, COLOURS))
-    looks = []
-    for log, name, (line, colour) in zip(logs, names_of(logs), styles, strict=False):
-        label = f"{name}: {log.finals[-1].val_bpb:.4f}" if log.finals else name
-        looks.append(dict(color=colour, linestyle=line, label=label))
+    looks = looks_of(logs)
     figure, panels = pyplot.subplots(
         2, 3, figsize=INCHES, layout="constrained", sharey="row", sharex="col"
     )
@@ -120,7 +148,11 @@ def draw(logs: list[FieldLog]) -> bytes:
         for axes, axis in zip(row, AXES, strict=True):
             values += draw_panel(axes, logs, looks, axis, loss)
             axes.set_xlabel("" if loss else axis)
-            axes.xaxis.set_major_formatter(EngFormatter())
+            axes.xaxis.set_major_formatter(short_number)
+            absent = len(absent_on(axis, logs))
+            if absent and loss:
+                text = f"not stated by {absent} of {len(logs)} runs"
+                axes.set_title(text, fontsize="small", loc="right")
             axes.grid(alpha=0.3)
         row[0].set_ylabel("loss, nats a token" if loss else "val_bpb, bits per byte")
         ends = limits(values)
@@ -128,9 +160,8 @@ def draw(logs: list[FieldLog]) -> bytes:
             row[0].set_ylim(*ends)
     handles, labels = panels[1][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    panels[0][0].set_title(
-        "thin: training loss; dots: validation; stars: last scores of the artifact"
-    )
+    title = "thin: training loss; dots: validation; stars: last scores of the artifact"
+    panels[0][0].set_title(title, fontsize="medium", loc="left")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=DOTS_PER_INCH)
     pyplot.close(figure)
@@ -140,13 +171,19 @@ def draw(logs: list[FieldLog]) -> bytes:
 def say_absent(logs: list[FieldLog]) -> None:
     """Say which logs do not state what an axis needs."""
     for axis in AXES:
-        absent = []
-        for log in logs:
-            points = [*log.curve("train_loss"), *log.curve("val_loss")]
-            if all(place(point, axis) is None for point in points):
-                absent.append(log.name)
+        absent = absent_on(axis, logs)
         if absent:
             say(f"{axis} are not stated, and not drawn, of {', '.join(absent)}")
+
+
+def absent_on(axis: str, logs: list[FieldLog]) -> list[str]:
+    """The names of the logs that state no place on an axis."""
+    absent = []
+    for log in logs:
+        points = [*log.curve("train_loss"), *log.curve("val_loss")]
+        if all(place(point, axis) is None for point in points):
+            absent.append(log.name)
+    return absent
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

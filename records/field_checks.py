@@ -1,4 +1,4 @@
-"""What a record folder of the field claims, against its logs: scores, seeds, time, machine, text.
+"""What a record folder of the field claims, against its logs: scores, seeds, steps, machine, text.
 
 Each check returns one verdict. What is missing is missing, and never wrong.
 """
@@ -10,27 +10,28 @@ import re
 import statistics
 
 import fineweb
-from challenge import GPUS, LIMIT
+from challenge import GPUS
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
 from field_claims import (
+    BEFORE_PACKING,
     DEVIATIONS,
     LOSSES,
     SEED_STEPS,
     STEPS,
-    SUBMISSION,
-    WALLCLOCKS,
     Claim,
     agree,
     claim_of,
+    rounded_to,
 )
 from field_logs import FieldLog, Scored
 from field_record import FieldRecord, Run, score_alone_in, score_in
 from manifest import CASE_OPERATOR_EXPORT
+from readme_tables import means_in_tables, seeds_in_tables
 
-# Seconds behind the limit at which a run still ends with the step that was begun before it.
-LAST_STEP = 1.0
 # Bits a byte between the mean over seeds and any of them: several standard deviations.
 SPREAD = 0.006
+# What is in the label of a score that is surely of a packed model.
+PACKED_LABEL = re.compile(r"int\d|quant|zlib|zstd|lzma|brotli|round.?trip", re.I)
 # Shares by which bytes of text may differ from the known ones, and from which they are others.
 SAME_BYTES = 0.01
 OTHER_BYTES = 0.03
@@ -120,7 +121,9 @@ def other_score(name: str, record: FieldRecord, claim: Claim, stated: str) -> Ve
         for scored in run.log.before_packing:
             if agree(claim.value, claim.decimals, scored.val_bpb, scored.decimals):
                 text = f"{stated} is {quoted(scored, run.log)}, before packing; the artifact's is "
-                return Verdict(name, FAILS, text + quoted(run.log.finals[-1], run.log))
+                # In README.md alone the first score need not be that of the record.
+                state = UNCHECKED if claim.where.startswith("README") else FAILS
+                return Verdict(name, state, text + quoted(run.log.finals[-1], run.log))
     for log in record.logs:
         scored = score_in(log, claim)
         if scored is not None:
@@ -144,8 +147,11 @@ def other_score(name: str, record: FieldRecord, claim: Claim, stated: str) -> Ve
     if record.absent_logs:
         told = ", ".join(record.absent_logs)
         return Verdict(name, UNCHECKED, f"{text}; {told}, which README.md names, is not here")
-    own_table = mean_of_claims(record)
-    if missing and own_table and agree(claim.value, claim.decimals, own_table[0], own_table[1]):
+    if record.claims.tells_of_packing_again(claim, nearest.val_bpb):
+        told = f"{text}; README.md names both, and that the model was packed again"
+        return Verdict(name, UNCHECKED, told)
+    means = [*mean_of_claims(record), *means_in_tables(record.claims.readme_lines)]
+    if missing and any(agree(claim.value, claim.decimals, *mean) for mean in means):
         return Verdict(name, UNCHECKED, f"{stated} is the mean of the seeds; not all have logs")
     return Verdict(name, FAILS, text)
 
@@ -164,15 +170,13 @@ def score_alone(record: FieldRecord, claim: Claim) -> str | None:
     return None
 
 
-def mean_of_claims(record: FieldRecord) -> tuple[float, int] | None:
-    """The mean of the seeds' claimed scores, and their decimals."""
+def mean_of_claims(record: FieldRecord) -> list[tuple[float, int]]:
+    """The mean of the seeds' claimed scores, and its decimals; none without a score of each."""
     scores = [seed.score for seed in record.claims.seeds.values()]
-    scores = [score for score in scores if score is not None]
-    if len(scores) < 2 or len(scores) < len(record.claims.seeds):
-        return None
-    return statistics.mean(score.value for score in scores), max(
-        min(score.decimals for score in scores), 3
-    )
+    if len(scores) < 2 or None in scores:
+        return []
+    decimals = min(score.decimals for score in scores)
+    return [(statistics.mean(score.value for score in scores), max(decimals, 3))]
 
 
 def check_seed_scores(record: FieldRecord) -> Verdict:
@@ -314,10 +318,42 @@ def check_loss(record: FieldRecord) -> Verdict:
     count = record.claims.seed_count()
     if count is not None and count[0] > len(runs):
         return Verdict(name, UNCHECKED, f"{text}; {count[0]} seeds are claimed, {len(runs)} logs")
+    bits = [scored.val_bpb for run in runs for scored in run.log.finals]
+    bits.append(statistics.mean(record.values()[0]))
+    if claim.decimals >= 4 and any(agree(claim.value, claim.decimals, each, 8) for each in bits):
+        return Verdict(name, FAILS, f"{text}: it is bits a byte, not nats a token")
     # What is off by more than the score is of another unit or another run: the score says which.
     if check_score(record).state == FAILS:
         return Verdict(name, FAILS, text)
     return Verdict(name, UNCHECKED, f"{text}: perhaps of other tokens than the logs'")
+
+
+def check_before_packing(record: FieldRecord) -> Verdict:
+    """The score of the model as it was trained: some give that of a packed one as this."""
+    name = "before packing"
+    claim = record.claims.first(BEFORE_PACKING)
+    if claim is None or claim.value <= 0:
+        return Verdict(name, UNSTATED, "no score from before packing in submission.json")
+    stated = f"{claim} ({claim.where})"
+    runs = [run for run in record.runs if run.log.before_packing]
+    if not runs:
+        return Verdict(name, UNCHECKED, f"{stated}: no log has such a score")
+    for log in record.logs:
+        for scored in log.before_packing:
+            if agree(claim.value, claim.decimals, scored.val_bpb, scored.decimals):
+                return Verdict(name, HOLDS, f"{stated}: {quoted(scored, log)}")
+    last = [run.log.before_packing[-1] for run in runs]
+    mean = statistics.mean(scored.val_bpb for scored in last)
+    if agree(claim.value, claim.decimals, mean, min(scored.decimals for scored in last)):
+        return Verdict(name, HOLDS, f"{stated}: the mean of {len(last)} logs")
+    text = f"{stated}, but the log has {quoted(last[0], runs[0].log)}"
+    for run in runs:
+        for scored in run.log.finals:
+            same = agree(claim.value, claim.decimals, scored.val_bpb, scored.decimals)
+            if same and PACKED_LABEL.search(scored.label):
+                told = f"{text}; it is {quoted(scored, run.log)}, of a packed model"
+                return Verdict(name, FAILS, told)
+    return Verdict(name, UNCHECKED, f"{text}: perhaps of another pass or average")
 
 
 # ---- Seeds
@@ -329,8 +365,12 @@ def check_seeds(record: FieldRecord) -> Verdict:
         if named is not None and len(log.seeds) == 1 and named not in log.seeds:
             [(ran, line)] = log.seeds.items()
             text = f"{log.name} is named for seed {named}, but ran seed {ran} ({log.where(line)})"
-            if named in record.claims.named_seeds or not record.claims.named_seeds:
+            claimed = {*record.claims.named_seeds, *seeds_in_tables(record.claims.readme_lines)}
+            # Without the one and with the other among the claims, the name counts the logs.
+            if named in claimed:
                 return Verdict(name, FAILS, text)
+            if ran not in claimed and not record.claims.named_seeds:
+                return Verdict(name, UNCHECKED if names_count_logs(record) else FAILS, text)
     count = record.claims.seed_count()
     seeds = {seed for log in record.main_logs for seed in (log.seeds or [log.seed])}
     ran = sorted(seed for seed in seeds if seed is not None)
@@ -358,6 +398,12 @@ def check_seeds(record: FieldRecord) -> Verdict:
     if not ran:
         return Verdict(name, UNSTATED, "the logs do not say their seeds")
     return Verdict(name, HOLDS, f"{wanted} are claimed ({where}); logs ran {told}")
+
+
+def names_count_logs(record: FieldRecord) -> bool:
+    """Whether the numbers in the names of logs are 1, 2, 3 or 0, 1, 2: perhaps no seeds at all."""
+    named = sorted(log.named_seed for log in record.main_logs if log.named_seed is not None)
+    return len(named) > 1 and named in (list(range(len(named))), list(range(1, len(named) + 1)))
 
 
 # ---- Steps and parameters
@@ -417,12 +463,7 @@ def check_steps(record: FieldRecord) -> Verdict:
         if claim is not None and run.log.steps is not None:
             made += 1
             ran, line = run.log.steps
-            steps = {
-                int(each.values["step"])
-                for log in record.logs
-                for fact in ("validated", "stopped", "trained")
-                for each in log.facts.get(fact, [])
-            }
+            steps = {step for log in record.logs for step in log.all_steps}
             if abs(claim.value - ran) > 1 and int(claim.value) not in steps:
                 wrong.append(f"{claim} ({claim.where}), but {ran} ({run.log.where(line)})")
         rates = compare_rate(run.log)
@@ -454,8 +495,7 @@ def steps_of_no_log(record: FieldRecord) -> list[str]:
             for stated in log.facts.get(fact, []):
                 known.update((int(stated.values["step"]), int(stated.values["iterations"])))
     value = int(claim.value)
-    # Figures that end in zeros may be rounded to them.
-    rounding = 10 ** (len(str(value)) - len(str(value).rstrip("0")))
+    rounding = rounded_to(value)
     if any(abs(steps - value) <= rounding for steps in known):
         return []
     steps, line = ran[0]
@@ -468,7 +508,7 @@ def claim_at_top(record: FieldRecord, names: tuple[str, ...]) -> Claim | None:
     if record.absent_logs or (count is not None and count[0] > len(record.runs)):
         return None
     stated = record.claims.stated
-    claims = [claim_of(stated.get(each), f"{SUBMISSION} {each}") for each in names]
+    claims = [claim_of(stated.get(each), f"{record.claims.name} {each}") for each in names]
     return next((claim for claim in claims if claim is not None), None)
 
 
@@ -497,68 +537,6 @@ def compare_rate(log: FieldLog) -> str | None:
         return ""
     # A run that was resumed, or that a mean over the last steps describes, says something else.
     return None if log.facts.get("resumed") else f"{what} ({log.where(stated[-1].line)})"
-
-
-# ---- Time
-def check_training_time(record: FieldRecord) -> Verdict:
-    """Training against the limit of ten minutes, on the track that has it."""
-    name = "training time"
-    logs = [record.training_log(run) for run in record.claimed_runs]
-    timed = [(log, *log.training) for log in logs if log.training is not None]
-    if not timed:
-        return Verdict(name, UNSTATED, "the logs do not state it")
-    log, seconds, line = max(timed, key=lambda each: each[1])
-    text = f"{seconds:.3f} s ({log.where(line)})"
-    steps = log.steps[0] if log.steps else 0
-    allowed = LIMIT + max(LAST_STEP, 2 * seconds / max(steps, 1))
-    if seconds <= allowed:
-        claim = claim_at_top(record, WALLCLOCKS)
-        times = [log.training[0] for log in record.logs if log.training is not None]
-        # To the millisecond it is copied from a log. A longer one may be that of all the program.
-        exact = claim is not None and claim.decimals >= 3
-        if exact and claim.value < min(times) - LAST_STEP:
-            return Verdict(name, FAILS, f"{claim} s ({claim.where}), but {text}")
-        ended = "" if seconds <= LIMIT else ", with the step that the limit found begun"
-        return Verdict(name, HOLDS, f"{text}, of {LIMIT} s{ended}")
-    return over_time(name, record, text, "train_under_600s", log)
-
-
-def over_time(name: str, record: FieldRecord, text: str, flag: str, log: FieldLog) -> Verdict:
-    """A time over the limit: wrong on the track that has one, or where a flag denies it."""
-    if record.claims.flag(flag) is True:
-        return Verdict(name, FAILS, f"{text}, but {flag} is true (submission.json compliance)")
-    if record.claims.track == "10min":
-        return Verdict(name, FAILS, f"{text}, over the {LIMIT} s of track 10min_16mb")
-    if record.claims.track == "non-record":
-        return Verdict(name, HOLDS, f"{text}: a non-record track, which has no limit")
-    limit = log.last("time limit")
-    if limit is not None and float(limit.values["seconds"]) == LIMIT:
-        where = log.where(limit.line)
-        return Verdict(name, FAILS, f"{text}, over the {LIMIT} s that are its limit ({where})")
-    return Verdict(name, UNCHECKED, f"{text}, over {LIMIT} s; the folder names no track")
-
-
-def check_evaluation_time(record: FieldRecord) -> Verdict:
-    """The pass whose score is claimed, or the evaluation's own clock, against the limit."""
-    name = "evaluation time"
-    timed = []
-    for run in record.claimed_runs:
-        stated = run.log.last("evaluation")
-        scored = run.scored or (run.log.finals[-1] if run.log.finals else None)
-        if stated is not None:
-            timed.append((float(stated.values["seconds"]), stated.line, run.log))
-        elif scored is not None and scored.seconds is not None:
-            timed.append((scored.seconds, scored.line, run.log))
-    if not timed:
-        return Verdict(name, UNSTATED, "the logs do not state it")
-    seconds, line, log = max(timed, key=lambda each: each[0])
-    text = f"{seconds:.1f} s ({log.where(line)})"
-    if seconds <= LIMIT + LAST_STEP:
-        return Verdict(name, HOLDS, f"{text}, of {LIMIT} s")
-    processes = log.count("ran processes")
-    if processes is not None and processes[0] < GPUS:
-        return Verdict(name, UNCHECKED, f"{text} on {processes[0]} of {GPUS} GPUs")
-    return over_time(name, record, text, "eval_under_600s", log)
 
 
 # ---- Machine
@@ -603,8 +581,9 @@ def compare_hardware(name: str, claimed: list, told: str, ran: list) -> Verdict:
 
 
 def same_gpu(kind: str, listed: str) -> bool:
-    """Whether H100 is NVIDIA H100 80GB HBM3."""
-    return kind.upper().replace(" ", "") in listed.upper().replace(" ", "").replace("-", "")
+    """Whether H100 is NVIDIA H100 80GB HBM3, and H100_PCIe NVIDIA H100 PCIe."""
+    squeezed = [re.sub(r"[ _-]", "", name.upper()) for name in (kind, listed)]
+    return squeezed[0] in squeezed[1]
 
 
 # ---- Text
@@ -696,6 +675,11 @@ def check_text_bytes(record: FieldRecord) -> Verdict:
 
 
 # ---- README.md
+def is_figure(claim: Claim, other: Claim) -> bool:
+    """Whether two claims are of one figure."""
+    return agree(claim.value, claim.decimals, other.value, other.decimals)
+
+
 def check_readme(record: FieldRecord) -> Verdict:
     """The score of submission.json against README.md."""
     name = "README"
@@ -710,4 +694,12 @@ def check_readme(record: FieldRecord) -> Verdict:
     head = record.claims.readme_score
     if head is None:
         return Verdict(name, UNSTATED, f"{stated}; README.md names no such score")
+    others = [each for each in record.claims.other_scores() if is_figure(each, head)]
+    if others:
+        text = f"{stated}; {head} ({head.where}) is {others[0].where}"
+        return Verdict(name, UNSTATED, text)
+    bpbs, _ = record.values()
+    if len(bpbs) > 1 and agree(statistics.mean(bpbs), 8, head.value, head.decimals):
+        text = f"{stated}; {head} ({head.where}) is the mean over the logs"
+        return Verdict(name, UNSTATED, text)
     return Verdict(name, FAILS, f"{stated}, but {head} ({head.where})")

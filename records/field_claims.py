@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import NamedTuple
 from commands import described
 
 SUBMISSION = "submission.json"
+# Of these fields a submission under another file name has two.
+DESCRIBING = {"author", "github_id", "name", "date", "track", "blurb"}
+LARGEST_SUBMISSION = 1 << 20
 # The names under which the score stands, the first that is there counts.
 SCORES = (
     "val_bpb",
@@ -23,6 +27,7 @@ SCORES = (
     "three_seed_mean_bpb",
     "score",
 )
+BEFORE_PACKING = ("pre_quant_val_bpb", "prequant_val_bpb", "val_bpb_pre_quant", "pre_quant_bpb")
 LOSSES = ("val_loss", "mean_val_loss")
 DEVIATIONS = (
     "val_bpb_std",
@@ -41,11 +46,34 @@ TOTALS = (
     "artifact_size",
     "artifact",
 )
+# What some state of all seeds beside it, or instead of it.
+TOTALS_OF_SEEDS = (
+    "artifact_bytes_max",
+    "max_artifact_bytes",
+    "bytes_total_max",
+    "artifact_bytes_mean",
+    "mean_artifact_bytes",
+    "bytes_total_mean",
+)
 CODES = ("bytes_code", "code_bytes")
 MODELS = re.compile(r"bytes_model\w*|model_bytes\w*")
 STEPS = ("step_stop", "steps", "training_steps", "train_steps", "num_steps")
+# The time of the whole evaluation, with its unit; of a limit, or of one pass of several, it is not.
+EVALUATION_TIME = re.compile(
+    r"(?:(?:total|final|max|mean|ttt)_)?eval(?:uation)?"
+    r"(?:_(?:wall_?clock|time|total|elapsed|duration|ttt))*"
+    r"_(?P<unit>s|secs?|seconds|ms|milliseconds|min|mins|minutes)(?:_(?:mean|max|total|avg))?"
+)
 WALLCLOCKS = ("wallclock_seconds", "train_time_seconds", "training_time_seconds")
-PARAMETERS = ("model_params", "params", "parameters", "num_params", "n_params", "parameter_count")
+PARAMETERS = (
+    "model_params",
+    "params",
+    "parameters",
+    "num_params",
+    "n_params",
+    "parameter_count",
+    "total_params",
+)
 # The names of a seed's figures.
 SEED_SCORES = (
     "val_bpb",
@@ -76,6 +104,9 @@ OTHER_LINE = re.compile(
     r"|pending|todo|future|plan|will |not yet|await|upcoming|next step|require|needs?\b",
     re.I,
 )
+# A line of README.md on a score from before packing.
+NO_FINAL = re.compile(r"pre.?(?:quant|export|ttt)|at stop|post.?ema|before (?:quant|pack)", re.I)
+PACKED_AGAIN = re.compile(r"re-?(?:pack|export|quanti|serializ)", re.I)
 MEAN_WORD = re.compile(r"\bmean\b|\baverage|\bavg\b", re.I)
 COUNT_WORDS = dict(two=2, three=3, four=4, five=5)
 SEED_COUNT = re.compile(
@@ -114,17 +145,38 @@ def claim_of(value: object, where: str) -> Claim | None:
         if not re.fullmatch(r"-?\d+(\.\d+)?", value.strip()):
             return None
         value = Decimal(value.strip())
-    if isinstance(value, int):
-        return Claim(float(value), 0, where)
+    if not isinstance(value, (int, Decimal)):
+        return None
+    decimals = 0
     if isinstance(value, Decimal) and value.is_finite():
-        return Claim(float(value), max(0, -value.as_tuple().exponent), where)
-    return None
+        decimals = max(0, -value.as_tuple().exponent)
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return Claim(number, decimals, where) if math.isfinite(number) else None
 
 
 def agree(first: float, its_decimals: int, second: float, others: int) -> bool:
     """Whether two figures are one, which was rounded or cut to the fewer decimals."""
     decimals = min(its_decimals, others, 8)
     return abs(first - second) <= 1.01 * 10.0**-decimals
+
+
+def rounded_to(value: int) -> int:
+    """The power of ten that a count which ends in zeros may be rounded to."""
+    return 10 ** (len(str(value)) - len(str(value).rstrip("0")))
+
+
+class StatedTime(NamedTuple):
+    """Seconds that submission.json states, of a seed or, with None, of the record.
+
+    `unit` is what the last digit stands for, in seconds.
+    """
+
+    seed: int | None
+    claim: Claim
+    unit: float
 
 
 class SeedClaims(NamedTuple):
@@ -157,6 +209,9 @@ class Claims:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.file = submission_of(folder)
+        # As verdicts name it.
+        self.name = SUBMISSION if self.file is None else self.file.name
         self.problem: str | None = None
         self.stated = self._read()
         readme = next((path for path in folder.glob("*") if path.name.lower() == "readme.md"), None)
@@ -166,11 +221,10 @@ class Claims:
             self.readme_lines = text.splitlines()
 
     def _read(self) -> dict:
-        path = self.folder / SUBMISSION
-        if not path.is_file():
+        if self.file is None:
             return {}
         try:
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            text = self.file.read_text(encoding="utf-8-sig", errors="replace")
             found = parsed(text)
         except (ValueError, RecursionError) as error:
             self.problem = described(error)
@@ -193,7 +247,7 @@ class Claims:
                 tables.append((f"{key}.", value))
         for name in names:
             for prefix, table in tables:
-                claim = claim_of(table.get(name), f"{SUBMISSION} {prefix}{name}")
+                claim = claim_of(table.get(name), f"{self.name} {prefix}{name}")
                 if claim is not None:
                     return claim
         return None
@@ -201,7 +255,7 @@ class Claims:
     @functools.cached_property
     def seeds(self) -> dict[int, SeedClaims]:
         """The seeds of which submission.json has figures."""
-        return seeds_in(self.stated, SUBMISSION, 0) or seeds_in_lists(self.stated)
+        return seeds_in(self.stated, self.name, 0) or seeds_in_lists(self.stated, self.name)
 
     @functools.cached_property
     def named_seeds(self) -> list[int]:
@@ -225,12 +279,21 @@ class Claims:
             return claim
         return self.readme_score
 
+    def other_scores(self) -> list[Claim]:
+        """All figures in bits a byte at the top of submission.json that are not of other runs."""
+        found = []
+        for name, value in self.stated.items():
+            claim = claim_of(value, f"{self.name} {name}")
+            if claim is not None and "bpb" in name and not OTHER_RUNS.search(name):
+                found.append(claim)
+        return found
+
     def texts(self) -> list[tuple[str, str]]:
         """Name and blurb of submission.json and the lines of README.md, each with its place."""
         found = []
         for name in ("name", "blurb", "description", "summary", "technique_summary"):
             if isinstance(self.stated.get(name), str):
-                found.append((self.stated[name], f"{SUBMISSION} {name}"))
+                found.append((self.stated[name], f"{self.name} {name}"))
         for number, line in enumerate(self.readme_lines, 1):
             found.append((line, f"README.md:{number}"))
         return found
@@ -239,7 +302,7 @@ class Claims:
         """Those texts, with the ones of submission.json, which are long, sentence by sentence."""
         found = []
         for text, where in self.texts():
-            parts = re.split(r"(?<=[.;]) ", text) if where.startswith(SUBMISSION) else [text]
+            parts = re.split(r"(?<=[.;]) ", text) if where.startswith(self.name) else [text]
             found += [(part, where) for part in parts]
         return found
 
@@ -256,9 +319,14 @@ class Claims:
     def readme_score(self) -> Claim | None:
         """The score at the head of README.md: the first figure of a line on bits a byte."""
         for number, line in enumerate(self.readme_lines[:25], 1):
-            if "bpb" not in line.lower() or OTHER_LINE.search(line) or line.startswith("|"):
+            if "bpb" not in line.lower() or line.startswith("|"):
                 continue
-            found = re.findall(r"(?<![\d.,+-])\d\.\d{3,10}(?![\d])", line)
+            if OTHER_LINE.search(line) or NO_FINAL.search(line):
+                continue
+            behind = re.findall(r"bpb\D{0,15}?(?<![\d.,+-])(\d\.\d{3,10})(?!\d)", line, re.I)
+            anywhere = re.findall(r"(?<![\d.,+-])\d\.\d{3,10}(?![\d])", line)
+            # A loss may stand in the same line.
+            found = behind or ([] if "loss" in line.lower() else anywhere)
             if found:
                 return claim_of(Decimal(found[0]), f"README.md:{number}")
         return None
@@ -268,6 +336,16 @@ class Claims:
         text = "\n".join(self.readme_lines).replace(",", "")
         return all(re.search(rf"(?<!\d){figure}(?!\d)", text) for figure in figures)
 
+    def tells_of_packing_again(self, claim: Claim, other: float) -> bool:
+        """Whether README.md has a score, another one, and that the model was packed in between."""
+        text = "\n".join(self.readme_lines)
+        figures = self.readme_figures()
+        named = [
+            any(agree(value, 8, figure.value, figure.decimals) for figure in figures)
+            for value in (claim.value, other)
+        ]
+        return all(named) and PACKED_AGAIN.search(text) is not None
+
     def named_logs(self) -> set[str]:
         """The names of logs in README.md."""
         names = set()
@@ -275,6 +353,11 @@ class Claims:
             names.update(re.findall(r"`(?:[\w.-]+/)*([\w.-]+\.(?:log|out))`", line))
             names.update(re.findall(r"`(?:[\w.-]+/)*((?:train|log|run)[\w.-]*\.txt)`", line))
         return names
+
+    def named_scripts(self) -> set[str]:
+        """The names of scripts in README.md."""
+        text = "\n".join(self.readme_lines)
+        return set(re.findall(r"(?<![\w/.-])[\w-]+\.py\b", text))
 
     def called_mean(self, score: Claim, mean: float) -> str | None:
         """Where the folder calls a score the mean; None if it does not.
@@ -312,7 +395,7 @@ class Claims:
             # Means of more are told of beside the one run that is claimed.
             return None
         if len(self.named_seeds) > 1:
-            found.append((len(self.named_seeds), f"{SUBMISSION} seeds"))
+            found.append((len(self.named_seeds), f"{self.name} seeds"))
         for text, where in self.sentences():
             if OTHER_LINE.search(text):
                 continue
@@ -333,7 +416,7 @@ class Claims:
             key = name.rsplit(".", 1)[-1].lower()
             if isinstance(value, str) and re.search(r"hardware|gpu|platform|machine|device", key):
                 for match in GPU_COUNT.finditer(value):
-                    found.append((int(match[1]), match[2].upper(), f"{SUBMISSION} {name}"))
+                    found.append((int(match[1]), match[2].upper(), f"{self.name} {name}"))
         return found
 
     def readme_gpus(self) -> list[tuple[int, str, str]]:
@@ -347,18 +430,44 @@ class Claims:
     def parameters(self) -> list[Claim]:
         """Numbers of parameters that the folder states to the digit, of no other run."""
         found = []
-        for name in PARAMETERS:
-            claim = claim_of(self.stated.get(name), f"{SUBMISSION} {name}")
-            if claim is not None and claim.value >= 1e6:
+        for path, value in flat(self.stated):
+            claim = claim_of(value, f"{self.name} {path}")
+            named = path.rsplit(".", 1)[-1] in PARAMETERS and not OTHER_RUNS.search(path)
+            if named and claim is not None and claim.value >= 1e6:
                 found.append(claim)
         for text, where in self.texts():
             if OTHER_LINE.search(text):
                 continue
-            for match in PARAMETER_COUNT.finditer(text):
-                count = (match[1] or match[2]).strip(",").replace(",", "")
-                if 6 < len(count) < 12:
-                    found.append(Claim(float(count), 0, where))
+            counts = [match[1] or match[2] for match in PARAMETER_COUNT.finditer(text)]
+            if counts and text.startswith("|"):
+                # A row of a table may have those of several runs.
+                counts = re.findall(r"(?<![\d,.])\d[\d,]{6,}(?![\d.])", text)
+            for count in counts:
+                digits = count.replace(",", "")
+                if 6 < len(digits) < 12:
+                    found.append(Claim(float(digits), 0, where))
         return found
+
+    def evaluation_times(self) -> list[StatedTime]:
+        """The evaluation times that submission.json states, of seeds and of the record."""
+        found = []
+        for seed, claims in self.seeds.items():
+            for name, value in flat(claims.figures):
+                found.append((seed, name, value, f"{claims.where}.{name}"))
+        for name, value in self.stated.items():
+            tables = {"": value} if not isinstance(value, dict) else value
+            if OTHER_RUNS.search(name) or any(SEED_KEY.fullmatch(key) for key in tables):
+                continue
+            for key, figure in tables.items():
+                path = f"{name}.{key}" if key else name
+                found.append((None, key or name, figure, f"{self.name} {path}"))
+        times = []
+        for seed, name, value, where in found:
+            named = EVALUATION_TIME.fullmatch(name.rsplit(".", 1)[-1])
+            claim = claim_of(value, where) if named else None
+            if claim is not None and not OTHER_RUNS.search(name):
+                times.append(in_seconds(seed, claim, named["unit"]))
+        return times
 
     def flag(self, name: str) -> bool | None:
         """A flag of compliance; None if it is not stated."""
@@ -381,6 +490,39 @@ class Claims:
         if NON_RECORD.search(head):
             return "non-record"
         return ""
+
+
+def submission_of(folder: Path) -> Path | None:
+    """The submission.json of a folder, or the one file in it that has its fields; None if none has.
+
+    A file has them if it states a score, and who made what when.
+    """
+    path = folder / SUBMISSION
+    if path.is_file():
+        return path
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        if not path.is_file() or path.stat().st_size > LARGEST_SUBMISSION:
+            continue
+        try:
+            stated = parsed(path.read_text(encoding="utf-8-sig", errors="replace"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        named = isinstance(stated, dict) and len(DESCRIBING & stated.keys()) >= 2
+        if named and any(stated.get(name) is not None for name in SCORES):
+            found.append(path)
+    return found[0] if len(found) == 1 else None
+
+
+def in_seconds(seed: int | None, claim: Claim, unit: str) -> StatedTime:
+    """A time that is stated in seconds, milliseconds or minutes."""
+    factor = 1.0
+    if unit.startswith("min"):
+        factor = 60.0
+    elif unit.startswith("m"):
+        factor = 0.001
+    seconds = Claim(factor * claim.value, 1, claim.where)
+    return StatedTime(seed, seconds, factor * 10.0**-claim.decimals)
 
 
 def parsed(text: str) -> object:
@@ -415,7 +557,7 @@ def seeds_in(table: dict, where: str, depth: int) -> dict[int, SeedClaims]:
     return {}
 
 
-def seeds_in_lists(table: dict) -> dict[int, SeedClaims]:
+def seeds_in_lists(table: dict, where: str) -> dict[int, SeedClaims]:
     """The figures of seeds in lists as long as that of the seeds, such as per_seed_val_bpb."""
     seeds = table.get("seeds")
     if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
@@ -428,7 +570,7 @@ def seeds_in_lists(table: dict) -> dict[int, SeedClaims]:
                 figures[seed][named[1] or named[2]] = value
     if not any(figures.values()):
         return {}
-    place = f"{SUBMISSION} lists by seed"
+    place = f"{where} lists by seed"
     return {seed: SeedClaims(seed, found, f"{place}.{seed}") for seed, found in figures.items()}
 
 

@@ -207,6 +207,12 @@ class FieldLog:
         last = max(stated, key=lambda each: int(each.values["step"]))
         return int(last.values["step"]), last.line
 
+    @functools.cached_property
+    def all_steps(self) -> set[int]:
+        """The steps of all step lines."""
+        facts = ("validated", "stopped", "trained")
+        return {int(each.values["step"]) for fact in facts for each in self.facts.get(fact, [])}
+
     def curve(self, quantity: str) -> list[Point]:
         """The points of train_loss, val_loss or val_bpb. The last line of a step counts."""
         fact = "trained" if quantity == "train_loss" else "validated"
@@ -309,6 +315,25 @@ class FieldLog:
             if "bpb" in line.lower() and not PROGRESS.search(line):
                 return number
         return None
+
+    def figures_on(self, word: str) -> set[tuple[float, int]]:
+        """All figures with three decimals or more in lines on bpb or loss, and their decimals.
+
+        The lines of training steps are left out.
+        """
+        return self._figures[word]
+
+    @functools.cached_property
+    def _figures(self) -> dict[str, set[tuple[float, int]]]:
+        found = {"bpb": set(), "loss": set()}
+        for number, line in enumerate(self.lines, 1):
+            words = [word for word in found if word in line.lower()]
+            if not words or "train_loss" in line or number in self.source_lines:
+                continue
+            for text in re.findall(r"(?<![\d.])\d{1,2}\.\d{3,}(?![\d.])", line):
+                for word in words:
+                    found[word].add((float(text), decimals_of(text)))
+        return found
 
     # -- bytes
     @functools.cached_property

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from field_claims import SUBMISSION, Claims, agree
+from field_claims import Claim, Claims, agree
 from field_logs import FieldLog, Scored
 from field_scripts import unpacks
 from record_folder import ARTIFACTS, SCRIPT
 
 LOG_SUFFIXES = (".log", ".txt", ".out", ".stdout")
 NO_LOG = re.compile(r"require|readme|licen[sc]e|pr_body|notes?\.txt", re.I)
+# A script that is shipped for readers, beside the packed one that counts.
+READABLE_COPY = re.compile(
+    r"human|plain|readable|pretty|unminified|unpacked|expanded|decoded", re.I
+)
 # Logs of runs that are shown beside the record's.
 OTHER_RUN = re.compile(
     r"ablat|baseline|(?:^|/)old|_old|stopped|smoke|partial|dry|probe|control|compare|reference|sweep|supersed|debug"
@@ -27,6 +32,8 @@ FACTS = ("trained", "validated", "scored", "stopped", "total", "packed bytes", "
 LARGEST_LOG = 50 << 20
 RESULT_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl"}
 LARGEST_RESULTS = 1 << 20
+# Of several logs of one seed so many choices are tried.
+MOST_CHOICES = 1000
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
 
 
@@ -45,7 +52,6 @@ class FieldRecord:
         self.folder = folder
         self.claims = Claims(folder)
         self.files = files_below(folder)
-        self.logs = self._logs()
         self.scripts = [path for path in self.files if path.suffix == ".py"]
 
     def name_of(self, path: Path) -> str:
@@ -55,14 +61,16 @@ class FieldRecord:
     def result_file(self, figure: str) -> str | None:
         """A table of results, which is no log, that has a figure; None if none has."""
         for path in self.files:
-            if path.suffix.lower() not in RESULT_SUFFIXES or path.name == SUBMISSION:
+            if path.suffix.lower() not in RESULT_SUFFIXES or path == self.claims.file:
                 continue
             small = path.stat().st_size <= LARGEST_RESULTS
             if small and figure in path.read_text(encoding="utf-8", errors="replace"):
                 return self.name_of(path)
         return None
 
-    def _logs(self) -> list[FieldLog]:
+    @functools.cached_property
+    def logs(self) -> list[FieldLog]:
+        """All logs, by whatever name and in whatever subfolder."""
         found = []
         for path in self.files:
             if path.suffix.lower() not in LOG_SUFFIXES or NO_LOG.search(path.name):
@@ -77,14 +85,19 @@ class FieldRecord:
     @property
     def is_record(self) -> bool:
         """Whether the folder is a record folder at all."""
-        if (self.folder / SUBMISSION).is_file():
+        if self.claims.file is not None:
             return True
         return bool(self.logs and (self.scripts or self.claims.readme_lines))
 
-    @property
+    @functools.cached_property
     def is_own(self) -> bool:
-        """Whether our script made it: it is there, or the logs say so."""
+        """Whether our script made it: it is there, or the logs, which are then read, say so."""
         return has_own_script(self.folder) or any(log.is_own for log in self.logs)
+
+    @property
+    def can_be_proven(self) -> bool:
+        """Whether it has artifacts that the auditor can audit."""
+        return bool(self.artifacts) and self.is_own
 
     @property
     def artifacts(self) -> list[Path]:
@@ -98,7 +111,8 @@ class FieldRecord:
 
         A folder may have helpers and no script that trains.
         """
-        beside = [path for path in self.scripts if path.parent == self.folder] or self.scripts
+        scripts = [path for path in self.scripts if not READABLE_COPY.search(path.stem)]
+        beside = [path for path in scripts if path.parent == self.folder] or scripts
         for path in beside:
             if path.name == SCRIPT:
                 return path
@@ -183,23 +197,25 @@ class FieldRecord:
                 agreeing = [Run(log.seed, log, None) for log in self.main_logs if log.had(claim)]
             if agreeing:
                 return agreeing[:1]
-        with_score = [log for log in self.main_logs if log.finals]
-        by_seed: dict[object, Run] = {}
-        for log in with_score:
-            key = log.name if log.seed is None else log.seed
-            if any(run.log is log for run in agreeing):
-                by_seed[key] = next(run for run in agreeing if run.log is log)
-            else:
-                by_seed.setdefault(key, Run(log.seed, log, None))
-        if by_seed:
-            return list(by_seed.values())
-        return [Run(log.seed, log, None) for log in self.main_logs]
+        by_seed: dict[object, list[FieldLog]] = {}
+        for log in self.main_logs:
+            if log.finals:
+                by_seed.setdefault(log.name if log.seed is None else log.seed, []).append(log)
+        scored = {run.log.name: run for run in agreeing}
+        chosen = chosen_logs(list(by_seed.values()), claim, scored) or self.main_logs
+        return [scored.get(log.name) or Run(log.seed, log, None) for log in chosen]
 
     @functools.cached_property
     def absent_logs(self) -> list[str]:
         """Logs that README.md names and that are not here."""
         here = {path.name for path in self.files}
         return sorted(self.claims.named_logs() - here)
+
+    @functools.cached_property
+    def absent_scripts(self) -> list[str]:
+        """Scripts beside the one that trains that README.md names and that are not here."""
+        here = {SCRIPT, *(path.name for path in self.files)}
+        return sorted(self.claims.named_scripts() - here)
 
     def values(self) -> tuple[list[float], list[float]]:
         """Bits a byte and nats a token of each run, by the logs, as they are claimed."""
@@ -221,6 +237,26 @@ class FieldRecord:
         return statistics.mean(bpbs) if bpbs else None
 
 
+def chosen_logs(
+    by_seed: list[list[FieldLog]], claim: Claim | None, scored: dict[str, Run]
+) -> list[FieldLog]:
+    """One log of each seed: that whose score is claimed, or those whose mean is, or the first."""
+    first = []
+    for logs in by_seed:
+        own = [log for log in logs if log.name in scored]
+        first.append((own or logs)[0])
+    if claim is None or scored:
+        return first
+    for logs in itertools.islice(itertools.product(*by_seed), MOST_CHOICES):
+        finals = [log.finals[-1] for log in logs]
+        if not finals:
+            break
+        mean = statistics.mean(each.val_bpb for each in finals)
+        if agree(claim.value, claim.decimals, mean, min(each.decimals for each in finals)):
+            return list(logs)
+    return first
+
+
 def may_train(path: Path) -> bool:
     """Whether a script may train: it prints bits a byte, or it unpacks what is run."""
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -231,11 +267,6 @@ def has_own_script(folder: Path) -> bool:
     """Whether the script of a folder reads artifacts as ours does."""
     script = folder / SCRIPT
     return script.is_file() and "def read_artifact(" in script.read_text(errors="replace")
-
-
-def is_own(folder: Path) -> bool:
-    """Whether our script made a folder, without reading logs where the script tells."""
-    return has_own_script(folder) or FieldRecord(folder).is_own
 
 
 def score_in(log: FieldLog, claim) -> Scored | None:

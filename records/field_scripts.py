@@ -6,16 +6,24 @@ import ast
 import base64
 import binascii
 import contextlib
+import functools
+import importlib
 import lzma
 import re
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 # Bytes that an unpacked script may have: nobody fills the memory with one.
 LARGEST_SCRIPT = 8 << 20
 # A packed script has a literal of so many characters.
 SHORTEST_PACKED = 500
+# So many packed bytes are opened at once by what has no limit of its own.
+PIECE = 256
+# Codecs that scripts are packed with, and that need not be installed.
+OPTIONAL_CODECS = ("brotli", "zstandard")
 SCORING = re.compile(r"eval|valid|val_|ttt|test_time|score|slot|ngram|n_gram|ppm|adapt", re.I)
 PACKS_CODE = re.compile(
     r"(?:lzma|zlib|brotli|zstd\w*)\.\w*compress\w*\([^\n]*(?:code|source|script|src|__file__)"
@@ -64,21 +72,63 @@ def decoded(literal: str | bytes) -> list[bytes]:
 
 
 def decompressed(packed: bytes) -> bytes | None:
-    """The Python that bytes hold after lzma or zlib; None for anything else."""
+    """The Python that bytes hold after lzma, zlib, brotli or zstd; None for anything else.
+
+    The last two are tried if they are installed.
+    """
     raw = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
-    openers = (
+    openers: list[Callable[[], bytes]] = [
         lambda: lzma.LZMADecompressor().decompress(packed, LARGEST_SCRIPT),
         lambda: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=raw).decompress(
             packed, LARGEST_SCRIPT
         ),
         lambda: zlib.decompressobj().decompress(packed, LARGEST_SCRIPT),
         lambda: zlib.decompressobj(31).decompress(packed, LARGEST_SCRIPT),
-    )
+    ]
+    errors = [lzma.LZMAError, zlib.error, EOFError, ValueError]
+    brotli = installed("brotli")
+    if brotli is not None:
+        openers.append(lambda: open_brotli(brotli, packed))
+        errors.append(brotli.error)
+    zstandard = installed("zstandard")
+    if zstandard is not None:
+        reader = zstandard.ZstdDecompressor().stream_reader
+        openers.append(lambda: reader(packed).read(LARGEST_SCRIPT))
+        errors.append(zstandard.ZstdError)
     for opener in openers:
-        with contextlib.suppress(lzma.LZMAError, zlib.error, EOFError, ValueError):
+        with contextlib.suppress(*errors):
             found = opener()
             if b"import" in found:
                 return found
+    return None
+
+
+def installed(name: str) -> ModuleType | None:
+    """A package that need not be there; None if it is not."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def open_brotli(brotli: ModuleType, packed: bytes) -> bytes:
+    """What bytes hold after brotli; ValueError if it is more than a script may have."""
+    opener = brotli.Decompressor()
+    found = bytearray()
+    for start in range(0, len(packed), PIECE):
+        found += opener.process(packed[start : start + PIECE])
+        if len(found) > LARGEST_SCRIPT:
+            raise ValueError("too large for a script")
+    return bytes(found)
+
+
+def missing_codec(text: str) -> str | None:
+    """The codec that would open a script that unpacks itself, if it is not installed."""
+    if not unpacks(text):
+        return None
+    for name in OPTIONAL_CODECS:
+        if re.search(rf"\b{name}\b", text) and installed(name) is None:
+            return name
     return None
 
 
@@ -92,6 +142,7 @@ def unpacks(text: str) -> bool:
     return re.search(r"\bexec\(|runpy|importlib", text) is not None and "decompress" in text
 
 
+@functools.lru_cache(maxsize=2)
 def tree_of(text: str) -> ast.Module:
     """A script as a tree; an empty one if it is no Python."""
     try:

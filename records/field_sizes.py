@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 import statistics
 
 from challenge import CAP
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED, Verdict
-from field_claims import CODES, MODELS, SUBMISSION, TOTALS, Claim
+from field_claims import CODES, MODELS, TOTALS, TOTALS_OF_SEEDS, Claim, rounded_to
 from field_logs import FieldLog, whole
 from field_record import FieldRecord
-from field_scripts import NATIVE_SUFFIXES, files_used, packs_itself, places, unpack, unpacks
+from field_scripts import (
+    NATIVE_SUFFIXES,
+    files_used,
+    missing_codec,
+    packs_itself,
+    places,
+    unpack,
+    unpacks,
+)
 
 # In so many lines the scripts of two seeds may differ by what is written into them.
 MOST_SETTINGS = 20
 MODEL_ALONE = "the model alone"
+# More bytes than any packed script has.
+LARGEST_CODE = 200_000
 # Of so many files beside the script all sums are tried.
 MOST_FILES = 6
 # A count of code below this share of the script may be of its compressed form.
@@ -45,6 +56,16 @@ class Code:
     def is_packed(self) -> bool:
         """Whether the script unpacks its code, even if it is not known how."""
         return self.unpacked is not None or unpacks(self.text)
+
+    @property
+    def how_packed(self) -> str:
+        """Why it is not known what a script unpacks, and what would tell it."""
+        codec = missing_codec(self.text)
+        if codec is not None:
+            return (
+                f"{self.name} unpacks its code, and {codec} is not installed: with it, it is read"
+            )
+        return f"{self.name} unpacks its code in a way that is not known here"
 
     @functools.cached_property
     def beside(self) -> dict[str, int]:
@@ -135,8 +156,10 @@ def check_code_size(record: FieldRecord, code: Code) -> Verdict:
         ):
             return Verdict(name, UNCHECKED, f"{stated}, compressed; {shipped}: pack it to compare")
         if code.is_packed:
-            text = f"{stated}; {shipped}, and it unpacks its code"
-            return Verdict(name, UNCHECKED, f"{text}: the log may count another form of it")
+            how = "the log may count another form of it"
+            if code.unpacked is None:
+                how = code.how_packed
+            return Verdict(name, UNCHECKED, f"{stated}; {shipped}: {how}")
         return Verdict(name, FAILS, f"{stated}, but {shipped}")
     return Verdict(name, HOLDS, told)
 
@@ -206,8 +229,8 @@ def other_source(name: str, log: FieldLog, code: Code) -> Verdict:
     if theirs == mine[: len(theirs)]:
         return Verdict(name, UNCHECKED, f"{log.name} holds only the beginning of {code.name}")
     if code.unpacked is None and code.is_packed:
-        text = f"{log.name} holds {len(theirs):,} lines of source; {code.name} unpacks its code"
-        return Verdict(name, UNCHECKED, f"{text} in a way that is not known here")
+        text = f"{log.name} holds {len(theirs):,} lines of source"
+        return Verdict(name, UNCHECKED, f"{text}; {code.how_packed}")
     pairs = itertools.zip_longest(theirs, mine)
     first = next(number for number, pair in enumerate(pairs, 1) if pair[0] != pair[1])
     text = f"{log.where(log.source_lines[0])} has {len(log.source.encode()):,} bytes of source, "
@@ -247,15 +270,15 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
     unsure = []
     disclosed = []
     made = []
-    of_all = record.claims.first(TOTALS)
+    of_all = totals_of_record(record)
     for claim, logs, sure in claimed_totals(record):
         figures = totals_of(logs, code)
         if not figures:
             continue
-        if claim == of_all:
+        if claim in of_all:
             figures.update(totals_of_absent(record))
         value = int(claim.value)
-        rounding = 10 ** (len(str(value)) - len(str(value).rstrip("0")))
+        rounding = rounded_to(value)
         allowed = rounding if rounding >= 1000 else 0
         same = [figure for figure in figures if abs(figure - value) <= allowed]
         if not same:
@@ -271,6 +294,8 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
                 made.append(told)
         elif same:
             made.append(f"{value:,} ({claim.where}): {figures[same[0]]}")
+        elif lines_with_total(logs, value):
+            made.append(f"{value:,} ({claim.where}): {lines_with_total(logs, value)[0]}")
         else:
             nearest = min(figures, key=lambda figure: abs(figure - value))
             told = f"{value:,} ({claim.where}), but {nearest:,}: {figures[nearest]}"
@@ -278,12 +303,13 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
             if any(record.claims.discloses(value, total) for total in totals):
                 disclosed.append(f"{told}; README.md names both")
                 continue
-            (wrong if sure or made else unsure).append(told)
+            certain = (sure or made) and not only_code_apart(value, figures)
+            (wrong if certain else unsure).append(told)
     if disclosed and not wrong:
         return Verdict(name, UNCHECKED, "; ".join(disclosed))
     wrong += models_of_no_log(record)
     if unsure and not wrong:
-        return Verdict(name, UNCHECKED, f"{'; '.join(unsure)}; not all runs have logs")
+        return Verdict(name, UNCHECKED, f"{'; '.join(unsure)}; not all that counts is here")
     if wrong:
         if record.absent_logs:
             told = f"{', '.join(record.absent_logs)}, which README.md names, is not here"
@@ -292,6 +318,13 @@ def check_total(record: FieldRecord, code: Code) -> Verdict:
     if not made:
         return Verdict(name, UNSTATED, "no total in both submission.json and the logs")
     return Verdict(name, HOLDS, made[0])
+
+
+def only_code_apart(value: int, figures: dict[int, str]) -> bool:
+    """Whether a total is that of a model and of code that nothing here counts."""
+    if not all(told.startswith(MODEL_ALONE) for told in figures.values()):
+        return False
+    return any(0 < value - model < LARGEST_CODE for model in figures)
 
 
 def models_of_no_log(record: FieldRecord) -> list[str]:
@@ -314,7 +347,7 @@ def models_of_no_log(record: FieldRecord) -> list[str]:
             continue
         if value >= 1000 and value not in packed:
             nearest = min(packed, key=lambda size: abs(size - value))
-            where = f"{SUBMISSION} {key}"
+            where = f"{record.claims.name} {key}"
             wrong.append(f"{value:,} ({where}), but {nearest:,} ({packed[nearest]})")
     return wrong
 
@@ -328,8 +361,7 @@ def claimed_totals(record: FieldRecord) -> list[tuple[Claim, list[FieldLog], boo
     runs = record.runs
     count = record.claims.seed_count()
     all_here = count is None or count[0] <= len(runs)
-    claim = record.claims.first(TOTALS)
-    if claim is not None and claim.value >= 1000 and claim.decimals == 0:
+    for claim in totals_of_record(record):
         found.append((claim, [log for run in runs for log in record.logs_with(run)], all_here))
     for run in runs:
         claims = record.claims.seeds.get(run.seed)
@@ -340,16 +372,50 @@ def claimed_totals(record: FieldRecord) -> list[tuple[Claim, list[FieldLog], boo
     return found
 
 
+def totals_of_record(record: FieldRecord) -> list[Claim]:
+    """The total that submission.json states, and the largest and the mean over the seeds."""
+    claims = [record.claims.first(TOTALS)]
+    claims += [record.claims.first((name,)) for name in TOTALS_OF_SEEDS]
+    found = []
+    for claim in claims:
+        if claim is None or claim.value < 1000:
+            continue
+        if claim.decimals == 0 or "mean" in claim.where:
+            found.append(claim._replace(value=float(round(claim.value)), decimals=0))
+    return found
+
+
+def whole_means(counts: list[int]) -> set[int]:
+    """The mean of two counts or more, cut and rounded up; empty for fewer."""
+    if len(counts) < 2:
+        return set()
+    mean = statistics.mean(counts)
+    return {math.floor(mean), math.ceil(mean)}
+
+
+def lines_with_total(logs: list[FieldLog], value: int) -> list[str]:
+    """Lines of logs on a total or a size, of a shape that is not known, with this very count."""
+    found = []
+    for log in logs:
+        for number, line in enumerate(log.lines, 1):
+            if number in log.source_lines or not re.search(
+                r"total|size|artifact|submission", line, re.I
+            ):
+                continue
+            if re.search(rf"(?<![\d,.]){value:,}(?![\d,])|(?<![\d,.]){value}(?!\d)", line):
+                found.append(log.where(number))
+    return found
+
+
 def totals_of_absent(record: FieldRecord) -> dict[int, str]:
-    """The totals that submission.json states of seeds that have no log, and what is made of all."""
+    """The totals that submission.json states of seeds without a log, and the mean of all seeds'."""
     seen = {run.seed for run in record.runs}
     claims = {seed: claims.first(TOTALS) for seed, claims in record.claims.seeds.items()}
     values = {seed: int(claim.value) for seed, claim in claims.items() if claim is not None}
     found = {}
     for seed in values.keys() - seen:
         found[values[seed]] = f"that of seed {seed} ({claims[seed].where}), which has no log"
-    if found:
-        mean = round(statistics.mean(values.values()))
+    for mean in whole_means(list(values.values())):
         found.setdefault(mean, "the mean of those of the seeds in submission.json")
     return found
 
@@ -374,8 +440,11 @@ def totals_of(logs: list[FieldLog], code: Code) -> dict[int, str]:
             if claimed is not None:
                 found.setdefault(value + int(claimed.value), f"model ({where}) and {claimed.where}")
     last = [log.total_bytes[0] for log in logs if log.total_bytes is not None]
-    if len(last) > 1:
-        found.setdefault(round(statistics.mean(last)), "the mean of the logs' totals")
+    models = [log.count("packed bytes", "bytes") for log in logs]
+    for mean in whole_means([model[0] for model in models if model is not None]):
+        found.setdefault(mean, f"{MODEL_ALONE}, the mean of the logs")
+    for mean in whole_means(last):
+        found.setdefault(mean, "the mean of the logs' totals")
     for path in code.record.artifacts:
         size = path.stat().st_size
         found.setdefault(size, f"{path.name} alone")
@@ -403,6 +472,10 @@ def check_code_claim(record: FieldRecord, code: Code) -> Verdict:
     if code.path is None and not counts:
         return Verdict(name, UNCHECKED, f"{stated}: no script is here, and no log counts code")
     told = [f"{count:,} ({where})" for count, where in counts.items()]
+    absent = record.absent_scripts
+    if absent and value > max(counts, default=0):
+        text = f"{stated}; {', '.join(told)}; {', '.join(absent)}, which README.md names, is not "
+        return Verdict(name, UNCHECKED, f"{text}here")
     if code.path is not None:
         told.append(f"{code.size:,} ({code.name})")
         if packs_itself(code.text) or code.is_packed:
@@ -441,7 +514,7 @@ def check_cap(record: FieldRecord, code: Code) -> Verdict:
         if code.unpacked is not None or (count and code.explained(count[0][0])):
             return Verdict(name, HOLDS, told)
         if unpacks(code.text):
-            return Verdict(name, UNCHECKED, f"{told}, which unpacks what is not in it")
+            return Verdict(name, UNCHECKED, f"{told}; {code.how_packed}")
     claim = record.claims.first(TOTALS)
     value = 0 if claim is None else int(claim.value)
     if 0 < value <= CAP and record.claims.discloses(value, total):
@@ -470,7 +543,7 @@ def shipped_total(log: FieldLog, code: Code) -> int | None:
 
 def over_in_claims(record: FieldRecord) -> list[Claim]:
     """The totals over the cap that submission.json states of the record's seeds."""
-    claims = [record.claims.first(TOTALS)]
+    claims = totals_of_record(record)
     claims += [seed.first(TOTALS) for seed in record.claims.seeds.values()]
     return [claim for claim in claims if claim is not None and claim.value > CAP]
 
@@ -498,7 +571,7 @@ def check_artifact(record: FieldRecord) -> Verdict:
 
 
 # ---- Track
-def track_of(record: FieldRecord, code: Code) -> Verdict:
+def check_track(record: FieldRecord, code: Code) -> Verdict:
     """A, a fixed predictor, or B, which adapts while it scores, by logs and submission.json."""
     name = "track"
     for run in record.runs:

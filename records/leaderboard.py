@@ -60,10 +60,11 @@ def track_lines(folder: Path) -> list[str]:
             below.append(f"- ablation: {link(path)}")
             continue
         try:
-            if can_be_proven(path.parent):
+            record = FieldRecord(path.parent)
+            if record.can_be_proven:
                 ranked.append(standing(path))
             else:
-                logs_only.append(standing_by_logs(path.parent))
+                logs_only.append(standing_by_logs(record))
         except BadInput as error:
             # One folder never stops the table.
             below.append(f"- not ranked: {folder_link(path)}: {error}")
@@ -84,16 +85,11 @@ def numbered(ranked: list[tuple[float, list[str]]]) -> list[list[str]]:
     return [[str(rank), *row] for rank, (_, row) in enumerate(sorted(ranked), 1)]
 
 
-def can_be_proven(folder: Path) -> bool:
-    """Whether a record has artifacts that the auditor can audit."""
-    record = FieldRecord(folder)
-    return bool(record.artifacts) and record.is_own
-
-
-def standing_by_logs(folder: Path) -> tuple[float, list[str]]:
+def standing_by_logs(record: FieldRecord) -> tuple[float, list[str]]:
     """The score of a folder of the field, and its row of the table without the rank."""
-    found = review(folder)
-    stated = FieldRecord(folder).claims.stated
+    found = review(record)
+    folder = record.folder
+    stated = record.claims.stated
     score = math.inf if found.val_bpb is None else found.val_bpb
     row = [
         "-" if found.val_bpb is None else f"{found.val_bpb:.4f}",

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import field_checks
 import field_sizes
+import field_tables
+import field_times
 from challenge import NATS, P_VALUE
 from checks import FAILS, STATES, UNCHECKED, Verdict
 from commands import BadInput, described
@@ -23,11 +25,12 @@ CLAIM_CHECKS = (
     field_checks.check_seed_scores,
     field_checks.check_deviation,
     field_checks.check_loss,
+    field_checks.check_before_packing,
     field_checks.check_seeds,
     field_checks.check_parameters,
     field_checks.check_steps,
-    field_checks.check_training_time,
-    field_checks.check_evaluation_time,
+    field_times.check_training_time,
+    field_times.check_evaluation_time,
     field_checks.check_hardware,
     field_checks.check_shards,
     field_checks.check_split,
@@ -42,7 +45,8 @@ CODE_CHECKS = (
     field_sizes.check_code_claim,
     field_sizes.check_source,
     field_sizes.check_files,
-    field_sizes.track_of,
+    field_tables.check_tables,
+    field_sizes.check_track,
 )
 MOST_PLACES = 12
 # The columns by which a table of folders can be sorted.
@@ -86,25 +90,26 @@ def guarded_verdict(check: Callable[..., Verdict], *arguments: object) -> Verdic
         return Verdict(name, UNCHECKED, f"its files are not understood: {described(error)}")
 
 
-def review(folder: Path) -> Review:
+def review(record: FieldRecord) -> Review:
     """Check a folder of the field; BadInput if it is no record folder."""
-    record = FieldRecord(folder)
     if not record.is_record:
         raise BadInput(
-            f"{folder} is no record folder: it has no submission.json, and no log beside a script"
+            f"{record.folder} is no record folder: it has no submission.json, and no log beside a "
+            "script"
         )
     code = field_sizes.Code(record)
     verdicts = []
     if record.claims.problem:
-        text = f"submission.json cannot be read: {record.claims.problem}"
+        text = f"{record.claims.name} cannot be read: {record.claims.problem}"
         verdicts.append(Verdict("submission.json", UNCHECKED, text))
     verdicts += [guarded_verdict(check, record) for check in CLAIM_CHECKS]
     verdicts += [guarded_verdict(check, record, code) for check in CODE_CHECKS]
     verdicts.append(field_sizes.check_artifact(record))
+    track = next(verdict.text for verdict in verdicts if verdict.check == "track")
     totals = [run.log.total_bytes[0] for run in record.runs if run.log.total_bytes]
     return Review(
-        folder=str(folder),
-        track=verdicts[-2].text[:1] if verdicts[-2].text[:2] in ("A:", "B:") else "",
+        folder=str(record.folder),
+        track=track[:1] if track[:2] in ("A:", "B:") else "",
         val_bpb=record.bpb,
         seeds=len(record.runs),
         bytes_total=max(totals, default=None),
@@ -162,34 +167,33 @@ def row_of(found: Review) -> tuple[str, ...]:
 
 
 # ---- Comparisons
-def values_of(folder: Path) -> tuple[list[float], list[float]]:
+def values_of(record: FieldRecord) -> tuple[list[float], list[float]]:
     """Bits a byte and nats a token of a folder's seeds; BadInput if its logs state no score."""
-    record = FieldRecord(folder)
-    bpbs, losses = record.values() if record.is_record else ([], [])
+    bpbs, losses = record.values()
     if not bpbs:
-        raise BadInput(f"{folder}: no log states a last score, so it cannot be compared")
+        raise BadInput(f"{record.folder}: no log states a last score, so it cannot be compared")
     return bpbs, losses
 
 
-def beats_text(folder: Path, claimed: float) -> str:
+def beats_text(record: FieldRecord, claimed: float) -> str:
     """A folder's seeds against a score, by the rule of the field."""
-    bpbs, losses = values_of(folder)
+    bpbs, losses = values_of(record)
     claim = compare_with(claimed, bpbs, losses)
     return rule_text(f"against {claimed} bpb", claim.nats, claim.p_value, len(bpbs), "Student")
 
 
-def against_text(folder: Path, other: Path) -> str:
+def against_text(record: FieldRecord, other: FieldRecord) -> str:
     """A folder's seeds against another's, by Welch's test.
 
     Nats are those of the first folder's tokens: the other's bits a byte become nats with its ratio.
     """
-    bpbs, losses = values_of(folder)
+    bpbs, losses = values_of(record)
     others, _ = values_of(other)
     ratio = statistics.mean(losses) / statistics.mean(bpbs)
     theirs = [bpb * ratio for bpb in others]
     lead = statistics.mean(theirs) - statistics.mean(losses)
     p_value = p_of_lead(losses, theirs)
-    where = f"against {other.name}, {statistics.mean(others):.5f} bpb over {len(others)}"
+    where = f"against {other.folder.name}, {statistics.mean(others):.5f} bpb over {len(others)}"
     return rule_text(where, lead, p_value, len(bpbs), "Welch")
 
 

@@ -126,6 +126,7 @@ SHAPES = (
     ),
     shape("data folder", r"\s*(?:datasets_dir|data_path)[:=] ?(?P<path>\S+)", "data"),
     shape("batch tokens", r"(?:.*\s)?train_batch_tokens[:=] ?(?P<count>\d+)\b.*", "train_batch"),
+    shape("batch tokens", r"lr:.*\sbatch:(?P<count>\d{4,}) .*", " batch:"),
     shape(
         "time limit",
         r"(?:.*\s)?max_wallclock_seconds[:=] ?(?P<seconds>NUMBER)(?:\s.*)?",
@@ -181,6 +182,17 @@ SHAPES = (
         "Quantized+compressed",
     ),
     shape("unpacked bytes", r"Raw model: (?P<bytes>[\d,]+) bytes.*", "Raw model:"),
+    shape(
+        "packed bytes",
+        r"Serialized (?P<codec>[a-z]+-?\d*): (?P<bytes>[\d,]+) bytes\s+Total: .*",
+        "Total:",
+    ),
+    shape(
+        "total",
+        r"Serialized (?P<codec>[a-z]+-?\d*): .*\bTotal: (?P<bytes>[\d,]+) bytes",
+        "Total:",
+    ),
+    shape("counted code", r"Serialized model: .*\bCode: (?P<bytes>[\d,]+) bytes.*", "Code:"),
     shape("counted code", r"Raw model: .*\bCode: (?P<bytes>[\d,]+) bytes.*", "Raw model:"),
     shape("unpacked bytes", r"Serialized model: (?P<bytes>[\d,]+) bytes.*", "Serialized model:"),
     shape(

@@ -41,12 +41,11 @@ with packages_from("requirements.txt"):
     from audit_text import read_validation
     from audit_verdicts import DEFAULT_MINUTES
     from challenge import CHALLENGE, foreign_to_challenge
-    from field_record import is_own
+    from field_record import FieldRecord
     from finished_runs import FinishedRun, read_run, refuse_mixtures
     from leaderboard import RECORDS, REFUSED, leaderboard, split_readme, update_leaderboard
     from manifest import ROOT, Data, digest_of_tokenizer
     from record_folder import (
-        ARTIFACTS,
         SCRIPT,
         artifact_name,
         data_of,
@@ -237,7 +236,7 @@ def check(options: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder: name a record folder")
     logs = log_paths(folder)
-    if list(folder.glob(ARTIFACTS)) and is_own(folder):
+    if FieldRecord(folder).can_be_proven:
         if logs:
             data = locate_data(options, Log(logs[0]))
         else:

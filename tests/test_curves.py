@@ -45,6 +45,23 @@ def test_each_run_has_its_curves_and_a_star_at_its_last_score(monkeypatch):
     matplotlib.pyplot.close(figure)
 
 
+def test_runs_of_one_folder_have_one_colour(tmp_path):
+    march = [FieldLog(path, path.name) for path in sorted(CLEAN.glob("*.log"))]
+    looks = curves.looks_of([*march, FieldLog(APRIL, APRIL.name)])
+    assert len({look["color"] for look in looks[:3]}) == 1
+    assert len({look["linestyle"] for look in looks[:3]}) == 3
+    assert looks[3]["color"] != looks[0]["color"]
+    # In one folder alone the colours tell the runs apart.
+    assert len({look["color"] for look in curves.looks_of(march)}) == 3
+
+
+@pytest.mark.parametrize(
+    "value, text", [(0, "0"), (600, "600"), (7000, "7k"), (1.25e6, "1.25M"), (5.5e9, "5.5B")]
+)
+def test_numbers_on_an_axis_are_short(value, text):
+    assert curves.short_number(value) == text
+
+
 def test_first_points_that_lie_far_above_do_not_flatten_the_rest():
     low, high = curves.limits([9.0, 2.0, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3, 1.2])
     assert low < 1.2 and 1.9 < high < 3

@@ -218,6 +218,16 @@ def test_a_total_of_the_model_before_packing_is_none(read):
     assert read("Total submission size: 15.94 MB\n").total_bytes is None
 
 
+def test_sizes_may_stand_two_in_a_line(read):
+    log = read(
+        "Serialized model: 87413467 bytes  Code: 44100 bytes\n"
+        "Serialized zstd-22: 15886818 bytes  Total: 15930918 bytes\n"
+    )
+    assert log.total_bytes == (15930918, 2)
+    assert log.count("packed bytes", "bytes") == (15886818, 2)
+    assert log.code_bytes == {"": (44100, 1)}
+
+
 def test_code_has_a_count_for_each_kind(read):
     log = read("Code size (uncompressed): 157868 bytes\nCode size (compressed): 31999 bytes\n")
     assert log.code_bytes == {"uncompressed": (157868, 1), "compressed": (31999, 2)}

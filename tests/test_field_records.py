@@ -9,6 +9,7 @@ import pytest
 import audit
 from checks import FAILS, HOLDS, UNCHECKED, UNSTATED
 from field_folder import FIELD, Folder
+from field_record import FieldRecord
 from review import review
 
 EXPECTED = json.loads((FIELD / "expected.json").read_text())
@@ -27,7 +28,7 @@ def folder(tmp_path) -> Folder:
 # ---- The made-up folders
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_what_is_wrong_is_found_and_nothing_else(name):
-    found = review(FIELD / name)
+    found = review(FieldRecord(FIELD / name))
     wanted = {CHECKS.get(check, check) for check in EXPECTED[name]["find"]}
     failures = {verdict.check for verdict in found.failures}
     assert failures - FOLLOWS.get(name, set()) == wanted, found.failures
@@ -60,7 +61,8 @@ def test_every_made_up_folder_is_expected_something_of():
     ],
 )
 def test_both_figures_are_quoted_with_their_places(name, check, figures):
-    [found] = [verdict for verdict in review(FIELD / name).failures if verdict.check == check]
+    failures = review(FieldRecord(FIELD / name)).failures
+    [found] = [verdict for verdict in failures if verdict.check == check]
     for figure in figures:
         assert figure in found.text, found
 
@@ -68,7 +70,7 @@ def test_both_figures_are_quoted_with_their_places(name, check, figures):
 def test_a_difference_in_white_space_is_named_as_that():
     found = {
         verdict.check: verdict
-        for verdict in review(FIELD / "source_differs_by_final_newline").verdicts
+        for verdict in review(FieldRecord(FIELD / "source_differs_by_final_newline")).verdicts
     }
     assert found["source"].state == HOLDS and "white space alone" in found["source"].text
 
@@ -82,10 +84,32 @@ def test_what_is_not_stated_is_not_wrong(folder):
     assert states["score"] == states["mean"] == states["README"] == UNSTATED
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "", '{"val_bpb": NaN}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        "",
+        '{"val_bpb": NaN}',
+        '{"bytes_total": 1e400, "steps": Infinity, "val_loss": "inf"}',
+        '{"artifact_bytes": %s}' % ("9" * 400),
+    ],
+)
 def test_a_submission_that_cannot_be_read_is_no_failure(text, folder):
     (folder.path / "submission.json").write_text(text)
     assert folder.failures() == []
+
+
+def test_a_submission_may_have_another_file_name(folder):
+    """If one file alone has its fields; a table of results beside it has not."""
+    described = json.dumps({**folder.stated, "val_bpb": 1.1376, "name": "mine"})
+    (folder.path / "submission.json").unlink()
+    (folder.path / "results.json").write_text('{"val_bpb": 9.0, "seed": 42}')
+    (folder.path / "run_v2.json").write_text(described)
+    found = folder.verdict("score")
+    assert found.state == FAILS and "1.1376 (run_v2.json val_bpb)" in found.text
+    (folder.path / "run_v3.json").write_text(described)
+    assert "json" not in folder.verdict("score").text
 
 
 def test_without_logs_nothing_is_accused(folder):
@@ -132,12 +156,31 @@ def test_a_score_before_packing_is_none_of_the_artifact(folder):
     folder.state(val_bpb=1.1312, seed_results=None)
     found = folder.verdict("score")
     assert found.state == FAILS and "before packing" in found.text
+    # In README.md alone such a score need not be that of the record.
+    folder.state(val_bpb=None)
+    folder.readme("# Mine\n\nval_bpb at stop: 1.1374\n\nval_bpb 1.1312\n")
+    assert folder.verdict("score").state == UNCHECKED
+    folder.state(val_bpb=1.1312)
     # A log that ends there proves neither.
     for path in folder.path.glob("*.log"):
         path.write_text(
             "\n".join(line for line in path.read_text().splitlines() if "final" not in line)
         )
     assert folder.verdict("score").state == UNCHECKED
+
+
+def test_the_score_before_packing_is_none_of_a_packed_model(folder):
+    """The logs end their training at 1.1494 and have a roundtrip of 1.15839566."""
+    for value, state in (
+        (1.1494, HOLDS),
+        (1.14940, HOLDS),
+        (1.15839566, FAILS),
+        (1.1512, UNCHECKED),
+    ):
+        folder.state(pre_quant_val_bpb=value)
+        assert folder.verdict("before packing").state == state, value
+    folder.state(pre_quant_val_bpb=1.15839566)
+    assert "of a packed model" in folder.verdict("before packing").text
 
 
 def test_a_score_of_a_log_of_its_own_counts(folder):
@@ -177,10 +220,34 @@ def test_scores_of_seeds_are_found_in_all_shapes(results, folder):
 
 
 def test_scores_of_other_runs_are_none_of_the_seeds(folder):
-    results = folder.stated["seed_results"]
     folder.state(seed_results_pre_fix={"42": dict(val_bpb=9.0)}, baseline_seeds={"42": 8.0})
     assert folder.verdict("seed scores").state == HOLDS
-    assert folder.stated["seed_results"] == results
+    folder.state(seed_results=None)
+    assert folder.verdict("seed scores").state == UNSTATED
+
+
+def test_a_mean_of_the_readmes_seeds_is_none_of_the_logs_alone(folder):
+    """One of the three logs is not here, and its score is far from the others'."""
+    folder.log(2024).unlink()
+    folder.state(val_bpb=1.1186, val_loss=None, seeds=None, seed_results=None)
+    table = "| seed | val_bpb |\n|-|-|\n| 42 | 1.1374 |\n| 1337 | 1.1383 |\n| 2024 | 1.0801 |\n"
+    folder.readme(f"# Mine\n\nval_bpb 1.1186 (3-seed mean)\n\n{table}")
+    found = folder.verdict("score")
+    assert found.state == UNCHECKED and "the mean of the seeds" in found.text
+    folder.readme("# Mine\n\nval_bpb 1.1186 (3-seed mean)\n")
+    assert "score" in folder.failures()
+
+
+def test_a_model_that_was_packed_again_has_no_log_of_its_score(folder):
+    folder.state(val_bpb=1.14001234, val_loss=1.9251, seeds=[42], seed_results=None)
+    for seed in (1337, 2024):
+        folder.log(seed).unlink()
+    text = "# Mine\n\nThe run scored `1.13739566`{}; the submission scores `1.14001234`.\n"
+    folder.readme(text.format(", and was repacked"))
+    states = {verdict.check: verdict.state for verdict in folder.review().verdicts}
+    assert states["score"] == states["loss"] == UNCHECKED
+    folder.readme(text.format(""))
+    assert "score" in folder.failures()
 
 
 def test_one_seeds_score_that_nobody_calls_the_mean_is_none(folder):
@@ -198,6 +265,14 @@ def test_the_mean_may_be_of_another_figure_of_the_seeds(folder):
     folder.readme("Mean 1.1301 over 3 seeds\n")
     found = folder.verdict("mean")
     assert found.state == HOLDS and "ttt_bpb_final" in found.text
+
+
+def test_the_score_of_the_readme_is_not_the_loss_beside_it(folder):
+    folder.state(val_bpb=None, seed_results=None)
+    for text in ("val_loss 1.92050001, val_bpb 1.13742", "**1.13742** BPB, three seeds"):
+        folder.readme(f"# Mine\n\n{text}\n")
+        found = folder.verdict("score")
+        assert found.state == HOLDS and "1.13742 (README.md:3)" in found.text, text
 
 
 def test_a_text_that_names_mean_and_best_calls_neither_the_other(folder):
@@ -232,6 +307,21 @@ def test_a_seed_without_a_log_cannot_be_checked(folder):
     assert folder.failures() == []
 
 
+def test_names_that_count_the_logs_are_no_seeds(folder):
+    for number, seed in enumerate((42, 1337, 2024), 1):
+        folder.log(seed).rename(folder.path / f"run_seed{number}.log")
+    folder.state(seeds=None, seed_results=None)
+    folder.readme(
+        "| seed | val_bpb |\n|-|-|\n| 42 | 1.1374 |\n| 1337 | 1.1383 |\n| 2024 | 1.1365 |\n"
+    )
+    assert folder.failures() == []
+    folder.readme("Mean 1.13742 over 3 seeds\n")
+    assert folder.verdict("seeds").state == UNCHECKED
+    # Numbers that do not count up are seeds.
+    (folder.path / "run_seed3.log").rename(folder.path / "run_seed7.log")
+    assert folder.failures() == ["seeds"]
+
+
 def test_one_log_for_several_seeds_is_found_unless_others_are_named(folder):
     folder.log(1337).unlink()
     folder.log(2024).unlink()
@@ -239,6 +329,18 @@ def test_one_log_for_several_seeds_is_found_unless_others_are_named(folder):
     folder.readme("Mean 1.13742; logs: `train_seed1337.log`, `train_seed2024.log`\n")
     assert folder.failures() == []
     assert "train_seed2024.log, which README.md names" in folder.verdict("seeds").text
+
+
+def test_of_several_logs_of_a_seed_those_count_whose_mean_is_claimed(folder):
+    text = folder.log(42).read_text().replace("1.13739566", "1.13919566")
+    (folder.path / "train_a_first.log").write_text(text)
+    folder.state(seeds=None, seed_results=None, val_loss=None)
+    found = folder.verdict("score")
+    assert found.state == HOLDS and "1.13739566" in found.text and "1.139195" not in found.text
+    folder.state(val_bpb=1.13802)
+    assert "1.139195" in folder.verdict("score").text
+    folder.state(val_bpb=1.13901)
+    assert folder.verdict("score").state == FAILS
 
 
 def test_one_log_may_hold_all_runs(folder):
@@ -271,6 +373,18 @@ def test_a_seed_in_the_source_is_not_the_one_that_ran(folder):
     assert folder.verdict("seeds").state == HOLDS
 
 
+def test_parameters_stand_in_objects_and_in_tables_of_several_runs(folder):
+    folder.state(model=dict(total_params=26501720))
+    assert "model.total_params" in folder.verdict("parameters").text
+    folder.state(model=None)
+    folder.readme(
+        "| Metric | First | Mine |\n|-|-|-|\n| model_params | 17,059,912 | 26,501,720 |\n"
+    )
+    assert folder.verdict("parameters").state == HOLDS
+    folder.readme("| Metric | Mine |\n|-|-|\n| model_params | 17,059,912 |\n")
+    assert folder.failures() == ["parameters"]
+
+
 def test_parameters_may_leave_out_what_is_not_exported(folder):
     folder.add_to_logs("mtp_num_heads:1 mtp_params:524288", "world_size")
     folder.state(model_params=26501720 - 524288)
@@ -297,6 +411,65 @@ def test_a_folder_without_a_track_has_the_limit_that_its_log_states(tmp_path):
     assert folder.verdict("training time").state == UNCHECKED
 
 
+EVALUATION_TIMES = ("eval_time_s", "eval_seconds", "evaluation_time_seconds", "ttt_eval_time_sec")
+
+
+@pytest.mark.parametrize("name", EVALUATION_TIMES)
+def test_an_evaluation_time_is_a_pass_or_several_or_more(name, folder):
+    """The logs have passes of 2.1 and 71.2 seconds, of which the second is claimed."""
+    for value, state in ((71.2, HOLDS), (71, HOLDS), (73.3, HOLDS), (95.0, HOLDS), (61.0, FAILS)):
+        folder.state(**{name: value})
+        found = folder.verdict("evaluation time")
+        assert found.state == state, value
+    assert f"61.0 s (submission.json {name}), but 71.2 s (train_seed" in found.text
+
+
+def test_an_evaluation_time_may_be_in_milliseconds_or_minutes(folder):
+    for changes, state in (
+        (dict(eval_time_ms=71_234), HOLDS),
+        (dict(eval_time_ms=61_000), FAILS),
+        (dict(eval_minutes=1.2), HOLDS),
+        (dict(eval_minutes=0.5), FAILS),
+        # Neither a limit nor a time without a unit says what was measured, nor is a pass all.
+        (dict(eval_time_limit_s=1, eval_budget_seconds=1, eval_time=1), HOLDS),
+        (dict(roundtrip_eval_time_s=1, ttt_time_s=1, train_eval_s=1, eval_s_per_step=1), HOLDS),
+    ):
+        folder.state(eval_time_ms=None, eval_minutes=None)
+        folder.state(**changes)
+        assert folder.verdict("evaluation time").state == state, changes
+
+
+def test_an_evaluation_time_of_a_seed_is_compared_with_that_seeds_log(folder):
+    results = folder.stated["seed_results"]
+    results["2024"]["eval_time_s"] = 50.0
+    folder.state(seed_results=results)
+    found = folder.verdict("evaluation time")
+    assert found.state == FAILS and "train_seed2024.log" in found.text
+    folder.log(2024).unlink()
+    assert folder.failures() == []
+
+
+def test_an_evaluation_time_over_the_limit_is_found_where_no_log_times_it(folder):
+    folder.state(eval_time_s=655.0)
+    found = folder.verdict("evaluation time")
+    assert found.state == FAILS and "655.0 s (submission.json eval_time_s), over" in found.text
+    folder.state(hardware="1xH100")
+    assert folder.verdict("evaluation time").state == UNCHECKED
+    for path in folder.path.glob("*.log"):
+        path.unlink()
+    folder.state(eval_time_s=409, hardware="8xH100")
+    found = folder.verdict("evaluation time")
+    assert found.state == UNCHECKED and "no log times" in found.text
+
+
+def test_all_passes_together_may_be_over_the_limit(folder):
+    folder.change_logs("eval_time:2101ms", "eval_time:570000ms")
+    folder.state(eval_time_s=641.2)
+    found = folder.verdict("evaluation time")
+    assert found.state == UNCHECKED and "all passes of" in found.text
+    assert folder.failures() == []
+
+
 def test_other_hardware_that_is_said_is_not_wrong(tmp_path):
     folder = Folder(tmp_path, "two_gpus")
     folder.state(hardware="2xH100 SXM (development); 8xH100 pending")
@@ -314,7 +487,11 @@ def test_the_gpus_that_the_machine_lists_count(folder):
     line = "|   0  NVIDIA {}          On  |   00000000:08:00.0 Off |                    0 |"
     folder.add_to_logs(line.format("H100 80GB HBM3"), "Running")
     assert folder.failures() == []
-    folder.change_logs("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB")
+    folder.change_logs("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe")
+    folder.state(hardware="8xH100_PCIe")
+    assert folder.failures() == []
+    folder.state(hardware="8xH100")
+    folder.change_logs("NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB")
     assert folder.failures() == ["hardware"]
 
 
@@ -366,11 +543,26 @@ def test_bytes_that_are_not_there_are_found(folder):
 # ---- Bytes
 def test_a_total_may_be_the_model_alone_the_largest_or_the_mean(folder):
     folder.change_logs("15650789", "15650785", 42)
-    for value in (15650789, 15650785, 15650788, 15650000, 15651000):
+    for value in (15650789, 15650785, 15650787, 15650788, 15650000, 15651000):
+        # 15,650,787 and 15,650,788 are the mean, cut and rounded.
         folder.state(bytes_total=value, seed_results=None)
         assert folder.verdict("bytes").state == HOLDS, value
     folder.state(bytes_total=15640789)
     assert folder.failures() == ["bytes"]
+
+
+def test_largest_and_mean_of_the_totals_have_names_of_their_own(folder):
+    folder.change_logs("15650789", "15650785", 42)
+    right = dict(artifact_bytes_max=15650789, artifact_bytes_mean=15650787.67)
+    folder.state(bytes_total=None, seed_results=None, **right)
+    assert "artifact_bytes_max" in folder.verdict("bytes").text
+    assert folder.failures() == []
+    for name, value in (("artifact_bytes_max", 15640789), ("artifact_bytes_mean", 15650700)):
+        folder.state(**{**right, name: value})
+        found = folder.verdict("bytes")
+        assert found.state == FAILS and name in found.text
+    folder.state(artifact_bytes_max=16_000_001, artifact_bytes_mean=None)
+    assert "cap" in folder.failures()
 
 
 def test_a_total_of_a_seed_without_a_log_is_that_of_its_claim(folder):
@@ -417,6 +609,61 @@ def test_files_that_are_counted_are_no_more_code(folder):
     assert folder.failures() == ["files outside of the counted bytes"]
     folder.change_logs("Code size: 789 bytes", "Code size: 1000 bytes")
     assert folder.failures() == []
+
+
+def test_a_total_in_a_line_of_another_shape_is_one(folder):
+    folder.state(bytes_total=15_886_378, seed_results=None)
+    assert folder.failures() == ["bytes"]
+    folder.add_to_logs("submission_with_its_table: 15,886,378 bytes (15.15 MB)", "peak")
+    found = folder.verdict("bytes")
+    assert found.state == HOLDS and "train_seed42.log:" in found.text
+
+
+def test_a_total_may_have_code_that_nothing_counts(folder):
+    (folder.path / "train_gpt.py").unlink()
+    for path in folder.path.glob("*.log"):
+        lines = path.read_text().partition("=" * 100 + "\n")[2].splitlines()
+        kept = [line for line in lines if not line.startswith(("Code size", "Total"))]
+        path.write_text("\n".join(kept))
+    folder.state(bytes_total=15_699_999, seed_results=None)
+    assert folder.verdict("bytes").state == UNCHECKED
+    folder.state(bytes_total=16_900_000)
+    assert "bytes" in folder.failures()
+
+
+def test_a_script_for_readers_is_not_the_one_that_counts(folder):
+    script = folder.path / "train_gpt.py"
+    (folder.path / "train_gpt_human.py").write_text(script.read_text() + "# explained\n" * 99)
+    assert folder.failures() == []
+    script.unlink()
+    assert folder.failures() == []
+    assert "no script is here" in folder.verdict("code size").text
+
+
+def test_code_of_scripts_that_are_not_here_may_be_counted(folder):
+    (folder.path / "train_gpt.py").unlink()
+    folder.state(bytes_code=1789)
+    assert folder.failures() == ["code claim"]
+    folder.readme("# Mine\n\nScored by `python score_it.py`\n")
+    found = folder.verdict("code claim")
+    assert found.state == UNCHECKED and "score_it.py, which README.md names" in found.text
+
+
+def test_a_loss_that_is_bits_a_byte_is_named_as_that(folder):
+    folder.state(val_loss=1.1374)
+    found = folder.verdict("loss")
+    assert found.state == FAILS and "it is bits a byte" in found.text
+
+
+def test_a_readme_that_heads_with_the_mean_is_no_other(folder):
+    folder.state(val_bpb=1.1365, val_loss=1.9190, mean_val_bpb=1.1374)
+    folder.readme("# Mine\n\nval_bpb 1.1374\n")
+    assert "mean_val_bpb" in folder.verdict("README").text
+    assert folder.verdict("README").state == UNSTATED
+    folder.state(mean_val_bpb=None)
+    assert "the mean over the logs" in folder.verdict("README").text
+    folder.readme("# Mine\n\nval_bpb 1.1294\n")
+    assert folder.failures() == ["README"]
 
 
 def test_a_readme_with_another_score_is_found(folder):

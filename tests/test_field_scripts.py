@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import lzma
 import random
+import sys
 import zlib
 
 import pytest
+import zstandard
 
+import field_scripts
 from checks import FAILS, HOLDS, UNCHECKED
 from field_folder import Folder
 from field_scripts import files_used, packs_itself, places, unpack
@@ -22,6 +25,22 @@ def wrapper(packed: bytes, encode: str = "b85encode") -> str:
     """A script that unpacks itself."""
     text = getattr(base64, encode)(packed).decode()
     return f"import lzma as L,base64 as B\nexec(L.decompress(B.b85decode({text!r})))\n"
+
+
+class FakeBrotli:
+    """Stands for the module brotli, which need not be installed: it turns all bits over."""
+
+    error = ValueError
+
+    class Decompressor:
+        @staticmethod
+        def process(piece: bytes) -> bytes:
+            return turned_over(piece)
+
+
+def turned_over(data: bytes) -> bytes:
+    """All bits turned over, which no other codec opens."""
+    return bytes(255 - byte for byte in data)
 
 
 RAW = [{"id": lzma.FILTER_LZMA2}]
@@ -39,6 +58,14 @@ RAW = [{"id": lzma.FILTER_LZMA2}]
 def test_a_script_that_unpacks_itself_is_read_inside(packed, encode, capfd):
     assert unpack(wrapper(packed, encode).encode()) == SOURCE
     assert "ran" not in capfd.readouterr().out
+
+
+def test_brotli_and_zstd_are_opened(monkeypatch):
+    monkeypatch.setitem(sys.modules, "brotli", FakeBrotli)
+    for packed in (turned_over(SOURCE), zstandard.ZstdCompressor().compress(SOURCE)):
+        assert unpack(wrapper(packed).encode()) == SOURCE
+    monkeypatch.setattr(field_scripts, "LARGEST_SCRIPT", 100)
+    assert unpack(wrapper(turned_over(SOURCE)).encode()) is None
 
 
 @pytest.mark.parametrize("text", [SOURCE.decode(), "exec('1')", f"exec({FILLER!r})", "exec(", ""])
@@ -99,10 +126,27 @@ def test_a_log_may_count_the_source_inside_of_a_packed_script(folder):
 
 
 def test_a_script_that_unpacks_in_an_unknown_way_is_no_other_script(folder):
-    text = f"import brotli\nexec(brotli.decompress({FILLER.encode()!r}))\n"
+    text = f"import odd\nexec(odd.decompress({FILLER.encode()!r}))\n"
     (folder.path / "train_gpt.py").write_text(text)
-    assert folder.verdict("source").state == folder.verdict("code size").state == UNCHECKED
+    for check in ("source", "code size"):
+        found = folder.verdict(check)
+        assert found.state == UNCHECKED and "not known here" in found.text
     assert folder.failures() == []
+
+
+def test_without_brotli_what_it_packed_cannot_be_checked(folder, monkeypatch):
+    script = folder.path / "train_gpt.py"
+    packed = turned_over(script.read_bytes() + f"# {FILLER}\n".encode())
+    script.write_text(f"import brotli\nexec(brotli.decompress({packed!r}))\n")
+    monkeypatch.setitem(sys.modules, "brotli", None)
+    for check in ("source", "code size"):
+        found = folder.verdict(check)
+        assert found.state == UNCHECKED and "brotli is not installed" in found.text
+    assert folder.failures() == []
+    # With it, the source is read: the one inside has a line more than that of the logs.
+    monkeypatch.setitem(sys.modules, "brotli", FakeBrotli)
+    found = folder.verdict("source")
+    assert found.state == UNCHECKED and "only the beginning" in found.text
 
 
 def test_code_that_is_counted_compressed_cannot_be_compared(folder):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import field_record
 import submit
 from commands import BadInput
 from conftest import ROOT
+from field_logs import FieldLog
 from leaderboard import LOGS_ONLY, MARKERS, leaderboard, split_readme, update_leaderboard
 
 FIELD = ROOT / "tests/field_records"
@@ -118,6 +120,17 @@ def test_folders_without_an_artifact_are_ranked_apart(records):
     row = "| 1 | 1.1374 | [Example](track_10min_16mb/2026-01-02_Foreign/) | A Person | 2026-04-02 "
     assert row + "| 3 | 15,650,789 | hardware |" in logs_only
     assert "| 2 | - | [2026-01-02_Unreadable](track_10min_16mb/" in logs_only
+
+
+def test_each_log_is_read_once(records, monkeypatch):
+    folder = enter(records, "10min_16mb", "Foreign", artifact=False)
+    shutil.copytree(FIELD / "two_gpus", folder, dirs_exist_ok=True)
+    read = []
+    monkeypatch.setattr(
+        field_record, "FieldLog", lambda path, name: read.append(name) or FieldLog(path, name)
+    )
+    assert "[Example]" in leaderboard(records)
+    assert read == sorted(path.name for path in folder.glob("*.log"))
 
 
 def test_what_others_call_their_record_stays_in_its_cell(records):

@@ -15,6 +15,7 @@ import audit
 import review
 from commands import BadInput
 from field_folder import CLEAN, FIELD, Folder
+from field_record import FieldRecord
 
 ADAPTING = FIELD / "adapts_while_scoring"
 
@@ -33,6 +34,15 @@ def test_a_folder_of_folders_is_one_table(capsys, tmp_path):
     content = json.loads(target.read_text())
     assert [Path(row["folder"]).name for row in content] == names
     assert set(content[0]) >= {"track", "val_bpb", "seeds", "bytes_total", "verdicts", "counts"}
+
+
+def test_folders_whose_submission_has_another_name_are_in_the_table(tmp_path, capsys):
+    for name in ("one", "two"):
+        shutil.copytree(CLEAN, tmp_path / name)
+    (tmp_path / "two/submission.json").rename(tmp_path / "two/mine.json")
+    (tmp_path / "two/list.json").write_text("[1]")
+    assert audit.main([str(tmp_path)]) == 0
+    assert rows_of(capsys.readouterr().out) == ["one", "two"]
 
 
 def test_the_table_is_sorted_as_asked_for(capsys):
@@ -63,7 +73,7 @@ def test_files_that_make_no_sense_cannot_be_checked(tmp_path, monkeypatch):
         raise ValueError("odd")
 
     monkeypatch.setattr(review, "CLAIM_CHECKS", (broken,))
-    found = review.review(CLEAN)
+    found = review.review(FieldRecord(CLEAN))
     assert found.verdicts[0].state == "cannot be checked" and "odd" in found.verdicts[0].text
 
 
@@ -99,28 +109,29 @@ def test_a_folder_beats_a_score_by_the_rule_of_the_field(capsys):
 
 
 def test_a_folder_against_another_is_welchs_test():
-    bpbs, losses = review.values_of(ADAPTING)
-    others, _ = review.values_of(CLEAN)
+    bpbs, losses = review.values_of(FieldRecord(ADAPTING))
+    others, _ = review.values_of(FieldRecord(CLEAN))
     ratio = statistics.mean(losses) / statistics.mean(bpbs)
     theirs = [bpb * ratio for bpb in others]
-    told = review.against_text(ADAPTING, CLEAN)
+    told = review.against_text(FieldRecord(ADAPTING), FieldRecord(CLEAN))
     assert f"{statistics.mean(theirs) - statistics.mean(losses):+.4f} nats" in told
     expected = stats.ttest_ind(
         losses, [value - 0.005 for value in theirs], equal_var=False, alternative="less"
     ).pvalue
     assert math.isclose(review.p_of_lead(losses, theirs), expected)
-    assert "it beats it" in told and "does not beat" in review.against_text(CLEAN, ADAPTING)
+    other_way = review.against_text(FieldRecord(CLEAN), FieldRecord(ADAPTING))
+    assert "it beats it" in told and "does not beat" in other_way
 
 
 def test_one_seed_has_no_p_and_beats_nothing():
-    told = review.beats_text(FIELD / "one_old_log", 2.0)
+    told = review.beats_text(FieldRecord(FIELD / "one_old_log"), 2.0)
     assert "p cannot be computed" in told and "does not beat" in told
     assert review.p_of_lead([1.0, 1.1], [1.5]) is not None
 
 
 def test_folders_without_scores_cannot_be_compared(tmp_path):
     with pytest.raises(BadInput, match="cannot be compared"):
-        review.values_of(tmp_path)
+        review.values_of(FieldRecord(tmp_path))
 
 
 @pytest.mark.parametrize("options", [["--beats", "0"], ["--against", "absent"], ["--sort", "luck"]])

@@ -131,6 +131,11 @@ FIELD_LINES = [
         dict(path="./data/fineweb10B_sp8192"),
     ),
     ("batch tokens", "train_batch_tokens:524288 train_seq_len:1024", dict(count="524288")),
+    (
+        "batch tokens",
+        "lr:embed=0.035 matrix=0.025 scalar=0.025 batch:786432 wall:600s seed:1337",
+        dict(count="786432"),
+    ),
     ("time limit", "warmup_steps:20 max_wallclock_seconds:600.000", dict(seconds="600.000")),
     ("switched on", "  ttt_enabled: True", dict(name="ttt_enabled")),
     (
@@ -194,6 +199,21 @@ FIELD_LINES = [
         dict(codec="zstd", bytes="13928995"),
     ),
     ("unpacked bytes", "Raw model: 77941028 bytes, Code: 50629 bytes", dict(bytes="77941028")),
+    (
+        "packed bytes",
+        "Serialized zstd-22: 15886818 bytes  Total: 15930918 bytes",
+        dict(codec="zstd-22", bytes="15886818"),
+    ),
+    (
+        "total",
+        "Serialized zstd-22: 15886818 bytes  Total: 15930918 bytes",
+        dict(codec="zstd-22", bytes="15930918"),
+    ),
+    (
+        "counted code",
+        "Serialized model: 87413467 bytes  Code: 44100 bytes",
+        dict(bytes="44100"),
+    ),
     ("counted code", "Raw model: 77941028 bytes, Code: 50629 bytes", dict(bytes="50629")),
     ("unpacked bytes", "Serialized model: 67224983 bytes", dict(bytes="67224983")),
     (
