@@ -144,6 +144,35 @@ def test_a_run_learns_averages_and_trains_on_quantized_weights(first):
 # ---- the artifact of a run
 
 
+def test_learning_while_scoring_is_a_score_of_its_own_behind_those_of_the_fixed_model(
+    first, data_folder, tmp_path, run_here
+):
+    done = run_here(
+        tmp_path,
+        **MACHINE,
+        DATA_PATH=str(data_folder),
+        ARTIFACT=str(first.folder / ARTIFACT_NAME),
+        RUN_ID="adaptive",
+        TTT_ENABLED="1",
+        TTT_CHUNK_SIZE="16",
+    )
+    assert done.status == 0, done.err
+    results = done.results("adaptive")
+    compliance = results["compliance"]
+    assert compliance["track"] == "B" and "16 targets" in compliance["adaptation"]
+    for label in SCORES[1:]:
+        assert results[label]["val_bpb"] == first.results()[label]["val_bpb"]
+    score = results["final_int6_ttt"]
+    assert score["targets"] == results["final_int6_roundtrip"]["targets"]
+    assert score["val_bpb"] < results["final_int6_sliding_window"]["val_bpb"]
+    labels = re.findall(
+        r"^(final_\w+)_exact val_loss:\d+\.\d{8} val_bpb:\d+\.\d{8}$", done.out, re.M
+    )
+    assert labels == [*SCORES[1:], "final_int6_ttt"]
+    assert first.results()["compliance"]["track"] == "A"
+    assert "adaptation" not in first.results()["compliance"]
+
+
 def test_an_artifact_scores_the_same_without_any_setting_of_the_model(
     first, data_folder, tmp_path, run_here
 ):

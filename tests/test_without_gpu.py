@@ -40,7 +40,7 @@ def test_steps_on_fake_tensors():
 
 
 def test_graphs_on_fake_tensors():
-    run_checks("graphs")
+    run_checks("graphs", "documents")
 
 
 @pytest.mark.slow

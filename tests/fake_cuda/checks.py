@@ -27,7 +27,7 @@ from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import train_gpt
-from train_gpt import Evaluator, StepPlan, Trainer
+from train_gpt import AdaptiveEvaluator, Evaluator, StepPlan, Trainer
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 # At most so many launches and bytes in the record preset's micro-step, forward and backward. Lower
@@ -140,6 +140,28 @@ def check_graphs() -> None:
     assert not counters["graph_break"], counters["graph_break"]
 
 
+def check_documents() -> None:
+    """Documents are scored and learnt from: one graph for each length of window, in bfloat16."""
+    compiler = CompileCounterWithBackend("aot_eager" if TORCH >= (2, 11) else "eager")
+
+    def backend(module, inputs, options=None):
+        """The counter, which knows none of Inductor's options."""
+        return compiler(module, inputs)
+
+    compile_with_it = functools.partial(torch.compile, backend=backend)
+    # How many n-grams occur, fake tokens do not tell.
+    of_documents = dict(TTT_BATCH_SIZE="2", TTT_CHUNK_SIZE="1024", TTT_NGRAM_ORDER="0")
+    settings = {**SHALLOW, "TTT_ENABLED": "1", **of_documents}
+    replaced = mock.patch.object(torch, "compile", compile_with_it)
+    with ranks(), fake_device.fake_cuda(), replaced:
+        trainer = make_trainer(settings, compiled="graph")
+        evaluator = AdaptiveEvaluator(trainer.settings, trainer.runtime, None, quiet)
+        evaluator.warm_up(trainer.model)
+    # Windows of 1,024 and 2,048 positions.
+    assert compiler.frame_count == 2, compiler.frame_count
+    assert not counters["graph_break"], counters["graph_break"]
+
+
 def check_code() -> None:
     """Inductor and Triton write and assemble a micro-step for an H100, within known bounds."""
     # This needs triton.
@@ -158,6 +180,7 @@ CHECKS = dict(
     sdpa=check_sdpa,
     types=check_types,
     graphs=check_graphs,
+    documents=check_documents,
     code=check_code,
 )
 
