@@ -497,6 +497,7 @@ PRESETS: dict[str, dict] = {
         train_log_every=50,
         eval_seq_len=256,
         eval_batch_seqs=32,
+        ttt_batch_size=16,
     ),
     # Entry A of March 2026: "11L Backout + Int6 + SWA", 1.1364 bpb, as published in #339: no memory
     # tokens yet, rotary positions on whole heads, six SWA samples 200 steps apart.
