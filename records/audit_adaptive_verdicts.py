@@ -1,0 +1,112 @@
+"""The verdicts on a score of track B, of a script that learns from what it has scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from audit_judges import SUM_TOLERANCE, judge_causality
+from audit_text import chunks_of, split_documents
+from shards import BOS_ID
+
+# Nats between a target's number by the script and by the auditor.
+SAME_NATS = 1e-4
+# Documents to be decoded have so many chunks at least, where the text and the time allow: from the
+# second one on the script has learnt something.
+ENOUGH_CHUNKS = 3
+# Tokens that are coded at most: the coder's integers grow with them.
+MOST_CODED = 1 << 14
+
+
+def judge_targets(found: dict) -> tuple[bool, str]:
+    """One number for each target, the auditor's own; and the script's score is their mean."""
+    targets = found["targets"]
+    if found["numbers"] != [targets]:
+        return False, f"{found['numbers']} numbers for {targets:,} targets"
+    figure = f"{targets:,} targets, one number each, {found['difference']:.2g} nats from own"
+    if found["missing"]:
+        return False, f"{found['missing']:,} of {targets:,} targets have no number"
+    wrong = []
+    if not found["difference"] <= SAME_NATS:
+        wrong.append(f"that of target {found['place']:,} is another")
+    if found["counted"] != targets:
+        wrong.append(f"the score counts {found['counted']:,}")
+    if not found["sum_difference"] <= SAME_NATS:
+        wrong.append(f"the score's loss is {found['sum_difference']:.2g} nats from their mean")
+    return not wrong, "; ".join([figure, *wrong])
+
+
+def judge_documents(found: dict) -> tuple[bool, str]:
+    """A document's numbers are its own, whatever stands before and beside it."""
+    figure = f"{found['documents']:,} documents in {found['batches']} batches, in another order, "
+    figure += "alone, and in another row: "
+    wrong = [f"{difference:.2g} nats {where}" for where, difference in found["wrong"].items()]
+    if wrong:
+        return False, figure + f"they differ by {', '.join(wrong)}"
+    return True, figure + "largest difference 0"
+
+
+def judge_normalization(found: dict) -> tuple[bool, str]:
+    """All probabilities are there, none is below 0, and they sum to 1."""
+    figure = f"sums over the vocabulary {found['off']:.2g} from 1 at {found['places']:,} places, "
+    figure += f"{found['learnt']:,} of them behind what was learnt"
+    return bool(found["off"] <= SUM_TOLERANCE), figure
+
+
+# By the names of the auditor's checks: the row's name, and what judges the probe of that name.
+JUDGES: dict[str, tuple[str, Callable[[dict], tuple[bool, str]]]] = {
+    "adaptive_targets": ("adaptive targets", judge_targets),
+    "adaptive_causality": ("adaptive causality", judge_causality),
+    "adaptive_documents": ("adaptive documents", judge_documents),
+    "adaptive_normalization": ("adaptive sums", judge_normalization),
+}
+
+
+def documents_to_code(
+    tokens: np.ndarray,
+    settings: dict,
+    seconds_of_prediction: list[float],
+    seconds: float,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """A text of whole documents, drawn at random, that can be decoded within so many seconds.
+
+    Each target takes a prediction of all rows. Of the documents with few enough chunks those with
+    ENOUGH_CHUNKS come first; if all are too long, the shortest ones are taken. uint16 (tokens,).
+    """
+    chunk = settings["ttt_chunk_size"]
+    rows = settings["ttt_batch_size"]
+    documents = split_documents(tokens)
+    # One that is followed by a BOS.
+    documents = documents[tokens[documents[:, 1]] == BOS_ID]
+    if not len(documents):
+        return np.append(tokens, np.uint16(BOS_ID))
+    chunks = chunks_of(documents, chunk)
+    most = affordable_chunks(chunk, rows, seconds_of_prediction, seconds)
+    order = generator.permutation(len(documents))
+    # Few chunks last, and those that cannot be afforded behind them, the shortest first.
+    rank = np.where(chunks >= ENOUGH_CHUNKS, 0, ENOUGH_CHUNKS - chunks)
+    rank = np.where(chunks <= most, rank, ENOUGH_CHUNKS + chunks)
+    order = order[np.argsort(rank[order], kind="stable")][:rows]
+    fits = chunks[order] <= max(most, chunks[order[0]])
+    pieces = [tokens[first:end] for first, end in documents[order[fits]]]
+    return np.concatenate([*pieces, [BOS_ID]]).astype(np.uint16)
+
+
+def affordable_chunks(
+    chunk: int, rows: int, seconds_of_prediction: list[float], seconds: float
+) -> int:
+    """How many chunks of a batch can be decoded, with a prediction for each of their tokens.
+
+    Predicting chunk c takes about as long as the first one and a share for each before it.
+    """
+    one, three = seconds_of_prediction
+    growth = max(three - one, 0.0) / 2
+    most = max(1, MOST_CODED // (rows * chunk))
+    spent = 0.0
+    for chunks in range(1, most + 1):
+        spent += chunk * (one + growth * (chunks - 1))
+        if spent > seconds:
+            return max(1, chunks - 1)
+    return most
