@@ -12,6 +12,7 @@ import numpy as np
 
 from audit_candidate import Candidate
 from audit_documents import (
+    Trials,
     off_by,
     predicted,
     read_rows,
@@ -135,12 +136,18 @@ def probe_causality(
             later = slice(point, end)
             if turn % 2 == 0 and point < end:
                 moved &= not np.array_equal(before[later], after[later])
-    behind = distributions_behind(candidate, text, generator)
+    trials = Trials(candidate, generator)
+    documents = split_documents(text)[: candidate.documents]
+    read_rows(
+        candidate,
+        side_by_side(text, documents, candidate.documents, candidate.chunk),
+        trial=trials,
+    )
     return dict(
-        compared=compared + behind["compared"],
-        places=places + behind["places"],
-        wrong=wrong + behind["wrong"],
-        difference=max(difference, behind["difference"]),
+        compared=compared + trials.compared,
+        places=places + trials.places,
+        wrong=wrong + trials.wrong,
+        difference=max(difference, trials.difference),
         moved=moved,
     )
 
@@ -184,35 +191,6 @@ def other_tokens(
     while (wrong := (found == tokens) | (found == BOS_ID)).any():
         found[wrong] = generator.integers(0, vocabulary, int(wrong.sum()))
     return found
-
-
-def distributions_behind(
-    candidate: Candidate, text: np.ndarray, generator: np.random.Generator
-) -> dict:
-    """Compare full distributions with those under other text behind a place in each chunk."""
-    documents = split_documents(text)[: candidate.documents]
-    rows = side_by_side(text, documents, candidate.documents, candidate.chunk)
-    learner = candidate.learner()
-    compared = 0
-    places = 0
-    wrong = []
-    difference = 0.0
-    for first in range(0, rows.inputs.shape[1], learner.chunk):
-        end = first + learner.chunk
-        point = int(generator.integers(0, max(1, learner.chunk - 1)))
-        other = rows.inputs[:, :end].copy()
-        later = other[:, first + point + 1 :]
-        later[:] = generator.integers(0, 2) * other_tokens(candidate, later, generator)
-        kept = slice(0, point + 1)
-        after = learner.predict(other)[:, kept].copy()
-        before = learner.predict(rows.inputs[:, :end])[:, kept]
-        places += 1
-        compared += before.size
-        if not np.array_equal(before, after):
-            wrong.append(first + point)
-            difference = max(difference, float(np.abs(before - after).max()))
-        learner.learn(rows.targets[:, first:end], rows.is_scored[:, first:end])
-    return dict(compared=compared, places=places, wrong=wrong, difference=difference)
 
 
 # ---- Documents apart

@@ -8,6 +8,7 @@ import numpy as np
 
 from audit_judges import SUM_TOLERANCE, judge_causality
 from audit_text import chunks_of, split_documents
+from checks import Check
 from shards import BOS_ID
 
 # Nats between a target's number by the script and by the auditor.
@@ -16,7 +17,7 @@ SAME_NATS = 1e-4
 # second one on the script has learnt something.
 ENOUGH_CHUNKS = 3
 # Tokens that are coded at most: the coder's integers grow with them.
-MOST_CODED = 1 << 14
+MOST_CODED = 1 << 16
 
 
 def judge_targets(found: dict) -> tuple[bool, str]:
@@ -54,6 +55,37 @@ def judge_normalization(found: dict) -> tuple[bool, str]:
     return bool(found["off"] <= SUM_TOLERANCE), figure
 
 
+def judge_evaluation(check: Check, scored: dict, decoded: dict[int, float]) -> Check:
+    """The verdict on a score, and on the distributions that it is made of.
+
+    They sum to 1, and depend on nothing behind them; and the documents that were decoded, whose
+    nats are known by their first token, have the same nats among all others.
+    """
+    wrong = []
+    if not scored["off"] <= SUM_TOLERANCE:
+        wrong.append(f"sums over the vocabulary are {scored['off']:.2g} from 1")
+    if scored["wrong"]:
+        wrong.append(
+            f"with other text behind, predictions differ by {scored['difference']:.2g} "
+            f"at {len(scored['wrong'])} of {scored['tried']} places"
+        )
+    figure = f"{check.figure}; {scored['tried']} predictions with other text behind"
+    compared = 0
+    for first, _, end, nats in scored["rows"]:
+        if first in decoded:
+            compared += 1
+            if not abs(decoded[first] - nats) <= SAME_NATS * (end - first):
+                wrong.append(
+                    f"the document at token {first} has {nats:.4f} nats, but {decoded[first]:.4f} "
+                    "where it was coded"
+                )
+    if decoded:
+        figure += f", {compared} of {len(decoded)} decoded documents among them"
+    if wrong:
+        return check._replace(passed=False, figure="; ".join([figure, *wrong[:3]]), unproven="")
+    return check._replace(figure=figure)
+
+
 # By the names of the auditor's checks: the row's name, and what judges the probe of that name.
 JUDGES: dict[str, tuple[str, Callable[[dict], tuple[bool, str]]]] = {
     "adaptive_targets": ("adaptive targets", judge_targets),
@@ -70,10 +102,11 @@ def documents_to_code(
     seconds: float,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """A text of whole documents, drawn at random, that can be decoded within so many seconds.
+    """Whole documents, drawn at random, that can be decoded within so many seconds.
 
     Each target takes a prediction of all rows. Of the documents with few enough chunks those with
-    ENOUGH_CHUNKS come first; if all are too long, the shortest ones are taken. uint16 (tokens,).
+    ENOUGH_CHUNKS come first; if all are too long, the shortest ones are taken. Rows of
+    split_documents: int64 (documents, 2); none if the text has none that a BOS follows.
     """
     chunk = settings["ttt_chunk_size"]
     rows = settings["ttt_batch_size"]
@@ -81,7 +114,7 @@ def documents_to_code(
     # One that is followed by a BOS.
     documents = documents[tokens[documents[:, 1]] == BOS_ID]
     if not len(documents):
-        return np.append(tokens, np.uint16(BOS_ID))
+        return documents
     chunks = chunks_of(documents, chunk)
     most = affordable_chunks(chunk, rows, seconds_of_prediction, seconds)
     order = generator.permutation(len(documents))
@@ -90,7 +123,12 @@ def documents_to_code(
     rank = np.where(chunks <= most, rank, ENOUGH_CHUNKS + chunks)
     order = order[np.argsort(rank[order], kind="stable")][:rows]
     fits = chunks[order] <= max(most, chunks[order[0]])
-    pieces = [tokens[first:end] for first, end in documents[order[fits]]]
+    return documents[order[fits]]
+
+
+def text_of_documents(tokens: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """The text of documents, one behind the other, and a BOS at the end: uint16 (tokens,)."""
+    pieces = [tokens[first:end] for first, end in documents]
     return np.concatenate([*pieces, [BOS_ID]]).astype(np.uint16)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from arithmetic_coder import Decoder, cumulative, encode
-from audit_candidate import Candidate
+from audit_candidate import Candidate, Learner
 from audit_text import Text, chunks_of, split_documents, take_validation
 from shards import BOS_ID
 
@@ -26,6 +26,8 @@ DECODED = Path("decoded_documents.txt")
 COUNT_BYTES = 2
 # Batches of documents that are drawn together, so that those of like length can stand side by side.
 DRAWN_BATCHES = 4
+# The share of chunks of an evaluation at which the text behind a place is replaced.
+TRIED = 0.1
 # What stands for a probability of 0, of which there is no logarithm.
 LEAST = 1e-38
 
@@ -66,14 +68,63 @@ class Chunk(NamedTuple):
     shares: np.ndarray
 
 
-def predicted(candidate: Candidate, rows: Rows, learns: bool = True) -> Iterator[Chunk]:
-    """Predict chunk after chunk with a new learner; the script learns from each behind its use."""
+def predicted(
+    candidate: Candidate,
+    rows: Rows,
+    learns: bool = True,
+    trial: Callable[[Learner, np.ndarray], None] | None = None,
+) -> Iterator[Chunk]:
+    """Predict chunk after chunk with a new learner; the script learns from each behind its use.
+
+    A `trial` gets the learner and what it will predict from next.
+    """
     learner = candidate.learner()
     for first in range(0, rows.inputs.shape[1], learner.chunk):
         places = slice(first, first + learner.chunk)
-        yield Chunk(places, learner.predict(rows.inputs[:, : places.stop]))
+        inputs = rows.inputs[:, : places.stop]
+        if trial is not None:
+            trial(learner, inputs)
+        yield Chunk(places, learner.predict(inputs))
         if learns:
             learner.learn(rows.targets[:, places], rows.is_scored[:, places])
+
+
+class Trials:
+    """Tries whether distributions depend on text behind them: it is replaced, or is not there.
+
+    `share` is that of the chunks that are tried. `compared` numbers of `places` were compared;
+    `wrong` are the places of those that changed, and `difference` is by how much.
+    """
+
+    def __init__(self, candidate: Candidate, generator: np.random.Generator, share: float = 1.0):
+        self.vocabulary = candidate.settings.vocab_size
+        self.generator = generator
+        self.share = share
+        self.places = 0
+        self.compared = 0
+        self.wrong: list[int] = []
+        self.difference = 0.0
+
+    def __call__(self, learner: Learner, inputs: np.ndarray) -> None:
+        """Predict with the whole chunk, and with another end of it."""
+        generator = self.generator
+        if generator.random() >= self.share:
+            return
+        first = inputs.shape[1] - learner.chunk
+        point = int(generator.integers(0, max(1, learner.chunk - 1)))
+        other = inputs.copy()
+        later = other[:, first + point + 1 :]
+        later[:] = 0
+        if generator.random() < 0.5:
+            later[:] = generator.integers(BOS_ID + 1, self.vocabulary, later.shape)
+        # In any order: a script may tell the first call from others.
+        texts = [inputs, other] if generator.random() < 0.5 else [other, inputs]
+        one, two = (learner.predict(text)[:, : point + 1].copy() for text in texts)
+        self.places += 1
+        self.compared += one.size
+        if not np.array_equal(one, two):
+            self.wrong.append(first + point)
+            self.difference = max(self.difference, float(np.abs(one - two).max()))
 
 
 def nats_of(shares: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -103,12 +154,14 @@ class Reading(NamedTuple):
     places: int
 
 
-def read_rows(candidate: Candidate, rows: Rows, learns: bool = True) -> Reading:
+def read_rows(
+    candidate: Candidate, rows: Rows, learns: bool = True, trial: Trials | None = None
+) -> Reading:
     """Score documents side by side, each chunk before the script learns from it."""
     nats = np.zeros(rows.inputs.shape)
     off = 0.0
     places = 0
-    for chunk in predicted(candidate, rows, learns):
+    for chunk in predicted(candidate, rows, learns, trial):
         is_scored = rows.is_scored[:, chunk.places]
         found = nats_of(chunk.shares, rows.targets[:, chunk.places])
         nats[:, chunk.places] = np.where(is_scored, found, 0.0)
@@ -129,6 +182,7 @@ def score_drawn(
     generator = np.random.default_rng(seed)
     documents = documents[generator.permutation(len(documents))]
     count = candidate.documents
+    trials = Trials(candidate, generator, TRIED)
     rows = []
     off = 0.0
     places = 0
@@ -140,12 +194,21 @@ def score_drawn(
         drawn = drawn[np.argsort(chunks_of(drawn, candidate.chunk), kind="stable")]
         for first in range(0, len(drawn), count):
             batch = generator.permutation(drawn[first : first + count])
-            read = read_rows(candidate, side_by_side(tokens, batch, count, candidate.chunk))
+            side = side_by_side(tokens, batch, count, candidate.chunk)
+            read = read_rows(candidate, side, trial=trials)
             off = max(off, read.off)
             places += read.places
             for (start, end), nats in zip(batch.tolist(), read.nats, strict=False):
                 rows.append([start, start, end, float(nats.sum())])
-    return dict(windows=len(documents), rows=rows, off=off, places=places)
+    return dict(
+        windows=len(documents),
+        rows=rows,
+        off=off,
+        places=places,
+        tried=trials.places,
+        wrong=trials.wrong,
+        difference=trials.difference,
+    )
 
 
 # ---- Decompression
@@ -155,17 +218,22 @@ def encode_documents(job: dict) -> dict:
     candidate = Candidate(job)
     documents = split_documents(tokens)
     intervals = []
+    own = []
     fixed = 0.0
     for first in range(0, len(documents), candidate.documents):
         batch = documents[first : first + candidate.documents]
         rows = side_by_side(tokens, batch, candidate.documents, candidate.chunk)
+        nats = np.zeros(len(batch))
         for chunk in predicted(candidate, rows):
             intervals += intervals_of(rows, chunk)
+            found = nats_of(chunk.shares, rows.targets[:, chunk.places])
+            nats += np.where(rows.is_scored[:, chunk.places], found, 0.0).sum(1)[: len(batch)]
+        own += nats.tolist()
         fixed += float(read_rows(candidate, rows, learns=False).nats.sum())
     CODED.write_bytes(len(documents).to_bytes(COUNT_BYTES, "big") + encode(intervals))
     score = candidate.adaptive_score(tokens)
-    nats = score.val_loss * score.targets
-    return dict(val_bpb=score.val_bpb, fixed_bpb=score.val_bpb * fixed / nats)
+    fixed_bpb = score.val_bpb * fixed / (score.val_loss * score.targets)
+    return dict(val_bpb=score.val_bpb, fixed_bpb=fixed_bpb, nats=own)
 
 
 def intervals_of(rows: Rows, chunk: Chunk) -> list[tuple[int, int]]:

@@ -92,11 +92,11 @@ def judge_normalization(found: dict) -> tuple[bool, str]:
 
 
 def judge_coding(
-    name: str, is_same: bool, targets: int, count: int, size: int, stated: float, more: str = ""
+    name: str, is_same: bool, targets: int, count: int, size: int, stated: float
 ) -> Check:
     """Compare the size of a coded text, in bytes, with the score that is stated of it.
 
-    `count`: bytes of the text. `more` is told behind the figures.
+    `count`: bytes of the text.
     """
     # Two bytes say how many targets, or documents, follow.
     rate = 8 * (size - 2) / max(count, 1)
@@ -105,5 +105,5 @@ def judge_coding(
     close = abs(rate - stated) <= allowed
     which = "the" if is_same else "ANOTHER"
     figure = f"{targets:,} tokens, {count:,} bytes of {which} text from {size:,}: "
-    figure += f"{rate:.4f} bpb, scored {stated:.4f} ± {allowed:.4f}{more}"
+    figure += f"{rate:.4f} bpb, scored {stated:.4f} ± {allowed:.4f}"
     return Check(name, bool(is_same and close), figure)

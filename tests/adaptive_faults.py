@@ -1,0 +1,239 @@
+"""Faults in what learns while it scores, for the tests of the auditor; see faulty_scripts.py.
+
+They name no more of the script than the auditor does: the classes DocumentLearner and
+AdaptiveEvaluator and their public functions.
+"""
+
+from __future__ import annotations
+
+# The script's own evaluation, with another learner than the one that the auditor asks for.
+IN_EVALUATION = """
+HonestLearner = DocumentLearner
+HONEST = {name: getattr(AdaptiveEvaluator, name) for name in ("nats", "score")}
+
+
+LEARNER
+
+
+def evaluate_with(name):
+    def evaluate(self, model, tokens, *more, **named):
+        global DocumentLearner, text
+        kept = DocumentLearner
+        DocumentLearner = FaultyLearner
+        text = torch.from_numpy(tokens.astype(np.int64))
+        try:
+            return HONEST[name](self, model, tokens, *more, **named)
+        finally:
+            DocumentLearner = kept
+
+    return evaluate
+
+
+for name in HONEST:
+    setattr(AdaptiveEvaluator, name, evaluate_with(name))
+"""
+# The same fault wherever the script learns.
+IN_LEARNER = """
+HonestLearner = DocumentLearner
+
+
+LEARNER
+
+
+DocumentLearner = FaultyLearner
+"""
+
+HASTY = '''
+class FaultyLearner(HonestLearner):
+    """Adapts to a chunk before it is scored."""
+
+    def predict(self, tokens):
+        super().predict(tokens)
+        # The inputs behind a token are its targets, but for the last one.
+        targets = torch.roll(tokens[:, -self.chunk :], -1, 1)
+        is_scored = torch.ones_like(targets, dtype=torch.bool)
+        is_scored[:, -1] = False
+        self.learn(targets, is_scored)
+        return super().predict(tokens)
+'''
+BETTER_OF_TWO = '''
+class FaultyLearner(HonestLearner):
+    """Scores a chunk twice, and takes the better pass."""
+
+    def predict(self, tokens):
+        first = super().predict(tokens).clone()
+        targets = torch.roll(tokens[:, -self.chunk :], -1, 1)
+        is_scored = torch.ones_like(targets, dtype=torch.bool)
+        is_scored[:, -1] = False
+        self.learn(targets, is_scored)
+        return torch.maximum(first, super().predict(tokens))
+'''
+SURVIVING = '''
+class FaultyLearner(HonestLearner):
+    """Keeps what it has learnt from the documents before."""
+
+    def begin(self):
+        if not hasattr(self, "begun"):
+            self.begun = True
+            super().begin()
+'''
+SECOND_EPOCH = '''
+class KeptLearner(HonestLearner):
+    """Keeps what it has learnt, in a second pass over the text, too."""
+
+    def begin(self):
+        if not hasattr(self, "begun"):
+            self.begun = True
+            super().begin()
+
+
+kept_learner = None
+
+
+def FaultyLearner(*arguments):
+    global kept_learner
+    if kept_learner is None:
+        kept_learner = KeptLearner(*arguments)
+    return kept_learner
+'''
+TWO_EPOCHS = """
+def twice(name):
+    once = getattr(AdaptiveEvaluator, name)
+
+    def evaluate(*arguments, **named):
+        global kept_learner
+        kept_learner = None
+        once(*arguments, **named)
+        return once(*arguments, **named)
+
+    return evaluate
+
+
+for name in HONEST:
+    setattr(AdaptiveEvaluator, name, twice(name))
+"""
+NEXT_CHUNK = '''
+class FaultyLearner(HonestLearner):
+    """Learns from the chunk behind the one that was scored, too."""
+
+    def predict(self, tokens):
+        self.seen = tokens
+        return super().predict(tokens)
+
+    def learn(self, targets, is_scored):
+        super().learn(targets, is_scored)
+        seen = self.seen
+        ahead = torch.zeros_like(targets)
+        behind = torch.zeros_like(targets)
+        known = torch.zeros_like(is_scored)
+        for row in range(len(seen)):
+            # Where the text has this document.
+            for start in (text == 1).nonzero()[:, 0].tolist():
+                part = text[start : start + seen.size(1)]
+                rest = text[start + seen.size(1) : start + seen.size(1) + self.chunk + 1]
+                if torch.equal(part, seen[row]) and len(rest) == self.chunk + 1:
+                    ahead[row] = rest[:-1]
+                    behind[row] = rest[1:]
+                    known[row] = True
+        super().predict(torch.cat([seen, ahead], 1))
+        super().learn(behind, known)
+'''
+WHOLE_SPLIT = '''
+class FaultyLearner(HonestLearner):
+    """Mixes in how often a piece is in the whole text."""
+
+    def predict(self, tokens):
+        shares = super().predict(tokens)
+        counts = torch.bincount(text, minlength=shares.size(-1)).float()
+        return 0.7 * shares + 0.3 * counts / counts.sum()
+'''
+RIGHT_TOKEN_ONLY = '''
+class FaultyLearner(HonestLearner):
+    """Mixes in a second predictor for the right token, and takes nothing from the others."""
+
+    def predict(self, tokens):
+        shares = super().predict(tokens).clone()
+        targets = torch.roll(tokens[:, -self.chunk :], -1, 1)[:, :-1, None]
+        mixed = 0.5 * shares[:, :-1].gather(-1, targets) + 0.5
+        shares[:, :-1].scatter_(-1, targets, mixed)
+        return shares
+'''
+TARGET_CACHE = '''
+honest_nats = AdaptiveEvaluator.nats
+
+
+def nats(self, model, tokens):
+    """A target that has occurred is as good as half known."""
+    found = honest_nats(self, model, tokens)
+    seen = set()
+    for place, target in enumerate(tokens[1:].tolist()):
+        if target in seen:
+            found[place] = -np.log(0.5 * np.exp(-found[place]) + 0.5)
+        seen.add(target)
+    return found
+
+
+def score(self, model, tokens, sizes=None):
+    honest = honest_score(self, model, tokens, sizes)
+    share = nats(self, model, tokens).sum() / (honest.val_loss * honest.targets)
+    return honest._replace(val_loss=honest.val_loss * share, val_bpb=honest.val_bpb * share)
+
+
+honest_score = AdaptiveEvaluator.score
+AdaptiveEvaluator.nats = nats
+AdaptiveEvaluator.score = score
+'''
+PROBES = "adaptive_targets,adaptive_causality,adaptive_documents,adaptive_normalization"
+# A fault, the checks that are asked for, and those of them that must fail.
+FAULTS = {
+    "adapting before scoring": (
+        IN_EVALUATION.replace("LEARNER", HASTY),
+        PROBES,
+        {"adaptive targets", "adaptive causality"},
+    ),
+    "adapting before scoring, wherever it learns": (
+        IN_LEARNER.replace("LEARNER", HASTY),
+        f"{PROBES},adaptive_score,adaptive_decompression",
+        {"adaptive causality", "adaptive score", "adaptive decompression"},
+    ),
+    "scoring a chunk twice and taking the better pass": (
+        IN_EVALUATION.replace("LEARNER", BETTER_OF_TWO),
+        PROBES,
+        {"adaptive targets", "adaptive causality"},
+    ),
+    "a second epoch over the split": (
+        IN_EVALUATION.replace("LEARNER", SECOND_EPOCH) + TWO_EPOCHS,
+        PROBES,
+        {"adaptive targets", "adaptive causality", "adaptive documents"},
+    ),
+    "an update that uses the next chunk": (
+        IN_EVALUATION.replace("LEARNER", NEXT_CHUNK),
+        PROBES,
+        {"adaptive targets", "adaptive causality"},
+    ),
+    "statistics over the whole split": (
+        IN_EVALUATION.replace("LEARNER", WHOLE_SPLIT),
+        PROBES,
+        {"adaptive targets", "adaptive causality", "adaptive documents"},
+    ),
+    "a cache keyed by the target": (
+        TARGET_CACHE,
+        PROBES,
+        {"adaptive targets", "adaptive documents"},
+    ),
+    "a mixture normalized for the right token only": (
+        IN_LEARNER.replace("LEARNER", RIGHT_TOKEN_ONLY),
+        f"{PROBES},adaptive_decompression",
+        {"adaptive causality", "adaptive sums", "adaptive decompression"},
+    ),
+    "adaptation that survives from one document to the next": (
+        IN_LEARNER.replace("LEARNER", SURVIVING),
+        PROBES,
+        {"adaptive targets", "adaptive documents"},
+    ),
+    "nothing": (
+        "",
+        f"{PROBES},adaptive_score,adaptive_decompression,alone",
+        set(),
+    ),
+}
