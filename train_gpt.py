@@ -18,7 +18,7 @@ ablation. The file reads as it runs:
     Data            shards, the order of training rows, batches, the bytes of text behind tokens
     Quantization    steps and codes
     Artifact        entropy coding, packing under the cap, reading back
-    Evaluation      plan windows, score a batch, and then, perhaps, adapt
+    Evaluation      plan windows, score them; score documents, and learn from them (track B)
     Machine         device, type, attention, compiler, ranks, signals, the log file
     Training        clock, steps, checkpoints
     Main            one run from settings to score
@@ -110,6 +110,10 @@ def setting(
     metadata = dict(group=group, help=help, low=low, high=high, choices=choices)
     return dataclasses.field(default=default, metadata=metadata)
 
+
+# The share that the distribution behind an earlier occurrence of the last n tokens gets at first,
+# for n from 1 on. Nearly the best fixed shares on library documentation and on books alike.
+NGRAM_SHARES = (0.05, 0.07, 0.1, 0.1, 0.1, 0.15, 0.15, 0.2)
 
 # A setting of each group.
 of_run = functools.partial(setting, "run")
@@ -342,6 +346,21 @@ class Settings:
         2048, "positions of a sliding window, memory tokens included", low=2, high=1 << 20
     )
     eval_stride: int = of_evaluation(64, "targets that each sliding window adds", low=1)
+    # A further score, of track B: see AdaptiveEvaluator.
+    ttt_enabled: bool = of_evaluation(
+        False, "score once more, learning from what has been scored of each document (track B)"
+    )
+    ttt_lr: float = of_evaluation(
+        0.08, "learning rate of a document's own matrices; 0: they stay as they are", low=0.0
+    )
+    ttt_chunk_size: int = of_evaluation(64, "targets that are scored before they are learnt", low=1)
+    ttt_batch_size: int = of_evaluation(32, "documents that are scored side by side", low=1)
+    ttt_ngram_order: int = of_evaluation(
+        8,
+        "most tokens whose earlier occurrences say what may follow; 0: no n-grams",
+        low=0,
+        high=len(NGRAM_SHARES),
+    )
 
     # ---- What follows from these.
     @property
@@ -634,6 +653,10 @@ def row_problems(s: Settings) -> list[str]:
         problems.append(f"MEMORY_TOKENS={s.memory_tokens} leaves no room in TRAIN_ or EVAL_SEQ_LEN")
     if 0 < s.window_tokens < s.eval_stride:
         problems.append(f"EVAL_STRIDE={s.eval_stride} exceeds a window's {s.window_tokens} tokens")
+    if s.ttt_enabled and 0 < s.window_tokens < s.ttt_chunk_size:
+        problems.append(
+            f"TTT_CHUNK_SIZE={s.ttt_chunk_size} exceeds a window's {s.window_tokens} tokens"
+        )
     if s.memory_tokens and (s.document_attention or s.train_seq_schedule):
         problems.append(
             f"MEMORY_TOKENS={s.memory_tokens} stand before a row, where its later segments would "
@@ -862,8 +885,10 @@ ABSENT_SETTINGS = """
     EVAL_TIMEOUT_SECONDS EXPERT_* FAST_EVAL_ONLY GLOBAL_TTT_* LAMBDA_HI LAMBDA_LO MIXER_* NGRAM_*
     PHASED_TTT_* POST_EMA_DIAGNOSTIC PPM_* REPTILE_TTT SKIP_FINAL_EVAL SKIP_SLIDING_WINDOW
     SKIP_TRAINING SLIDING_EVAL_MAX_TOKENS SLOT_* STRIDE_OGD* TEMPERATURE_SCALE TOKEN_BOOST
-    TOKEN_ORDER TOKEN_THRESHOLD TTT_* USE_HEDGE_MIXER WITHIN_* WORD_BOOST WORD_NORMALIZE WORD_ORDER
-    WORD_TAU
+    TOKEN_ORDER TOKEN_THRESHOLD TTT_BATCH_SEQS TTT_BETA* TTT_CAUSAL TTT_CHUNK_TOKENS
+    TTT_COSINE_* TTT_EPOCHS TTT_EVAL_* TTT_EVERY_* TTT_FREEZE_* TTT_GRAD_* TTT_K_* TTT_LOCAL_*
+    TTT_LORA_* TTT_LR_* TTT_M* TTT_O* TTT_P* TTT_Q_* TTT_S* TTT_T* TTT_U* TTT_V_* TTT_W*
+    USE_HEDGE_MIXER WITHIN_* WORD_BOOST WORD_NORMALIZE WORD_ORDER WORD_TAU
 """
 
 
@@ -1244,8 +1269,23 @@ def norm(x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T in x's type. Weights are kept in float32."""
-    return F.linear(x, weight.to(x.dtype))
+    """x @ weight.T in x's type. Weights are kept in float32.
+
+    A matrix is (out, in), or (batch, out, in): each row of x (batch, positions, in) has its own.
+    """
+    weight = weight.to(x.dtype)
+    return F.linear(x, weight) if weight.ndim == 2 else x @ weight.mT
+
+
+def vectors_of(tokens: Tensor, table: Tensor) -> Tensor:
+    """The vectors of tokens, int64 (batch, tokens) -> (batch, tokens, dim).
+
+    The table is (pieces, dim), or (batch, pieces, dim): each row of tokens has its own.
+    """
+    if table.ndim == 2:
+        return F.embedding(tokens, table)
+    first = table.size(1) * torch.arange(len(table), device=tokens.device)
+    return F.embedding(tokens + first[:, None], table.flatten(0, 1))
 
 
 def orthogonal(rows: int, columns: int, gain: float = 1.0) -> nn.Parameter:
@@ -1379,10 +1419,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Context, scale: Tensor) -> Tensor:
         """x (batch, positions, dim), normed -> what to add to the stream, times scale (dim,)."""
         # One product for queries, keys and values: fewer launches, x is read once.
-        heads = linear(x, torch.cat((self.query, self.key, self.value)))
+        heads = linear(x, torch.cat((self.query, self.key, self.value), dim=-2))
         heads = heads.unflatten(-1, (-1, self.head_dim))
         num_queries = len(self.gain)
-        num_keys = len(self.key) // self.head_dim
+        num_keys = self.key.size(-2) // self.head_dim
         queries_and_keys, values = heads.split((num_queries + num_keys, num_keys), dim=-2)
 
         # Keys have a gain of 1. The gains are expanded first, so that their gradient is summed over
@@ -1534,7 +1574,7 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         """int64 (batch, tokens) -> (batch, tokens, model_dim)."""
-        return F.embedding(tokens, self.weight).to(dtype)
+        return vectors_of(tokens, self.weight).to(dtype)
 
 
 class OutputHead(nn.Module):
@@ -4149,7 +4189,7 @@ def read_artifact(data: bytes, name: str) -> tuple[dict, dict[str, Tensor]]:
 
 
 # ==================================================================================================
-# Evaluation: plan windows, score a batch, and then, perhaps, adapt
+# Evaluation: plan windows, score them; then, if asked for, score documents and learn from them
 # ==================================================================================================
 
 
@@ -4184,10 +4224,6 @@ class WindowBatch(NamedTuple):
     is_scored: np.ndarray
 
 
-# What learns from a batch that was scored (track B). With none the model is fixed (track A).
-Adaptation = Callable[["GPT", WindowBatch], None]
-
-
 def plan_windows(targets: int, window: int, stride: int) -> np.ndarray:
     """Rows (start of a window, first position in it that is scored, how many are), int64 (rows, 3).
 
@@ -4207,6 +4243,42 @@ def plan_windows(targets: int, window: int, stride: int) -> np.ndarray:
 def bits_per_byte(totals: Tensor) -> float:
     """Bits over bytes, of float64 (nats, bytes, targets)."""
     return float(totals[0] / math.log(2) / totals[1])
+
+
+def final_score(totals: Tensor, targets: int, seconds: float) -> Score:
+    """The score of float64 (nats, bytes, targets), summed over all ranks.
+
+    UserError unless each of so many targets was scored.
+    """
+    nats, size, count = totals.tolist()
+    require(
+        count == targets and math.isfinite(nats),
+        f"evaluation failed: {count:.0f} of {targets} targets scored, {nats} nats",
+    )
+    return Score(nats / count, bits_per_byte(totals), int(count), int(size), seconds)
+
+
+class Progress:
+    """The clock of a pass, with a line in the log at each tenth of it."""
+
+    def __init__(self, label: str, log: Callable):
+        self.label = label
+        self.log = log
+        self.started = time.perf_counter()
+        self.tenths = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long the pass has taken so far."""
+        return time.perf_counter() - self.started
+
+    def report(self, done: float, bpb: float) -> None:
+        """Say the score so far and the seconds left, if another tenth is done."""
+        if int(10 * done) > self.tenths:
+            self.tenths = int(10 * done)
+            seconds = self.seconds
+            left = seconds / done - seconds
+            self.log(f"{self.label} {100 * done:.0f}% bpb:{bpb:.4f} left:{left:.0f}s")
 
 
 class Evaluator:
@@ -4255,8 +4327,7 @@ class Evaluator:
         num_scored[len(plan) - first :] = 0
         positions = np.minimum(first_positions + np.arange(kind.stride), kind.window - 1)
         target_positions = starts + positions + 1
-        # No row holds text behind its last scored target: the model could not see it, but an
-        # adaptation could, and the first window's later targets are scored in later batches.
+        # No row holds text behind its last scored target, which the model must not see.
         in_window = np.arange(kind.window)
         inputs = tokens[starts + in_window].astype(np.int64)
         inputs[in_window >= first_positions + num_scored] = 0
@@ -4280,29 +4351,19 @@ class Evaluator:
         losses = self.token_losses(model, inputs, targets, positions)
         totals[0] += torch.where(is_scored, losses.double(), 0.0).sum()
 
-    def report(self, totals: Tensor, before: float, done: float, seconds: float) -> None:
-        """A line at each tenth of the windows, with the score so far and the seconds left."""
-        if int(10 * done) > int(10 * before):
-            left = seconds / done - seconds
-            bpb = bits_per_byte(totals)
-            self.log(f"sliding_window {100 * done:.0f}% bpb:{bpb:.4f} left:{left:.0f}s")
-
     @torch.no_grad()
     def score(
         self,
         model: GPT,
         tokens: np.ndarray,
         name: str,
-        adapt: Adaptation | None = None,
         sizes: np.ndarray | None = None,
     ) -> Score:
         """Score all targets of uint16 (tokens,). Ranks share the windows; all get the result.
 
         `sizes` are the bytes behind each token, if they are known better than from its piece.
-        `adapt`, if there is one, may change the model after each batch: it gets what was scored,
-        and nothing else of the text. The model must not be scored again after that.
         """
-        started = time.perf_counter()
+        progress = Progress("sliding_window", self.log)
         targets = len(tokens) - 1
         kind = self.passes[name]
         plan = plan_windows(targets, kind.window, kind.stride)
@@ -4315,22 +4376,357 @@ class Evaluator:
         for first in range(0, len(share), self.batch):
             batch = self.make_batch(padded, padded_sizes, share, first, kind)
             self.score_batch(model, batch, totals)
-            # The batch's scores are final now, so the model may learn from it.
-            if adapt is not None:
-                adapt(model, batch)
             if name == "sliding":
                 done = min(first + self.batch, len(share)) / len(share)
-                seconds = time.perf_counter() - started
-                self.report(totals, first / len(share), done, seconds)
+                progress.report(done, bits_per_byte(totals))
 
-        totals = self.runtime.sum_over_ranks(totals)
-        nats, size, count = totals.tolist()
-        seconds = time.perf_counter() - started
-        require(
-            count == targets and math.isfinite(nats),
-            f"evaluation failed: {count:.0f} of {targets} targets scored, loss {nats / count}",
+        return final_score(self.runtime.sum_over_ranks(totals), targets, progress.seconds)
+
+
+# ---- Track B: documents, each scored chunk by chunk, and learnt from
+class Occurrences(NamedTuple):
+    """Where the last tokens have stood before in their document, for a chunk of places.
+
+    A row for each earlier place that ends with the same token, int64 (n,).
+    """
+
+    # The place, counted through all documents' chunks, and how many tokens up to it are the same.
+    places: Tensor
+    lengths: Tensor
+    # The token behind the earlier place.
+    next_tokens: Tensor
+    # Earlier places by the tokens that are the same at least, float32 (orders, documents, chunk).
+    counts: Tensor
+
+
+def find_occurrences(tokens: Tensor, chunk: int, orders: int) -> Occurrences:
+    """Earlier occurrences of the 1 to `orders` tokens that end at each of the last `chunk` places.
+
+    `tokens` is int64 (documents, length). An occurrence ends before the place, so that the token
+    behind it is known there.
+    """
+    documents, length = tokens.shape
+    first = length - chunk
+    positions = torch.arange(length, device=tokens.device)
+    alike = tokens[:, first:, None] == tokens[:, None]
+    alike &= positions < positions[first:, None]
+    rows, columns, earlier = alike.nonzero(as_tuple=True)
+    # Both with a different token before the beginning, so that nothing is alike there.
+    before_place = F.pad(tokens, (orders, 0), value=-1)
+    before_earlier = F.pad(tokens, (orders, 0), value=-2)
+    still = torch.ones_like(rows, dtype=torch.bool)
+    lengths = torch.ones_like(rows)
+    for back in range(1, orders):
+        one = before_place[rows, orders + first + columns - back]
+        still &= one == before_earlier[rows, orders + earlier - back]
+        lengths += still
+    places = rows * chunk + columns
+    by_length = torch.zeros(documents * chunk * orders, device=tokens.device)
+    by_length.index_add_(0, places * orders + lengths - 1, torch.ones_like(places).float())
+    # Each counts for the shorter lengths too.
+    counts = by_length.view(documents, chunk, orders).flip(2).cumsum(2).flip(2)
+    next_tokens = tokens[rows, earlier + 1]
+    return Occurrences(places, lengths, next_tokens, counts.permute(2, 0, 1))
+
+
+class NgramMixture:
+    """Mixes the model's distribution with what followed earlier occurrences in the document.
+
+    From the longest n-gram down, each that has occurred takes its share of what longer ones have
+    left, and the model the rest. The shares are learnt for each document from its scored targets,
+    as by expectation maximization, and start anew with the next.
+    """
+
+    # So many targets are the first shares worth, against those of the document.
+    PRIOR_TARGETS = 30.0
+
+    def __init__(self, orders: int, documents: int, device: torch.device):
+        first = torch.tensor(NGRAM_SHARES[:orders], device=device)
+        # For each order, (orders, documents): targets that it was asked for, and those it explains.
+        self.asked = torch.full((orders, documents), self.PRIOR_TARGETS, device=device)
+        self.explained = first[:, None] * self.asked
+
+    def weights(self, seen: Occurrences) -> Tensor:
+        """Weight of each order's distribution, and last of the model's.
+
+        float32 (orders + 1, documents, chunk).
+        """
+        shares = (self.explained / self.asked)[..., None] * (seen.counts > 0)
+        left = torch.ones_like(shares[0])
+        weights = []
+        for share in shares.flip(0):
+            weights.append(left * share)
+            left = left * (1 - share)
+        return torch.stack([*weights[::-1], left])
+
+    def mix(self, probabilities: Tensor, seen: Occurrences, weights: Tensor) -> Tensor:
+        """The model's full distributions, (documents, chunk, vocabulary) -> the mixture's."""
+        mixed = weights[-1][..., None] * probabilities
+        # What an occurrence adds to its next token: a part of each order's weight up to its length.
+        parts = (weights[:-1] / seen.counts.clamp(min=1)).cumsum(0).flatten(1)
+        added = parts[seen.lengths - 1, seen.places]
+        vocabulary = probabilities.size(-1)
+        mixed.view(-1).index_add_(0, seen.places * vocabulary + seen.next_tokens, added)
+        return mixed
+
+    def learn(
+        self, targets: Tensor, is_scored: Tensor, scored: Tensor, seen: Occurrences, weights: Tensor
+    ) -> None:
+        """Count what each order explains of targets (documents, chunk).
+
+        `scored` are the probabilities that the mixture gave them.
+        """
+        is_hit = seen.next_tokens == targets.flatten()[seen.places]
+        by_length = torch.zeros_like(seen.counts).flatten()
+        which = (seen.lengths - 1) * targets.numel() + seen.places
+        by_length.index_add_(0, which, is_hit.float())
+        hits = by_length.view_as(seen.counts).flip(0).cumsum(0).flip(0)
+        explained = weights[:-1] * hits / seen.counts.clamp(min=1) / scored * is_scored
+        # An order is asked for what no longer one explains.
+        by_longer = explained.flip(0).cumsum(0).flip(0) - explained
+        asked = (is_scored.float() - by_longer) * (seen.counts > 0)
+        self.explained += explained.sum(-1)
+        self.asked += asked.sum(-1)
+
+
+class DocumentLearner:
+    """Predicts documents side by side, and learns from what was scored of each (track B).
+
+    A document begins with the artifact's model and moves matrices of its own by gradient descent on
+    the loss of each chunk, once that is scored (dynamic evaluation, Krause et al. 2018). What was
+    learnt from one document touches no other, so neither order nor batch nor rank matter.
+    """
+
+    # Roles of the matrices that are moved.
+    ROLES = ("attention", "mlp", "tied_embedding", "head")
+    # No document's occurrences are sought further back than so many tokens.
+    REACH = 4096
+    # Windows are halved while they hold the document, at most so often: each length is compiled.
+    HALVINGS = 5
+
+    def __init__(self, model: GPT, settings: Settings, runtime: Runtime):
+        """`model` is not changed."""
+        s = settings
+        self.runtime = runtime
+        self.window = s.window_tokens
+        self.chunk = s.ttt_chunk_size
+        self.documents = s.ttt_batch_size
+        self.learning_rate = s.ttt_lr
+        self.orders = s.ttt_ngram_order
+        # Blocks are not compiled one by one: there would be a case for each shape.
+        self.model = build_model(s, dataclasses.replace(runtime, compiled="no"))
+        self.model.load_state_dict(model.state_dict(), strict=False)
+        self.model.requires_grad_(False)
+        self.compiled_hidden = runtime.compile(GPT.hidden, "graph")
+        self.first_matrices = {}
+        if self.learning_rate:
+            for name, role in self.model.roles().items():
+                if role in self.ROLES:
+                    self.first_matrices[name] = self.model.get_parameter(name).detach()
+        # One for each document, (documents, rows, columns).
+        self.matrices = []
+        self.begin()
+
+    def begin(self) -> None:
+        """All documents are new: forget what was learnt."""
+        self.set_matrices([x.repeat(self.documents, 1, 1) for x in self.first_matrices.values()])
+        self.mixture = None
+        if self.orders:
+            self.mixture = NgramMixture(self.orders, self.documents, self.runtime.device)
+        # What was predicted last, with the graph behind it, and how it was mixed.
+        self.predicted = None
+        self.mixed_by = None
+
+    def set_matrices(self, matrices: list[Tensor]) -> None:
+        """Have the model compute with these: a matrix for each document and name."""
+        self.matrices = [nn.Parameter(matrix) for matrix in matrices]
+        for name, own in zip(self.first_matrices, self.matrices, strict=True):
+            owner, _, attribute = name.rpartition(".")
+            setattr(self.model.get_submodule(owner), attribute, own)
+
+    def keep(self, rows: int) -> None:
+        """The documents behind the first `rows` have ended: only those are computed from here."""
+        self.set_matrices([own.detach()[:rows] for own in self.matrices])
+        if self.mixture is not None:
+            self.mixture.asked = self.mixture.asked[:, :rows]
+            self.mixture.explained = self.mixture.explained[:, :rows]
+
+    def model_probabilities(self, tokens: Tensor) -> Tensor:
+        """What the documents' models say of the last chunk: (documents, chunk, vocabulary)."""
+        end = tokens.size(1)
+        length = self.window
+        for _ in range(self.HALVINGS):
+            if length % 2 == 0 and length // 2 >= max(end, self.chunk):
+                length //= 2
+        start = max(0, end - length)
+        inputs = F.pad(tokens[:, start:], (0, length - (end - start)))
+        # Fewer rows, at the end of a batch of documents, are other shapes.
+        hidden = self.compiled_hidden if len(tokens) == self.documents else GPT.hidden
+        states = hidden(self.model, inputs)[:, end - start - self.chunk : end - start]
+        return softcapped_logits(states, self.model.output, self.model.softcap).softmax(-1)
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """Probabilities of what follows each of the documents' last `chunk` tokens.
+
+        `tokens` is int64 (documents, length), from each document's first on, length a multiple of
+        the chunk. Returns float32 (documents, chunk, vocabulary): whole distributions, which no
+        token behind their place changes. All documents that were kept are there.
+        """
+        with torch.set_grad_enabled(bool(self.matrices)):
+            probabilities = self.model_probabilities(tokens)
+            if self.mixture is not None:
+                seen = find_occurrences(tokens[:, -self.REACH :], self.chunk, self.orders)
+                weights = self.mixture.weights(seen)
+                probabilities = self.mixture.mix(probabilities, seen, weights)
+                self.mixed_by = (seen, weights)
+        self.predicted = probabilities
+        return probabilities.detach()
+
+    def learn(self, targets: Tensor, is_scored: Tensor) -> None:
+        """Learn from the last prediction's targets, int64 (documents, chunk), which were scored.
+
+        What is not scored, bool (documents, chunk), is not learnt from either.
+        """
+        scored = self.predicted.gather(2, targets[..., None])[..., 0]
+        if self.mixture is not None:
+            self.mixture.learn(targets, is_scored, scored.detach(), *self.mixed_by)
+        if self.matrices:
+            loss = torch.where(is_scored, -scored.log(), 0.0).sum() / self.chunk
+            gradients = torch.autograd.grad(loss, self.matrices)
+            with torch.no_grad():
+                torch._foreach_add_(self.matrices, gradients, alpha=-self.learning_rate)
+        self.predicted = None
+
+
+def documents_of(tokens: np.ndarray) -> np.ndarray:
+    """Rows (first token, targets) of the documents of a text, int64 (documents, 2).
+
+    A document's targets are its tokens behind BOS and the BOS of the next: that it ends there is
+    predicted too.
+    """
+    starts = np.flatnonzero(tokens == BOS)
+    require(len(starts) and starts[0] == 0, "a text to learn from must begin with BOS")
+    targets = np.diff(np.append(starts, len(tokens) - 1))
+    return np.stack([starts, targets], axis=1)[targets > 0]
+
+
+class AdaptiveEvaluator:
+    """Scores a text document by document and learns from what was scored: a score of track B.
+
+    Documents of like length are scored side by side, a chunk of each at a time: first a whole
+    distribution for each of its targets, then their nats, which are final; then it is learnt.
+    """
+
+    def __init__(self, settings: Settings, runtime: Runtime, table: ByteTable, log: Callable):
+        self.settings = settings
+        self.runtime = runtime
+        self.table = table
+        self.log = log
+
+    @property
+    def description(self) -> str:
+        """What adapts, in which order, and when a score is final."""
+        s = self.settings
+        learnt = []
+        if s.ttt_lr:
+            learnt.append(f"a document's own matrices by gradient descent at {s.ttt_lr}")
+        if s.ttt_ngram_order:
+            learnt.append(f"shares of the n-grams up to {s.ttt_ngram_order} of the document")
+        return (
+            f"final_int6_ttt, document by document, each from the artifact as it is: of "
+            f"{s.ttt_chunk_size} targets full distributions, then their nats, which are final, and "
+            f"only then are learnt: {', '.join(learnt) or 'nothing'}"
         )
-        return Score(nats / count, bits_per_byte(totals), int(count), int(size), seconds)
+
+    def warm_up(self, model: GPT) -> None:
+        """Compile all lengths of windows on synthetic tokens, outside of any clock."""
+        learner = DocumentLearner(model, self.settings, self.runtime)
+        device = self.runtime.device
+        is_scored = torch.ones(learner.documents, learner.chunk, dtype=torch.bool, device=device)
+        for end in range(learner.chunk, learner.window + learner.chunk, learner.chunk):
+            tokens = torch.zeros(learner.documents, end, dtype=torch.int64, device=device)
+            learner.predict(tokens)
+            learner.learn(tokens[:, -learner.chunk :], is_scored)
+
+    def score_documents(
+        self, learner: DocumentLearner, tokens: np.ndarray, documents: np.ndarray, nats: np.ndarray
+    ) -> None:
+        """Write the nats of all targets of some documents, rows of documents_of, longest first."""
+        chunk = learner.chunk
+        length = chunk * int(-(-documents[:, 1].max() // chunk))
+        rows = np.zeros((learner.documents, length + 1), dtype=np.int64)
+        is_target = np.zeros((learner.documents, length), dtype=bool)
+        for row, (start, targets) in enumerate(documents):
+            rows[row, : targets + 1] = tokens[start : start + targets + 1]
+            is_target[row, :targets] = True
+        text = torch.from_numpy(rows).to(self.runtime.device)
+        is_target = torch.from_numpy(is_target).to(self.runtime.device)
+        learner.begin()
+        kept = learner.documents
+        for first in range(0, length, chunk):
+            end = first + chunk
+            # The longest documents come first. Rows are halved, so that there are few shapes.
+            going_on = np.count_nonzero(documents[:, 1] > first)
+            while kept // 2 >= going_on:
+                kept //= 2
+                learner.keep(kept)
+            probabilities = learner.predict(text[:kept, :end])
+            targets = text[:kept, first + 1 : end + 1]
+            losses = -probabilities.gather(2, targets[..., None])[..., 0].double().log()
+            losses = losses.cpu().numpy()
+            for row, (start, num_targets) in enumerate(documents[:kept]):
+                count = int(np.clip(num_targets - first, 0, chunk))
+                nats[start + first : start + first + count] = losses[row, :count]
+            # These are final. Nobody would use what the last chunk teaches.
+            if end < length:
+                learner.learn(targets, is_target[:kept, first:end])
+
+    def nats(
+        self, model: GPT, tokens: np.ndarray, after_batch: Callable | None = None
+    ) -> np.ndarray:
+        """Nats of each target of uint16 (tokens,), float64 (tokens - 1,).
+
+        Those of other ranks' documents are NaN. `after_batch` gets the nats so far and the share of
+        this rank's batches that is done.
+        """
+        learner = DocumentLearner(model, self.settings, self.runtime)
+        documents = documents_of(tokens)
+        chunks = -(-documents[:, 1] // learner.chunk)
+        documents = documents[np.argsort(-chunks, kind="stable")]
+        batches = [
+            documents[first : first + learner.documents]
+            for first in range(0, len(documents), learner.documents)
+        ]
+        share = batches[self.runtime.rank :: self.runtime.world_size]
+        nats = np.full(len(tokens) - 1, np.nan)
+        for number, batch in enumerate(share, start=1):
+            self.score_documents(learner, tokens, batch, nats)
+            if after_batch is not None:
+                after_batch(nats, number / len(share))
+        return nats
+
+    def score(self, model: GPT, tokens: np.ndarray, sizes: np.ndarray | None = None) -> Score:
+        """Score all targets of uint16 (tokens,). Ranks share the documents; all get the result.
+
+        `sizes` are the bytes behind each token, if they are known better than from its piece.
+        """
+        progress = Progress("ttt", self.log)
+        if sizes is None:
+            sizes = self.table.sizes(tokens)
+        sizes = sizes[1:]
+
+        def totals_of(nats: np.ndarray) -> Tensor:
+            is_scored = ~np.isnan(nats)
+            size = int(sizes[is_scored].sum(dtype=np.int64))
+            totals = [nats[is_scored].sum(), size, is_scored.sum()]
+            return torch.tensor(totals, dtype=torch.float64, device=self.runtime.device)
+
+        def report(nats: np.ndarray, done: float) -> None:
+            progress.report(done, bits_per_byte(totals_of(nats)))
+
+        totals = totals_of(self.nats(model, tokens, report))
+        totals = self.runtime.sum_over_ranks(totals)
+        return final_score(totals, len(tokens) - 1, progress.seconds)
 
 
 # ==================================================================================================
@@ -5102,8 +5498,13 @@ def build_model(settings: Settings, runtime: Runtime) -> GPT:
 
 # Stages in which nothing is trained or scored yet.
 PREPARATIONS = ("data", "opening", "warmup_training", "warmup_evaluation", "reading")
-# The passes over the artifact that was read back, by their labels in log and results.
-FINAL_PASSES = {"final_int6_roundtrip": "plain", "final_int6_sliding_window": "sliding"}
+# The passes over the artifact that was read back, by their labels in log and results. The last one
+# is of track B.
+FINAL_PASSES = {
+    "final_int6_roundtrip": "plain",
+    "final_int6_sliding_window": "sliding",
+    "final_int6_ttt": "ttt",
+}
 
 
 class Run:
@@ -5162,7 +5563,9 @@ class Run:
             bytes_code=self.code_bytes,
         )
 
-        self.evaluator = Evaluator(s, runtime, ByteTable(self.tokenizer), log)
+        table = ByteTable(self.tokenizer)
+        self.evaluator = Evaluator(s, runtime, table, log)
+        self.adaptive = AdaptiveEvaluator(s, runtime, table, log) if s.ttt_enabled else None
         # What a checkpoint shares with a run that goes on from it.
         self.identity = dict(
             settings=stored_settings(s, "model", "training", "artifact", "evaluation"),
@@ -5244,11 +5647,19 @@ class Run:
         )
 
     def score(self, model: GPT, name: str) -> Score:
-        """Score a model on the validation split in one of the evaluator's passes."""
+        """Score a model on the validation split in one of the passes."""
         if self.validation is None:
             self.open_validation()
         text = self.validation
-        return self.evaluator.score(model, text.tokens, name, sizes=text.sizes)
+        if name == "ttt":
+            return self.adaptive.score(model, text.tokens, text.sizes)
+        return self.evaluator.score(model, text.tokens, name, text.sizes)
+
+    def warm_up_evaluation(self, model: GPT) -> None:
+        """Compile all passes on synthetic tokens, outside of any clock."""
+        self.evaluator.warm_up(model)
+        if self.adaptive is not None:
+            self.adaptive.warm_up(model)
 
     def validate(self, model: GPT, steps: int, seconds: float) -> Score:
         """A plain pass during training or after it, with a line in the shape of other entries."""
@@ -5315,7 +5726,7 @@ class Run:
             claim_disk(72 * num_parameters)
 
         self.stage("warmup_training", trainer.warm_up)
-        self.stage("warmup_evaluation", self.evaluator.warm_up, model)
+        self.stage("warmup_evaluation", self.warm_up_evaluation, model)
         # To open the shards reads training data, so it is on the clock.
         trainer.clock.seconds = runtime.from_main(self.stages["opening"])
         self.resume(trainer, checkpoint)
@@ -5439,8 +5850,10 @@ class Run:
         return model
 
     def score_artifact(self, model: GPT) -> None:
-        """Score a model that was read from an artifact. Both scores are final, or neither is."""
+        """Score a model that was read from an artifact. All scores are final, or none is."""
         for label, kind in FINAL_PASSES.items():
+            if kind == "ttt" and self.adaptive is None:
+                continue
             self.results[label] = self.stage(label, self.score, model, kind)._asdict()
         self.finish()
 
@@ -5457,9 +5870,12 @@ class Run:
         train_seconds = results.get("train_seconds")
         eval_seconds = results["eval_seconds"]
         normalized = {"normalized": self.normalization} if self.normalization else {}
+        adaptation = {}
+        if self.adaptive is not None:
+            adaptation["adaptation"] = self.adaptive.description
         return dict(
-            # No adaptation is handed to the evaluator: the model is a fixed predictor.
-            track="A",
+            track="A" if self.adaptive is None else "B",
+            **adaptation,
             validation_opened=self.validation_opened,
             validation_split=str(self.extent),
             validation_documents=results.get("validation_documents"),
@@ -5528,7 +5944,7 @@ def score_existing(run: Run, data: bytes, manifest: dict, weights: dict[str, Ten
     """Score an artifact that an earlier run has made."""
     run.count_bytes(data)
     model = run.stage("reading", run.read_model, manifest, weights)
-    run.stage("warmup_evaluation", run.evaluator.warm_up, model)
+    run.stage("warmup_evaluation", run.warm_up_evaluation, model)
     run.score_artifact(model)
 
 

@@ -21,7 +21,6 @@ from train_gpt import (
     Runtime,
     Score,
     UserError,
-    WindowBatch,
     find_shards,
     load_tokenizer,
     load_validation,
@@ -224,116 +223,6 @@ def test_a_target_that_is_not_scored_is_an_error(model, monkeypatch):
     monkeypatch.setattr(train_gpt, "plan_windows", plan_of_one_window)
     with pytest.raises(UserError, match="5 of 49 targets"):
         evaluate(model, text(50))
-
-
-# ---- score a batch, and then, perhaps, adapt
-
-
-def keep_everything(model: GPT, batch: WindowBatch) -> None:
-    """An adaptation that learns nothing."""
-
-
-def forget_everything(model: GPT, batch: WindowBatch) -> None:
-    """An adaptation after which every piece is as likely as any other."""
-    model.embedding.weight.zero_()
-
-
-@pytest.mark.parametrize("name", ["plain", "sliding"])
-def test_adaptation_comes_once_after_each_batch_and_never_before_its_score(model, name):
-    evaluator = make_evaluator()
-    events = []
-    score_batch = evaluator.score_batch
-
-    def scoring(model: GPT, batch: WindowBatch, totals: Tensor) -> None:
-        score_batch(model, batch, totals)
-        events.append(("scored", batch, totals))
-
-    def adapting(model: GPT, batch: WindowBatch) -> None:
-        # The last that happened is that this very batch was scored, and its targets are counted.
-        kind, scored, totals = events[-1]
-        assert kind == "scored" and scored is batch
-        counted = [int(b.is_scored.sum()) for kind, b, _ in events if kind == "scored"]
-        assert int(totals[2]) == sum(counted) and counted[-1] > 0
-        events.append(("adapted", batch, totals.clone()))
-
-    evaluator.score_batch = scoring
-    score = evaluator.score(model, text(150), name, adapting)
-    kinds = [kind for kind, _, _ in events]
-    assert kinds == ["scored", "adapted"] * (len(kinds) // 2) and len(kinds) >= 6
-    last_totals = events[-1][2]
-    assert int(last_totals[2]) == score.targets == 149
-
-
-@pytest.mark.parametrize("name", ["plain", "sliding"])
-def test_an_adaptation_that_learns_nothing_leaves_the_score(model, name):
-    adapting = make_evaluator().score(model, text(150), name, keep_everything)
-    # All but the seconds.
-    assert adapting[:-1] == evaluate(model, text(150), name)[:-1]
-
-
-def test_what_a_model_learns_from_a_batch_changes_later_scores_and_no_earlier_one(model):
-    tokens = text(150)
-    evaluator = make_evaluator()
-    plan = plan_windows(149, 20, 5)
-    padded = np.pad(tokens, (0, 20))
-    sizes = np.ones_like(padded)
-    first_batch = evaluator.make_batch(padded, sizes, plan, 0, evaluator.passes["sliding"])
-    totals = torch.zeros(3, dtype=torch.float64)
-    with torch.no_grad():
-        evaluator.score_batch(model, first_batch, totals)
-
-    score = evaluator.score(tiny_model(), tokens, "sliding", forget_everything)
-    later = score.targets - int(totals[2])
-    assert later > 100
-    expected = float(totals[0]) + later * math.log(64)
-    assert score.val_loss * score.targets == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_batch_says_what_was_scored_of_it(model):
-    """So that an adaptation can tell what it may learn from."""
-    tokens = text(60)
-    scored = []
-
-    def noting(model: GPT, batch: WindowBatch) -> None:
-        for row, column in np.argwhere(batch.is_scored):
-            position = batch.positions[row, column]
-            scored.append((batch.inputs[row, position], batch.targets[row, column]))
-
-    make_evaluator(eval_stride=7).score(model, tokens, "sliding", noting)
-    assert scored == list(zip(tokens[:-1], tokens[1:], strict=True))
-
-
-def batches_of(tokens: np.ndarray, **changes) -> list[WindowBatch]:
-    """What an adaptation would get of a text."""
-    batches = []
-
-    def keeping(model: GPT, batch: WindowBatch) -> None:
-        batches.append(batch)
-
-    make_evaluator(**changes).score(tiny_model(), tokens, "sliding", keeping)
-    return batches
-
-
-@pytest.mark.parametrize("batch", [1, 3, 64])
-@pytest.mark.parametrize("changed", [3, 12, 19, 47])
-def test_an_adaptation_sees_no_token_before_it_is_scored(batch, changed):
-    """Whatever stands from a place on, the batches that score the places before it are the same."""
-    tokens = text(70)
-    others = tokens.copy()
-    others[changed:] = others[changed:] % 63 + 1
-    changes = dict(eval_stride=5, eval_batch_seqs=batch)
-    scored = 0
-    pairs = zip(batches_of(tokens, **changes), batches_of(others, **changes), strict=True)
-    for ours, theirs in pairs:
-        scored += int(ours.is_scored.sum())
-        # Of the text, the tokens up to number `scored` are scored now.
-        if scored < changed:
-            for name, values in ours._asdict().items():
-                assert np.array_equal(values, getattr(theirs, name)), name
-        else:
-            assert not np.array_equal(ours.targets, theirs.targets)
-            break
-    assert scored >= changed
 
 
 # ---- bytes

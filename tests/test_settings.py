@@ -509,15 +509,15 @@ def test_no_variable_of_a_public_run_command_is_ignored_without_a_word(command):
 
 
 def test_what_is_not_here_is_named_in_one_line():
-    pairs = "PRESET=record VE_DIM=128 MATRIX_CLIP_SIGMAS=12.85 TTT_ENABLED=1 VAL_BATCH_SIZE=8"
+    pairs = "PRESET=record VE_DIM=128 MATRIX_CLIP_SIGMAS=12.85 TTT_EPOCHS=3 VAL_BATCH_SIZE=8"
     assert foreign(pairs) == [
-        f"{NOT_HERE}MATRIX_CLIP_SIGMAS=12.85, TTT_ENABLED=1, VAL_BATCH_SIZE=8, VE_DIM=128"
+        f"{NOT_HERE}MATRIX_CLIP_SIGMAS=12.85, TTT_EPOCHS=3, VAL_BATCH_SIZE=8, VE_DIM=128"
     ]
 
 
 @pytest.mark.parametrize("text", ["0", "0.0", "false", "off", "None", ""])
 def test_switching_off_what_is_not_here_needs_no_word(text):
-    assert foreign(f"PRESET=record TTT_ENABLED={text} VE_ENABLED={text}") == []
+    assert foreign(f"PRESET=record PHASED_TTT_ENABLED={text} VE_ENABLED={text}") == []
 
 
 @pytest.mark.parametrize(
@@ -586,7 +586,7 @@ def test_a_switch_of_the_model_must_not_contradict_an_artifact_one_of_training_m
 
 
 def test_a_run_that_would_leave_on_what_is_switched_off_writes_nothing(tmp_path):
-    done = run(tmp_path, PRESET="pocket", DEVICE="cpu", SMEAR="0", BIGRAM_HASH="0", TTT_ENABLED="1")
+    done = run(tmp_path, PRESET="pocket", DEVICE="cpu", SMEAR="0", BIGRAM_HASH="0", TTT_EPOCHS="3")
     assert done.status == 2
     assert is_one_error(done.err, "BIGRAM_HASH=0 is BIGRAM_VOCAB_SIZE .*SMEAR=0 is SMEAR_ENABLED")
     assert list(tmp_path.iterdir()) == []
