@@ -22,7 +22,8 @@ from shards import BOS_ID
 DATA = Path("data")
 CODED = Path("coded_documents.bin")
 DECODED = Path("decoded_documents.txt")
-# Bytes at the beginning of the coded file that say how many documents follow.
+# Bytes at the beginning of the coded file: how many documents follow, and how many chunks the
+# longest one has, two bytes each. Of what is decoded wrongly no document might ever end.
 COUNT_BYTES = 2
 # Batches of documents that are drawn together, so that those of like length can stand side by side.
 DRAWN_BATCHES = 4
@@ -230,7 +231,9 @@ def encode_documents(job: dict) -> dict:
             nats += np.where(rows.is_scored[:, chunk.places], found, 0.0).sum(1)[: len(batch)]
         own += nats.tolist()
         fixed += float(read_rows(candidate, rows, learns=False).nats.sum())
-    CODED.write_bytes(len(documents).to_bytes(COUNT_BYTES, "big") + encode(intervals))
+    counts = (len(documents), int(chunks_of(documents, candidate.chunk).max()))
+    head = b"".join(count.to_bytes(COUNT_BYTES, "big") for count in counts)
+    CODED.write_bytes(head + encode(intervals))
     score = candidate.adaptive_score(tokens)
     fixed_bpb = score.val_bpb * fixed / (score.val_loss * score.targets)
     return dict(val_bpb=score.val_bpb, fixed_bpb=fixed_bpb, nats=own)
@@ -261,10 +264,12 @@ def decode_documents(job: dict) -> dict:
     candidate = Candidate(job)
     data = CODED.read_bytes()
     count = int.from_bytes(data[:COUNT_BYTES], "big")
-    decoder = Decoder(data[COUNT_BYTES:])
+    chunks = int.from_bytes(data[COUNT_BYTES : 2 * COUNT_BYTES], "big")
+    decoder = Decoder(data[2 * COUNT_BYTES :])
     tokens: list[int] = []
     for first in range(0, count, candidate.documents):
-        for document in decode_batch(candidate, decoder, min(candidate.documents, count - first)):
+        rows = min(candidate.documents, count - first)
+        for document in decode_batch(candidate, decoder, rows, chunks):
             tokens += document
     # The BOS that ends the last document.
     tokens.append(BOS_ID)
@@ -272,13 +277,20 @@ def decode_documents(job: dict) -> dict:
     return dict(tokens=tokens)
 
 
-def decode_batch(candidate: Candidate, decoder: Decoder, count: int) -> list[list[int]]:
-    """Decode documents that stand side by side; each ends where a BOS follows."""
+def decode_batch(
+    candidate: Candidate, decoder: Decoder, count: int, chunks: int
+) -> list[list[int]]:
+    """Decode documents that stand side by side; each ends where a BOS follows.
+
+    None has more than so many chunks.
+    """
     learner = candidate.learner()
     documents = [[BOS_ID] for _ in range(count)]
     is_open = [True] * count
     inputs = np.zeros((learner.documents, 0), dtype=np.int64)
-    while any(is_open):
+    for _ in range(chunks):
+        if not any(is_open):
+            break
         inputs = np.pad(inputs, ((0, 0), (0, learner.chunk)))
         targets = np.zeros((learner.documents, learner.chunk), dtype=np.int64)
         is_scored = np.zeros((learner.documents, learner.chunk), dtype=bool)

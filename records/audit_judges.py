@@ -92,14 +92,13 @@ def judge_normalization(found: dict) -> tuple[bool, str]:
 
 
 def judge_coding(
-    name: str, is_same: bool, targets: int, count: int, size: int, stated: float
+    name: str, is_same: bool, targets: int, count: int, size: int, head: int, stated: float
 ) -> Check:
     """Compare the size of a coded text, in bytes, with the score that is stated of it.
 
-    `count`: bytes of the text.
+    `count`: bytes of the text; `head`: those at the beginning of the file that only count.
     """
-    # Two bytes say how many targets, or documents, follow.
-    rate = 8 * (size - 2) / max(count, 1)
+    rate = 8 * (size - head) / max(count, 1)
     # The last byte is not full.
     allowed = CODING_TOLERANCE * stated + 8 / max(count, 1)
     close = abs(rate - stated) <= allowed

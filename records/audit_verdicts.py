@@ -84,25 +84,30 @@ class Scoring(NamedTuple):
 
 
 class Coding(NamedTuple):
-    """A proof by decompression: the name of its row, two of audit_worker.WORKERS, their files."""
+    """A proof by decompression: the name of its row, two of audit_worker.WORKERS, their files.
+
+    The coded file begins with so many bytes that count what follows.
+    """
 
     name: str
     encoder: str
     decoder: str
     coded: str
     decoded: str
+    head: int
 
 
 # Of the fixed model, as on track A, and of what learns while it scores.
 FIXED_SCORE = Scoring("score", "score", "score", "sliding", "windows")
 ADAPTIVE_SCORE = Scoring("adaptive_score", "adaptive score", "score_documents", "ttt", "documents")
-FIXED_CODING = Coding("decompression", "encode", "decode", "coded.bin", "decoded.txt")
+FIXED_CODING = Coding("decompression", "encode", "decode", "coded.bin", "decoded.txt", 2)
 ADAPTIVE_CODING = Coding(
     "adaptive decompression",
     "encode_documents",
     "decode_documents",
     "coded_documents.bin",
     "decoded_documents.txt",
+    4,
 )
 
 
@@ -449,7 +454,7 @@ class ArtifactAudit:
         count = int(self.text.bytes_of_targets(stretch).sum())
         size = coded.stat().st_size
         stated = encoded.values["val_bpb"]
-        check = judge_coding(coding.name, same, len(stretch) - 1, count, size, stated)
+        check = judge_coding(coding.name, same, len(stretch) - 1, count, size, coding.head, stated)
         return check, encoded.values
 
 

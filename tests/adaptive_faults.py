@@ -183,57 +183,51 @@ honest_score = AdaptiveEvaluator.score
 AdaptiveEvaluator.nats = nats
 AdaptiveEvaluator.score = score
 '''
-PROBES = "adaptive_targets,adaptive_causality,adaptive_documents,adaptive_normalization"
 # A fault, the checks that are asked for, and those of them that must fail.
 FAULTS = {
     "adapting before scoring": (
         IN_EVALUATION.replace("LEARNER", HASTY),
-        PROBES,
+        "adaptive_targets,adaptive_causality",
         {"adaptive targets", "adaptive causality"},
     ),
     "adapting before scoring, wherever it learns": (
         IN_LEARNER.replace("LEARNER", HASTY),
-        f"{PROBES},adaptive_score,adaptive_decompression",
-        {"adaptive causality", "adaptive score", "adaptive decompression"},
+        "adaptive_normalization,adaptive_score,adaptive_decompression",
+        {"adaptive score", "adaptive decompression"},
     ),
     "scoring a chunk twice and taking the better pass": (
         IN_EVALUATION.replace("LEARNER", BETTER_OF_TWO),
-        PROBES,
-        {"adaptive targets", "adaptive causality"},
+        "adaptive_targets",
+        {"adaptive targets"},
     ),
     "a second epoch over the split": (
         IN_EVALUATION.replace("LEARNER", SECOND_EPOCH) + TWO_EPOCHS,
-        PROBES,
-        {"adaptive targets", "adaptive causality", "adaptive documents"},
+        "adaptive_targets,adaptive_normalization",
+        {"adaptive targets"},
     ),
     "an update that uses the next chunk": (
         IN_EVALUATION.replace("LEARNER", NEXT_CHUNK),
-        PROBES,
-        {"adaptive targets", "adaptive causality"},
+        "adaptive_causality",
+        {"adaptive causality"},
     ),
     "statistics over the whole split": (
         IN_EVALUATION.replace("LEARNER", WHOLE_SPLIT),
-        PROBES,
-        {"adaptive targets", "adaptive causality", "adaptive documents"},
+        "adaptive_causality,adaptive_normalization",
+        {"adaptive causality"},
     ),
     "a cache keyed by the target": (
         TARGET_CACHE,
-        PROBES,
-        {"adaptive targets", "adaptive documents"},
+        "adaptive_targets,adaptive_normalization",
+        {"adaptive targets"},
     ),
     "a mixture normalized for the right token only": (
         IN_LEARNER.replace("LEARNER", RIGHT_TOKEN_ONLY),
-        f"{PROBES},adaptive_decompression",
-        {"adaptive causality", "adaptive sums", "adaptive decompression"},
+        "adaptive_normalization",
+        {"adaptive sums"},
     ),
     "adaptation that survives from one document to the next": (
         IN_LEARNER.replace("LEARNER", SURVIVING),
-        PROBES,
-        {"adaptive targets", "adaptive documents"},
-    ),
-    "nothing": (
-        "",
-        f"{PROBES},adaptive_score,adaptive_decompression,alone",
-        set(),
+        "adaptive_documents,adaptive_normalization",
+        {"adaptive documents"},
     ),
 }

@@ -15,6 +15,7 @@ from audit_adaptive_verdicts import affordable_chunks, documents_to_code, judge_
 from audit_documents import off_by, side_by_side
 from audit_processes import Processes
 from audit_text import chunks_of, split_documents
+from audit_verdicts import ADAPTIVE_CHECKS
 from checks import Check
 from faulty_scripts import faulty_script
 from run_logs import LABELS, Log
@@ -43,7 +44,8 @@ def record(honest, tmp_path, monkeypatch) -> Record:
 
 
 def test_an_honest_record_of_track_b_passes_every_check(record):
-    found = record.audit("--margin", "1")
+    asked = "alone,bytes,log,submission,record," + ",".join(sorted(ADAPTIVE_CHECKS))
+    found = record.audit("--only", asked)
     assert found.status == 0, found
     assert set(found.verdicts.values()) == {"PASS", "-"} and set(found.verdicts) > ROWS
     told = re.search(r"adaptive decompression .*; \d+ documents, ([\d.]+) bpb without", found.out)
@@ -53,10 +55,9 @@ def test_an_honest_record_of_track_b_passes_every_check(record):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault, record):
-    """By the check that it must fail; one that leaks may fail others, too."""
     planted, asked, expected = FAULTS[fault]
     record.script.write_text(faulty_script(planted), encoding="utf-8")
-    assert record.failed(*asked.split(",")) >= expected
+    assert record.failed(*asked.split(",")) == expected
 
 
 def test_a_better_adaptive_score_in_the_log_is_caught(record):

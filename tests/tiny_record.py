@@ -28,9 +28,15 @@ QUICK = ("--minutes", "0.01", "--seed", "1", "--margin", "100")
 # A weight decay that is not the preset's, so that README.md has something to say. The vocabulary is
 # that of the data.
 TINY_RUN = dict(runs.TINY_RUN, MUON_WD="0.05", VOCAB_SIZE="0")
-# What a run of track B has beside it: few documents side by side, and a part of them is longer than
-# a window.
-ADAPTS = dict(TTT_ENABLED="1", TTT_LR="0.05", TTT_CHUNK_SIZE="16", TTT_BATCH_SIZE="4")
+# What a run of track B has beside it: few documents side by side, of more chunks than a window.
+ADAPTS = dict(
+    NUM_LAYERS="2",
+    EVAL_SEQ_LEN="36",
+    TTT_ENABLED="1",
+    TTT_CHUNK_SIZE="16",
+    TTT_BATCH_SIZE="3",
+    TTT_NGRAM_ORDER="3",
+)
 
 
 @functools.cache
