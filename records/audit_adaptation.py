@@ -213,7 +213,7 @@ def probe_documents(
     return dict(
         documents=len(documents),
         batches=-(-len(documents) // candidate.documents),
-        wrong={name: difference for name, difference in comparisons if difference > 0},
+        differences=dict(comparisons),
     )
 
 

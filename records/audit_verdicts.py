@@ -398,7 +398,7 @@ class ArtifactAudit:
             scoring.unit,
         )
         if scoring is ADAPTIVE_SCORE:
-            return judge_evaluation(check, scored.values, self.decoded)
+            return judge_evaluation(check, scored.values, self.decoded, bfloat16)
         return check
 
     def seconds_to_code(self) -> float:

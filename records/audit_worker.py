@@ -52,10 +52,20 @@ def inspect_parts(job: dict) -> dict:
     results = dict(settings=candidate.stored, adapts=candidate.adapts, seconds_per_window=seconds)
     batches = np.clip(PROBE_SHARE * job["seconds"] / seconds / BATCH, 1, MOST_BATCHES)
     rows = BATCH * int(batches)
-    probes = dict(PROBES)
+    run_probes(PROBES, candidate, tokens, rows, job, results)
     if candidate.adapts:
-        probes.update(ADAPTIVE_PROBES)
         results["seconds_of_prediction"] = seconds_of_prediction(candidate)
+        # In bfloat16 a document would have other numbers with other rows beside it.
+        environment = {**job["environment"], "DTYPE": "float32"}
+        exact = Candidate({**job, "environment": environment})
+        run_probes(ADAPTIVE_PROBES, exact, tokens, rows, job, results)
+    return results
+
+
+def run_probes(
+    probes: dict, candidate: Candidate, tokens: np.ndarray, rows: int, job: dict, results: dict
+) -> None:
+    """Run those of the probes that the job names, and write what they return into the results."""
     for name in job["probes"]:
         if name not in probes:
             continue
@@ -65,7 +75,6 @@ def inspect_parts(job: dict) -> dict:
             results[name] = probes[name](candidate, tokens, rows, generator)
         except Exception as error:
             results[name] = dict(error=described(error))
-    return results
 
 
 def seconds_per_window(candidate: Candidate) -> float:

@@ -192,8 +192,8 @@ FAULTS = {
     ),
     "adapting before scoring, wherever it learns": (
         IN_LEARNER.replace("LEARNER", HASTY),
-        "adaptive_normalization,adaptive_score,adaptive_decompression",
-        {"adaptive score", "adaptive decompression"},
+        "adaptive_normalization,adaptive_decompression",
+        {"adaptive decompression"},
     ),
     "scoring a chunk twice and taking the better pass": (
         IN_EVALUATION.replace("LEARNER", BETTER_OF_TWO),
