@@ -68,7 +68,7 @@ ADAPTATIONS = dict(
     A=(),
     B=(
         ("ttt_lr", "updates per document (track B)", "#1530"),
-        ("ngram_order", "mixture of orders 1 to {} (track B)", "context mixing, as in PAQ"),
+        ("ttt_ngram_order", "mixture of orders 1 to {} (track B)", "context mixing, as in PAQ"),
     ),
 )
 # What was exported, what to call it, and where it comes from.

@@ -57,7 +57,11 @@ def test_an_honest_record_of_track_b_passes_every_check(record):
 def test_a_planted_fault_is_caught(fault, record):
     planted, asked, expected = FAULTS[fault]
     record.script.write_text(faulty_script(planted), encoding="utf-8")
-    assert record.failed(*asked.split(",")) == expected
+    found = record.audit("--only", asked)
+    failed = {name for name, verdict in found.verdicts.items() if verdict == "FAIL"}
+    assert failed == expected and len(found.verdicts) == len(asked.split(",")), found
+    # It is caught, it does not just break.
+    assert "Error" not in found.out, found
 
 
 def test_a_better_adaptive_score_in_the_log_is_caught(record):
