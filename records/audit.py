@@ -33,9 +33,9 @@ intent.) So read the script too. How the weights came to be is not audited: trai
 text, choosing among runs, and times that a log states leave no trace in an artifact.
 
 An artifact that learns while it scores (track B, TTT_ENABLED) is audited twice: as a fixed model,
-and as what adapts. There the decoder learns from what it has decoded, so that a text that comes out
-of the file was scored before anything was learnt from it; it was kept apart from other documents,
-or it would not come out alone. `--worker decode_documents` does that in the folder of `--keep`.
+and as what adapts. There the decoder learns from what it has decoded: a text that comes out of the
+file was scored before anything was learnt from it. `--worker decode_documents` does that in the
+folder of `--keep`.
 """
 
 from __future__ import annotations
