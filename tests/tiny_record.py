@@ -39,12 +39,17 @@ ADAPTS = dict(
 )
 
 
-@functools.cache
 def finished_run(data: Path, adapts: bool = False) -> Path:
     """The logs/ of a real run with RUN_ID first and seed 1337, beside the test's data.
 
     It is made once in a process of the tests. With `adapts` it is of track B.
     """
+    return make_run(data, adapts)
+
+
+@functools.cache
+def make_run(data: Path, adapts: bool) -> Path:
+    """Train the model of finished_run."""
     folder = data.with_name(f"{data.name}_adaptive_run" if adapts else f"{data.name}_run")
     folder.mkdir()
     settings = TINY_RUN | ADAPTS if adapts else TINY_RUN
@@ -60,9 +65,14 @@ def finished_run(data: Path, adapts: bool = False) -> Path:
     return folder / "logs"
 
 
-@functools.cache
 def honest_record(data: Path, adapts: bool = False) -> Record:
     """The record of that run; tests doctor copies of it."""
+    return make_record(data, adapts)
+
+
+@functools.cache
+def make_record(data: Path, adapts: bool) -> Record:
+    """Put the files of that run into a folder."""
     logs = finished_run(data, adapts)
     record = Record(logs.parent.with_name(f"{logs.parent.name}_record"), data)
     record.folder.mkdir()
