@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import significance
 from ablation_plan import Ablation, PlannedRun, label_of
 from commands import described
-from run_logs import LABELS, Log, console_errors
+from run_logs import LABELS, Log, console_errors, passes_of
 from significance import Estimate
 
 FINISHED = "finished"
@@ -71,7 +71,7 @@ def read_results(run: PlannedRun) -> dict:
     """The results of a run that has its score, else nothing."""
     try:
         results = json.loads(run.log.with_suffix(".json").read_text(encoding="utf-8"))
-        has_score = LABELS["sliding"] in results and run.log.is_file()
+        has_score = final_label(results) in results and run.log.is_file()
     except (OSError, ValueError, TypeError):
         return {}
     return results if has_score else {}
@@ -128,9 +128,14 @@ def unlike_plan(run: PlannedRun, ablation: Ablation, results: dict, log: Log) ->
     return ""
 
 
+def final_label(results: dict) -> str:
+    """The label of a run's score: of what learns while it scores, or else of sliding windows."""
+    return LABELS[passes_of(results.get("settings", {}))[-1]]
+
+
 def figures_of(results: dict, log: Log) -> dict:
     """The fields of an Outcome that a finished run's results and log have."""
-    score = results[LABELS["sliding"]]
+    score = results[final_label(results)]
     return dict(
         val_bpb=score["val_bpb"],
         val_loss=score["val_loss"],

@@ -130,7 +130,8 @@ def report_text(
     lines += [
         f"- date: {about['date']}",
         "",
-        "Bits per byte of final_int6_sliding_window; a difference below 0 is better than the base.",
+        "Bits per byte of final_int6_sliding_window, of final_int6_ttt where TTT_ENABLED=1; a "
+        "difference below 0 is better than the base.",
         "",
         *results_table(rows),
         *explanation(rows),

@@ -30,8 +30,12 @@ carry the folder that `--keep` leaves to a machine that never had the text, and 
 --worker decode` in it: it writes decoded.txt. (The demo corpus is the documentation of installed
 packages, which any process can read: with it, that proof shows little about a script with bad
 intent.) So read the script too. How the weights came to be is not audited: training on validation
-text, choosing among runs, and times that a log states leave no trace in an artifact. Only fixed
-models (track A) can be audited.
+text, choosing among runs, and times that a log states leave no trace in an artifact.
+
+An artifact that learns while it scores (track B, TTT_ENABLED) is audited twice: as a fixed model,
+and as what adapts. There the decoder learns from what it has decoded: a text that comes out of the
+file was scored before anything was learnt from it. `--worker decode_documents` does that in the
+folder of `--keep`.
 """
 
 from __future__ import annotations

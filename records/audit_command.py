@@ -9,9 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from audit_judges import DEFAULT_MINUTES
 from audit_log import check_log
 from audit_submission import check_submission
-from audit_verdicts import DEFAULT_MINUTES, ArtifactAudit, Wishes
+from audit_verdicts import ArtifactAudit, Wishes
 from checks import CHECKS, Check, guarded, print_table
 from commands import BadInput, Parser, say
 from field_claims import submission_of
@@ -56,22 +57,6 @@ def audit_record(folder: Path, script: Path, audited: set[Path]) -> list[Check]:
     return checks
 
 
-def refuse_learners(entries: list[Entry]) -> None:
-    """BadInput if a log says that its model learns while it scores: only fixed ones are audited."""
-    for entry in entries:
-        if entry.log is None:
-            continue
-        try:
-            stated = Log(entry.log).compliance or {}
-        except ValueError:
-            # The check of the log says what is wrong with that line.
-            continue
-        if str(stated.get("track")).startswith("B"):
-            raise BadInput(
-                f"{entry.log}: track B learns while it scores; only fixed models can be audited"
-            )
-
-
 def find_text(entries: list[Entry], options: argparse.Namespace) -> Data:
     """The validation text and the tokenizer, for all entries.
 
@@ -86,7 +71,6 @@ def find_text(entries: list[Entry], options: argparse.Namespace) -> Data:
 
 def audit_artifacts(entries: list[Entry], options: argparse.Namespace) -> list[Check]:
     """Run all checks that are asked for on artifacts, with so many minutes for each."""
-    refuse_learners(entries)
     data = find_text(entries, options)
     wishes = Wishes(
         only=options.only,

@@ -72,7 +72,8 @@ def compare_sizes(
 def compare_scores(tally: Tally, log: Log) -> None:
     """The final lines, rounded and exact, and the clock of evaluation."""
     scores: list[Score] = []
-    for label in LABELS.values():
+    labels = [LABELS[name] for name in log.passes]
+    for label in labels:
         score = log.score(label)
         if score is None:
             tally.expect(False, f"no lines {label}")
@@ -82,12 +83,14 @@ def compare_scores(tally: Tally, log: Log) -> None:
         tally.equal(f"{label} val_bpb", score.rounded_val_bpb, score.val_bpb, FOUR_DECIMALS)
         bits = score.val_loss / math.log(2) * score.targets
         tally.equal(f"{label} val_bpb", score.val_bpb, bits / max(score.bytes, 1), EIGHT_DECIMALS)
-    if len(scores) < len(LABELS):
+    for label in set(LABELS.values()) - set(labels):
+        tally.expect(log.score(label) is None, f"lines {label}, but nothing learns (ttt_enabled)")
+    if len(scores) < len(labels):
         return
-    plain, sliding = scores
-    tally.equal("targets of both passes", plain.targets, sliding.targets)
-    tally.equal("bytes of both passes", plain.bytes, sliding.bytes)
-    passes = plain.seconds + sliding.seconds
+    for score in scores[1:]:
+        tally.equal("targets of all passes", scores[0].targets, score.targets)
+        tally.equal("bytes of all passes", scores[0].bytes, score.bytes)
+    passes = sum(score.seconds for score in scores)
     long_enough = log.eval_seconds is not None and log.eval_seconds >= passes - 0.06
     tally.expect(long_enough, "eval_seconds is less than its passes")
 
@@ -156,13 +159,18 @@ def compare_compliance(tally: Tally, log: Log, required: bool) -> None:
     total = math.inf if log.total_bytes is None else log.total_bytes
     under_cap = stated.get("artifact_under_16mb") is (total <= CAP)
     tally.expect(under_cap, "artifact_under_16mb is wrong")
-    scores = [log.score(label) for label in LABELS.values()]
+    scores = [log.score(LABELS[name]) for name in log.passes]
     for name in ("targets", "bytes"):
         every = stated.get(name)
         if not isinstance(every, list):
             every = [every]
         found = {None if score is None else getattr(score, name) for score in scores}
         tally.expect(set(every) == found, f"compliance {name} are others")
+    track = stated.get("track", log.track)
+    tally.expect(track == log.track, f"compliance track is {track}, by the settings {log.track}")
+    adapts = bool(stated.get("adaptation"))
+    told = "compliance adaptation is what a run of track B states, and no other"
+    tally.expect(adapts == (log.track == "B"), told)
     same = stated.get("artifact_sha256") == log.artifact_sha256
     tally.expect(same, "compliance artifact_sha256 is another")
     resumed_at = stated.get("resumed_at") or []

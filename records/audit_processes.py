@@ -27,6 +27,8 @@ MODULES = (
     "records/audit.py",
     "records/audit_worker.py",
     "records/audit_candidate.py",
+    "records/audit_documents.py",
+    "records/audit_adaptation.py",
     "records/audit_guard.py",
     "records/audit_probes.py",
     "records/audit_text.py",

@@ -12,7 +12,7 @@ import numpy as np
 
 from checks import Check, Tally
 from commands import described
-from run_logs import LABELS, Log, differing_settings
+from run_logs import Log, differing_settings
 
 # What submission.json must have.
 FIELDS = ("name", "author", "date", "val_bpb", "bytes_total", "bytes_code", "seeds", "seed_results")
@@ -51,7 +51,7 @@ def compare_seed(tally: Tally, seed: int, stated: dict | None, log: Log | None) 
         tally.expect(False, f"no train_seed{seed}.log or no seed_results of {seed}")
         return
     tally.equal(f"the seed of train_seed{seed}.log", log.settings.get("seed"), seed)
-    score = log.score(LABELS["sliding"])
+    score = log.final_score
     found = dict(
         val_bpb=None if score is None else score.val_bpb,
         val_loss=None if score is None else score.val_loss,
@@ -90,7 +90,7 @@ def compare_runs(tally: Tally, logs: list[Log]) -> None:
 
 def compare_means(tally: Tally, mean: Decimal, total: int, logs: list[Log]) -> None:
     """The score of the record, and its bytes: those of its largest seed."""
-    scores = [log.score(LABELS["sliding"]) for log in logs]
+    scores = [log.final_score for log in logs]
     if scores and None not in scores:
         found = float(np.mean([score.val_bpb for score in scores]))
         tally.equal("val_bpb", float(mean), found, max(1e-6, rounding(mean)))

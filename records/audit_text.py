@@ -1,4 +1,4 @@
-"""The auditor's own view of the validation text: its tokens, its bytes, and the sliding windows.
+"""The auditor's own view of the validation text: its tokens, bytes, sliding windows, documents.
 
 Nothing here comes from the audited script. Bytes are those of the text that SentencePiece decodes.
 """
@@ -155,3 +155,20 @@ def sliding_windows(targets: int, window: int, stride: int) -> np.ndarray:
     starts = np.maximum(ends - window, 0)
     firsts = np.append(0, ends[:-1])
     return np.stack([starts, firsts, ends], axis=1)
+
+
+def split_documents(tokens: np.ndarray) -> np.ndarray:
+    """Return first and end target of each document that has targets: int64 (documents, 2).
+
+    A document is a BOS and what is behind it. Target i is token i + 1: the tokens of a document
+    behind its BOS, and the BOS of the next one.
+    """
+    starts = np.flatnonzero(tokens == BOS_ID)
+    ends = np.append(starts[1:], len(tokens) - 1)
+    documents = np.stack([starts, ends], axis=1)
+    return documents[ends > starts]
+
+
+def chunks_of(documents: np.ndarray, chunk: int) -> np.ndarray:
+    """Return how many chunks each document has: int64 (documents,)."""
+    return -(-(documents[:, 1] - documents[:, 0]) // chunk)

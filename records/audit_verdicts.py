@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from audit_adaptive_verdicts import JUDGES, documents_to_code, judge_evaluation, text_of_documents
+from audit_judges import (
+    BFLOAT16_TOLERANCE,
+    DEFAULT_MINUTES,
+    TOLERANCE,
+    judge_causality,
+    judge_coding,
+    judge_normalization,
+    judge_score,
+)
 from audit_log import check_log
 from audit_processes import Processes, Result
 from audit_text import Text, read_byte_files, read_validation
@@ -25,24 +38,13 @@ from record_folder import Entry
 from run_logs import LABELS, Log, Score
 from shards import BOS_ID
 
-# Bits per byte between two ways to compute a score.
-TOLERANCE = 1e-4
-# The same, if one is a compiled run in bfloat16, which rounds elsewhere: by 0.00009 as measured.
-BFLOAT16_TOLERANCE = 2e-4
-# Nats between a loss that is counted and a log-softmax; a sum of probabilities from 1.
-LOSS_TOLERANCE = 1e-3
-SUM_TOLERANCE = 1e-4
-# The size of the coded text may differ from its score by this share and by its last byte.
-CODING_TOLERANCE = 0.005
-# Standard errors in the interval of a score that is known from drawn windows.
-STANDARD_ERRORS = 4
 # Tokens of the validation split that are decoded to see whether it is text as people write it.
 SAMPLE_TOKENS = 1 << 16
 # Checks that a probe of the same name in audit_probes.py makes.
 PROBED = ("bytes", "targets", "causality", "normalization")
-# Minutes for an artifact on two cores, unless others are asked for; and seconds in which all
-# windows are scored, if so many suffice and no fewer minutes were asked for.
-DEFAULT_MINUTES = 3.0
+# Those of what learns while it scores.
+ADAPTIVE_CHECKS = {*JUDGES, "adaptive_score", "adaptive_decompression"}
+# Seconds in which everything is scored, if so many suffice and no fewer minutes were asked for.
 WHOLE_SECONDS = 600.0
 # Until it is measured: seconds of a forward pass over a window.
 SECONDS_PER_WINDOW = 1.0
@@ -65,6 +67,48 @@ class Wishes:
     def include(self, *names: str) -> bool:
         """Whether one of these checks is asked for."""
         return any(name in self.only for name in names)
+
+
+class Scoring(NamedTuple):
+    """A score that a log claims, and how the auditor computes its own.
+
+    `check` is the name among CHECKS, `name` that of the row, `worker` one of audit_worker.WORKERS,
+    `label` one of LABELS. `unit` are the pieces of text that are scored.
+    """
+
+    check: str
+    name: str
+    worker: str
+    label: str
+    unit: str
+
+
+class Coding(NamedTuple):
+    """A proof by decompression: the name of its row, two of audit_worker.WORKERS, their files.
+
+    The coded file begins with so many bytes that count what follows.
+    """
+
+    name: str
+    encoder: str
+    decoder: str
+    coded: str
+    decoded: str
+    head: int
+
+
+# Of the fixed model, as on track A, and of what learns while it scores.
+FIXED_SCORE = Scoring("score", "score", "score", "sliding", "windows")
+ADAPTIVE_SCORE = Scoring("adaptive_score", "adaptive score", "score_documents", "ttt", "documents")
+FIXED_CODING = Coding("decompression", "encode", "decode", "coded.bin", "decoded.txt", 2)
+ADAPTIVE_CODING = Coding(
+    "adaptive decompression",
+    "encode_documents",
+    "decode_documents",
+    "coded_documents.bin",
+    "decoded_documents.txt",
+    4,
+)
 
 
 class ArtifactAudit:
@@ -91,31 +135,33 @@ class ArtifactAudit:
             EVAL_BATCH_SEQS="4",
             DTYPE="auto" if self.log is None else self.log.dtype,
         )
-        self.processes = Processes(entry, data, variables, self.seconds, wishes.seed, folder)
+        # A script in a process finds out the seed there, and shall not know what will be decoded.
+        digest = hashlib.sha256(f"processes {wishes.seed}".encode()).digest()
+        seed = int.from_bytes(digest[:6], "big")
+        self.processes = Processes(entry, data, variables, self.seconds, seed, folder)
         # What the probes found, once they have run.
         self.inspected: dict = {}
+        # Nats of the documents that were coded to be decoded, by their first token in the text.
+        self.decoded: dict[int, float] = {}
 
     # -- the order of events
     def run(self) -> list[Check]:
-        """All checks that are asked for. The score is computed beside the others."""
+        """All checks that are asked for. Scores are computed beside the others.
+
+        BadInput if all that is asked for is of what adapts, and nothing does.
+        """
         with ThreadPoolExecutor(1) as beside:
-            scoring = None
-            if self.wishes.include("score"):
-                seconds = 0.8 * self.seconds
-                whole = WHOLE_SECONDS if self.wishes.minutes >= DEFAULT_MINUTES else 0.0
-                scoring = beside.submit(
-                    self.processes.run,
-                    "score",
-                    self.tokens,
-                    seconds=seconds,
-                    whole_seconds=whole,
-                )
             try:
+                scored = self.begin_scoring(beside, FIXED_SCORE)
+                self.inspect()
+                if self.adapts:
+                    scored.update(self.begin_scoring(beside, ADAPTIVE_SCORE))
                 made = self.checked()
-                if scoring is not None:
-                    made["score"] = guarded("score", self.check_score, scoring.result())
+                for scoring, result in scored.items():
+                    check = guarded(scoring.name, self.check_score, scoring, result.result())
+                    made[scoring.check] = check
             except BaseException:
-                # Nobody waits for the score any more.
+                # Nobody waits for the scores any more.
                 self.processes.stop()
                 raise
         stopped = self.processes.stopped
@@ -124,11 +170,31 @@ class ArtifactAudit:
             made["alone"] = Check("runs alone", False, figure)
         if self.wishes.include("log"):
             made["log"] = guarded("log", self.check_log)
+        if not made and set(self.wishes.only) <= ADAPTIVE_CHECKS:
+            raise BadInput(
+                f"--only {','.join(self.wishes.only)}: {self.entry.artifact} is of track A, "
+                "nothing in it adapts"
+            )
         return [made[name] for name in CHECKS if name in made]
 
+    def begin_scoring(
+        self, beside: ThreadPoolExecutor, scoring: Scoring
+    ) -> dict[Scoring, Future[Result]]:
+        """Have a score computed beside all else, behind those that are computed there already."""
+        if not self.wishes.include(scoring.check):
+            return {}
+        whole = WHOLE_SECONDS if self.wishes.minutes >= DEFAULT_MINUTES else 0.0
+        result = beside.submit(
+            self.processes.run,
+            scoring.worker,
+            self.tokens,
+            seconds=0.8 * self.seconds,
+            whole_seconds=whole,
+        )
+        return {scoring: result}
+
     def checked(self) -> dict[str, Check]:
-        """All checks that are asked for but those of the score and the log, by their names."""
-        self.inspect()
+        """All checks that are asked for but those of scores and the log, by their names."""
         made = {}
         for name, check in self.checks().items():
             if self.wishes.include(name):
@@ -136,8 +202,8 @@ class ArtifactAudit:
         return made
 
     def checks(self) -> dict[str, Callable[[], Check]]:
-        """The checks of the script and its artifact, but for that of the score."""
-        return {
+        """The checks of the script and its artifact, but for those of scores."""
+        fixed = {
             "size": self.check_size,
             "alone": self.check_alone,
             "bytes": self.check_bytes,
@@ -146,16 +212,28 @@ class ArtifactAudit:
             "normalization": self.check_normalization,
             "decompression": self.check_decompression,
         }
+        if not self.adapts:
+            return fixed
+        adaptive: dict[str, Callable[[], Check]] = {
+            check: partial(self.probed, name, check, judge)
+            for check, (name, judge) in JUDGES.items()
+        }
+        return {**fixed, **adaptive, "adaptive_decompression": self.check_adaptive_decompression}
 
     def inspect(self) -> None:
         """Run the probes; BadInput for what is no artifact of the script, outside of a record."""
-        if not self.wishes.include("decompression", *PROBED):
+        if not self.wishes.include("decompression", *PROBED, *ADAPTIVE_CHECKS):
             return
-        probes = [name for name in PROBED if self.wishes.include(name)]
+        probes = [name for name in (*PROBED, *JUDGES) if self.wishes.include(name)]
         result = self.processes.run("inspect", self.tokens, seconds=self.seconds, probes=probes)
         self.inspected = result.values
         if self.inspected.get("refused") and self.entry.record is None:
             raise BadInput(f"{self.entry.script} refuses the artifact: {result.error}")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the artifact is of track B: it learns while it scores."""
+        return self.inspected.get("adapts", False)
 
     @property
     def seconds_per_window(self) -> float:
@@ -225,19 +303,26 @@ class ArtifactAudit:
             last_words = " ".join(done.output.split())[-200:]
             return Check(name, False, f"status {done.values['status']}: {last_words}")
         said = Log(done.folder / "out.txt", with_source=False)
-        scores = [said.score(label) for label in LABELS.values()]
-        if None in scores:
+        found = {"sliding": done.values}
+        if "documents" in done.values:
+            found["ttt"] = done.values["documents"]
+        scores = {label: said.score(LABELS[label]) for label in ("roundtrip", *found)}
+        if None in scores.values():
             return Check(name, False, "it ends without the final_int6_*_exact lines")
-        bits, sizes = self.bits_and_bytes(done.values, sample)
         targets = len(sample) - 1
-        size = int(sizes.sum())
-        expected = bits.sum() / size
-        sliding = scores[1]
-        counted = all((score.targets, score.bytes) == (targets, size) for score in scores)
-        close = abs(sliding.val_bpb - expected) <= TOLERANCE
-        theirs = f"{sliding.val_bpb:.6f} bpb, {sliding.targets:,} targets, {sliding.bytes:,} bytes"
-        own = f"own {expected:.6f}, {targets:,}, {size:,}"
-        return Check(name, counted and bool(close), f"{theirs}; {own}")
+        size = int(self.text.bytes_of_targets(sample).sum())
+        agrees = all((score.targets, score.bytes) == (targets, size) for score in scores.values())
+        expected = {}
+        for label, scored in found.items():
+            bits, _ = self.bits_and_bytes(scored, sample)
+            expected[label] = bits.sum() / size
+            agrees &= bool(abs(scores[label].val_bpb - expected[label]) <= TOLERANCE)
+        theirs = " and ".join(f"{scores[label].val_bpb:.6f}" for label in found)
+        own = " and ".join(f"{expected[label]:.6f}" for label in found)
+        last = scores[list(found)[-1]]
+        figure = f"{theirs} bpb, {last.targets:,} targets, {last.bytes:,} bytes; "
+        figure += f"own {own}, {targets:,}, {size:,}"
+        return Check(name, agrees, figure)
 
     def check_bytes(self) -> Check:
         """The script's byte table over the whole split, the log's bytes, and the decoded text.
@@ -288,78 +373,89 @@ class ArtifactAudit:
 
     def check_causality(self) -> Check:
         """No number up to a point changes with the text behind it, and later ones do."""
-
-        def judge(found: dict) -> tuple[bool, str]:
-            figure = f"{found['places']} places with other text behind them, "
-            figure += f"{found['compared']:,} numbers up to them, "
-            figure += f"largest difference {found['difference']:.3g}"
-            if found["wrong"]:
-                figure += f", after changes behind tokens {found['wrong'][:5]}"
-            if not found["moved"]:
-                figure += "; later losses did not change either"
-            return found["moved"] and not found["wrong"], figure
-
-        return self.probed("causality", "causality", judge)
+        return self.probed("causality", "causality", judge_causality)
 
     def check_normalization(self) -> Check:
         """Losses are those of a log-softmax, and the probabilities of all pieces sum to 1."""
+        return self.probed("normalization", "normalization", judge_normalization)
 
-        def judge(found: dict) -> tuple[bool, str]:
-            passed = found["difference"] <= LOSS_TOLERANCE and found["brute"] <= SUM_TOLERANCE
-            figure = f"losses {found['difference']:.2g} nats from log-softmax "
-            figure += f"at {found['places']:,} places; sums over the vocabulary "
-            figure += f"{found['brute']:.2g} from 1 at {found['brute_places']} places"
-            return passed, figure
-
-        return self.probed("normalization", "normalization", judge)
-
-    def check_score(self, scored: Result) -> Check:
-        """The score that the log claims against the auditor's own sliding evaluation."""
+    def check_score(self, scoring: Scoring, scored: Result) -> Check:
+        """A score that the log claims against the auditor's own evaluation."""
         if scored.error is not None:
-            return Check("score", False, scored.error)
+            return Check(scoring.name, False, scored.error)
         bits, sizes = self.bits_and_bytes(scored.values, self.tokens)
-        claim = self.logged_score()
-        claimed = None if claim is None else claim.val_bpb
+        claim = None if self.log is None else self.log.score(LABELS[scoring.label])
         bfloat16 = self.log is not None and self.log.dtype == "bfloat16"
-        tolerance = BFLOAT16_TOLERANCE if bfloat16 else TOLERANCE
-        windows = scored.values["windows"]
-        spent = self.wishes.minutes
-        return judge_score(claimed, bits, sizes, windows, tolerance, self.wishes.margin, spent)
+        check = judge_score(
+            None if claim is None else claim.val_bpb,
+            bits,
+            sizes,
+            scored.values["windows"],
+            BFLOAT16_TOLERANCE if bfloat16 else TOLERANCE,
+            self.wishes.margin,
+            self.wishes.minutes,
+            scoring.name,
+            scoring.unit,
+        )
+        if scoring is ADAPTIVE_SCORE:
+            return judge_evaluation(check, scored.values, self.decoded, bfloat16)
+        return check
+
+    def seconds_to_code(self) -> float:
+        """How long a decoder may take: a share of what is left of the time."""
+        left = self.seconds - (time.perf_counter() - self.began)
+        share = 0.3 if self.adapts else 0.6
+        return share * max(left, 0.2 * self.seconds)
 
     def check_decompression(self) -> Check:
-        """Code a stretch of text, decode it where nothing else is, and compare.
+        """Code a stretch of text, decode it where nothing else is, and compare."""
+        # Each target takes a forward pass, and another one to decode it.
+        passes = self.seconds_to_code() / self.seconds_per_window
+        stretch = self.stretch(min(max(int(passes), 64), 65535, len(self.tokens) - 1))
+        check, _ = self.coding(FIXED_CODING, stretch)
+        return check
+
+    def check_adaptive_decompression(self) -> Check:
+        """Code whole documents, decode them by a script that learns from what it has decoded."""
+        documents = documents_to_code(
+            self.tokens,
+            self.inspected["settings"],
+            self.inspected["seconds_of_prediction"],
+            self.seconds_to_code(),
+            self.generator,
+        )
+        if not len(documents):
+            figure = "the text has no document that another one follows"
+            return Check(ADAPTIVE_CODING.name, None, figure)
+        check, encoded = self.coding(ADAPTIVE_CODING, text_of_documents(self.tokens, documents))
+        self.decoded = dict(zip(documents[:, 0].tolist(), encoded.get("nats", []), strict=False))
+        if "fixed_bpb" not in encoded:
+            return check
+        more = f"{len(documents)} documents, {encoded['fixed_bpb']:.4f} bpb without learning"
+        return check._replace(figure=f"{check.figure}; {more}")
+
+    def coding(self, coding: Coding, stretch: np.ndarray) -> tuple[Check, dict]:
+        """Have a stretch of text coded and decoded; the verdict, and what the encoder returned.
 
         The text must be the same, and the file as small as the stretch's score says.
         """
-        name = "decompression"
-        left = self.seconds - (time.perf_counter() - self.began)
-        # Each target takes a forward pass, and another one to decode it.
-        passes = 0.6 * max(left, 0.2 * self.seconds) / self.seconds_per_window
-        stretch = self.stretch(min(max(int(passes), 64), 65535, len(self.tokens) - 1))
-        encoded = self.processes.run("encode", stretch)
+        encoded = self.processes.run(coding.encoder, stretch)
         if encoded.error is not None:
-            return Check(name, False, encoded.error)
-        coded = encoded.folder / "coded.bin"
+            return Check(coding.name, False, encoded.error), encoded.values
+        coded = encoded.folder / coding.coded
         if self.wishes.keep is not None:
             self.processes.keep(coded, self.wishes.keep)
-        decoded = self.processes.run("decode", extra=(coded,))
+        decoded = self.processes.run(coding.decoder, extra=(coded,))
         if decoded.error is not None:
-            return Check(name, False, decoded.error)
-        written = (decoded.folder / "decoded.txt").read_bytes()
+            return Check(coding.name, False, decoded.error), encoded.values
+        written = (decoded.folder / coding.decoded).read_bytes()
         same = written == self.text.decode(stretch)
         same &= decoded.values["tokens"] == stretch.tolist()
         count = int(self.text.bytes_of_targets(stretch).sum())
         size = coded.stat().st_size
-        # Two bytes say how many targets follow.
-        rate = 8 * (size - 2) / count
         stated = encoded.values["val_bpb"]
-        # The last byte is not full.
-        allowed = CODING_TOLERANCE * stated + 8 / count
-        close = abs(rate - stated) <= allowed
-        which = "the" if same else "ANOTHER"
-        figure = f"{len(stretch) - 1:,} tokens, {count:,} bytes of {which} text from {size:,}: "
-        figure += f"{rate:.4f} bpb, scored {stated:.4f} ± {allowed:.4f}"
-        return Check(name, same and close, figure)
+        check = judge_coding(coding.name, same, len(stretch) - 1, count, size, coding.head, stated)
+        return check, encoded.values
 
 
 def read_text(data: Data, text: Text) -> np.ndarray:
@@ -405,48 +501,3 @@ def read_sizes(data: Data, text: Text, tokens: np.ndarray) -> np.ndarray:
             f"{len(tokens):,} tokens, {found}; {loud:,} tokens have bytes that stand for none"
         )
     return sizes.astype(np.int64)
-
-
-def judge_score(
-    claimed: float | None,
-    bits: np.ndarray,
-    sizes: np.ndarray,
-    windows: int,
-    tolerance: float,
-    margin: float,
-    minutes: float = DEFAULT_MINUTES,
-) -> Check:
-    """Compare a claimed score with that of scored windows, of which there are `windows` in all.
-
-    `bits` and bytes of text, `sizes`, are those of each scored window: (windows,). If it is not all
-    of them, the ratio of their sums is an estimate with an interval of four standard errors, of a
-    finite population. Then a claim inside of it is proven only if `margin` is as wide; else it is
-    said how many of these `minutes` would do.
-    """
-    found = bits.sum() / sizes.sum()
-    scored = len(bits)
-    if scored == windows:
-        figure = f"own {found:.6f} bpb on all {windows:,} windows"
-    else:
-        residuals = bits - found * sizes
-        variance = residuals.var(ddof=1) / scored * (1 - scored / windows)
-        tolerance += STANDARD_ERRORS * math.sqrt(variance) / sizes.mean()
-        figure = f"own {found:.4f} ± {tolerance:.4f} bpb on {scored:,} of {windows:,} windows"
-    if claimed is None:
-        return Check("score", None, f"{figure}; no claim")
-    figure = f"claimed {claimed:.6f}, {figure}"
-    agrees = abs(found - claimed) <= tolerance
-    if agrees and tolerance > margin:
-        share = share_that_proves(tolerance, margin, scored, windows)
-        advice = f"--minutes {math.ceil(1.2 * minutes * share)} would do"
-        return Check("score", None, f"{figure}: not known to {margin}", unproven=advice)
-    return Check("score", bool(agrees), figure)
-
-
-def share_that_proves(tolerance: float, margin: float, scored: int, windows: int) -> float:
-    """How many times the scored windows it takes until the interval is as narrow as the margin.
-
-    The interval goes with the root of 1/n - 1/N for n windows of N.
-    """
-    spread = tolerance**2 / (1 / scored - 1 / windows)
-    return 1 / (margin**2 / spread + 1 / windows) / scored

@@ -20,7 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from arithmetic_coder import Decoder, cumulative, encode
+from audit_adaptation import ADAPTIVE_PROBES
 from audit_candidate import BATCH, Candidate, own_losses
+from audit_documents import (
+    decode_documents,
+    encode_documents,
+    score_drawn,
+    seconds_of_prediction,
+)
 from audit_guard import Guard
 from audit_probes import PROBES
 from audit_text import Text, sliding_windows, take_validation
@@ -42,17 +49,32 @@ def inspect_parts(job: dict) -> dict:
     tokens = take_validation(DATA)
     candidate = Candidate(job)
     seconds = seconds_per_window(candidate)
-    results = dict(settings=candidate.stored, seconds_per_window=seconds)
+    results = dict(settings=candidate.stored, adapts=candidate.adapts, seconds_per_window=seconds)
     batches = np.clip(PROBE_SHARE * job["seconds"] / seconds / BATCH, 1, MOST_BATCHES)
     rows = BATCH * int(batches)
+    run_probes(PROBES, candidate, tokens, rows, job, results)
+    if candidate.adapts:
+        results["seconds_of_prediction"] = seconds_of_prediction(candidate)
+        # In bfloat16 a document would have other numbers with other rows beside it.
+        environment = {**job["environment"], "DTYPE": "float32"}
+        exact = Candidate({**job, "environment": environment})
+        run_probes(ADAPTIVE_PROBES, exact, tokens, rows, job, results)
+    return results
+
+
+def run_probes(
+    probes: dict, candidate: Candidate, tokens: np.ndarray, rows: int, job: dict, results: dict
+) -> None:
+    """Run those of the probes that the job names, and write what they return into the results."""
     for name in job["probes"]:
+        if name not in probes:
+            continue
         # The draws of a probe are the same, whichever others run.
         generator = np.random.default_rng((job["seed"], len(name)))
         try:
-            results[name] = PROBES[name](candidate, tokens, rows, generator)
+            results[name] = probes[name](candidate, tokens, rows, generator)
         except Exception as error:
             results[name] = dict(error=described(error))
-    return results
 
 
 def seconds_per_window(candidate: Candidate) -> float:
@@ -75,13 +97,17 @@ def is_time(elapsed: float, share: float, job: dict) -> bool:
 
 
 def score_windows(job: dict) -> dict:
+    """Score windows of the sliding evaluation, in random order, until it is time."""
+    tokens = take_validation(DATA)
+    return scored_windows(Candidate(job), tokens, job)
+
+
+def scored_windows(candidate: Candidate, tokens: np.ndarray, job: dict) -> dict:
     """Return the nats of windows of the sliding evaluation, in random order, until it is time.
 
     It goes on as long as all of them take less than `whole_seconds` of the job, if it has that.
     A row is first token, first target, end of targets, nats. At least two batches are scored.
     """
-    tokens = take_validation(DATA)
-    candidate = Candidate(job)
     windows = sliding_windows(len(tokens) - 1, candidate.window, candidate.stride)
     order = np.random.default_rng((job["seed"], 7)).permutation(len(windows))
     padded = np.pad(tokens, (0, candidate.window))
@@ -97,6 +123,25 @@ def score_windows(job: dict) -> dict:
             nats = own_losses(logits[first - start : end - start], targets).sum()
             rows.append([int(start), int(first), int(end), float(nats)])
     return dict(windows=len(windows), rows=rows)
+
+
+def score_documents(job: dict) -> dict:
+    """Score documents that the script learns from, in random order, until it is time."""
+    tokens = take_validation(DATA)
+    return scored_documents(Candidate(job), tokens, job)
+
+
+def scored_documents(candidate: Candidate, tokens: np.ndarray, job: dict) -> dict:
+    """Return the nats of documents that the script learns from once they are scored.
+
+    Rows and time are those of scored_windows.
+    """
+    started = time.perf_counter()
+
+    def is_late(share: float) -> bool:
+        return is_time(time.perf_counter() - started, share, job)
+
+    return score_drawn(candidate, tokens, (job["seed"], 8), is_late)
 
 
 def encode_stretch(job: dict) -> dict:
@@ -147,15 +192,24 @@ def run_program(job: dict) -> dict:
         status = end.code or 0
     if status != 0:
         return dict(status=status)
-    return dict(score_windows({**job, "seconds": math.inf}), status=status)
+    tokens = take_validation(DATA)
+    candidate = Candidate(job)
+    endless = {**job, "seconds": math.inf}
+    found = dict(scored_windows(candidate, tokens, endless), status=status)
+    if candidate.adapts:
+        found["documents"] = scored_documents(candidate, tokens, endless)
+    return found
 
 
 WORKERS: dict[str, Callable[[dict], dict]] = {
     "inspect": inspect_parts,
     "program": run_program,
     "score": score_windows,
+    "score_documents": score_documents,
     "encode": encode_stretch,
+    "encode_documents": encode_documents,
     "decode": decode_stretch,
+    "decode_documents": decode_documents,
 }
 
 

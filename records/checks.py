@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from commands import described
 
-# The auditor's checks, in the order of its table, by the names that --only takes.
+# The auditor's checks, in the order of its table, by the names that --only takes. Those of what
+# adapts are for artifacts of track B.
 CHECKS = (
     "size",
     "alone",
@@ -17,6 +18,12 @@ CHECKS = (
     "normalization",
     "score",
     "decompression",
+    "adaptive_targets",
+    "adaptive_causality",
+    "adaptive_documents",
+    "adaptive_normalization",
+    "adaptive_score",
+    "adaptive_decompression",
     "log",
     "submission",
     "record",

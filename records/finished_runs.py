@@ -11,10 +11,10 @@ from challenge import LIMIT
 from checks import Check, Tally
 from commands import BadInput, described
 from files import digest
-from run_logs import LABELS, Log, differing_settings
+from run_logs import LABELS, Log, differing_settings, passes_of
 
 ARTIFACT_SUFFIX = ".final_model.int6.ptz"
-# What the results of a finished training run have.
+# What the results of a finished training run have, beside its scores.
 NEEDED = (
     "seed",
     "settings",
@@ -30,7 +30,6 @@ NEEDED = (
     "exported",
     "late_qat_steps",
     "pre_quantization",
-    *LABELS.values(),
     "compliance",
 )
 # Of a run's figures that its log states: how far rounding in the log may move them. Others are to
@@ -41,6 +40,8 @@ ROUNDED = dict(
     val_loss=EIGHT_DECIMALS,
     roundtrip_val_bpb=EIGHT_DECIMALS,
     roundtrip_val_loss=EIGHT_DECIMALS,
+    sliding_val_bpb=EIGHT_DECIMALS,
+    sliding_val_loss=EIGHT_DECIMALS,
     pre_quant_val_bpb=0.51e-4,
     step_avg_ms=0.0051,
 )
@@ -61,6 +62,14 @@ TECHNIQUES = (
     ("parallel_start_layer", "two lanes from block {} on", "#1530"),
     ("muon_row_normalize", "equal rows for Muon", "#1260"),
     ("mtp_num_heads", "{} MTP heads in training", "#352"),
+)
+# The same of what learns while it scores, by track.
+ADAPTATIONS = dict(
+    A=(),
+    B=(
+        ("ttt_lr", "updates per document (track B)", "#1530"),
+        ("ttt_ngram_order", "mixture of orders 1 to {} (track B)", "context mixing, as in PAQ"),
+    ),
 )
 # What was exported, what to call it, and where it comes from.
 AVERAGES = dict(swa=("SWA", "#339"), ema=("EMA", "#352"))
@@ -89,28 +98,32 @@ class FinishedRun:
     def figures(self) -> dict:
         """The run's entry in seed_results.
 
-        Bits per byte, nats a token, bytes, milliseconds, seconds.
+        Bits per byte, nats a token, bytes, milliseconds, seconds. val_bpb and val_loss are those of
+        the run's own score, of track B or else of sliding windows; the other passes stand beside.
         """
-        plain = self.results[LABELS["roundtrip"]]
-        sliding = self.results[LABELS["sliding"]]
-        return dict(
-            val_bpb=sliding["val_bpb"],
-            val_loss=sliding["val_loss"],
+        *beside, last = passes_of(self.log.settings)
+        score = self.results[LABELS[last]]
+        figures = dict(
+            val_bpb=score["val_bpb"],
+            val_loss=score["val_loss"],
             artifact_bytes=self.results["bytes_model"],
             steps=self.results["steps"],
             step_avg_ms=self.results["step_avg_ms"],
             train_seconds=self.results["train_seconds"],
             eval_time_s=self.results["eval_seconds"],
-            roundtrip_val_bpb=plain["val_bpb"],
-            roundtrip_val_loss=plain["val_loss"],
             pre_quant_val_bpb=self.results["pre_quantization"]["val_bpb"],
             artifact_sha256=self.results["artifact_sha256"],
         )
+        for name in beside:
+            score = self.results[LABELS[name]]
+            figures[f"{name}_val_bpb"] = score["val_bpb"]
+            figures[f"{name}_val_loss"] = score["val_loss"]
+        return figures
 
     def techniques(self) -> list[tuple[str, str]]:
         """What the run's settings switch on, each with where it comes from."""
         found = []
-        for name, words, credit in TECHNIQUES:
+        for name, words, credit in TECHNIQUES + ADAPTATIONS[self.log.track]:
             value = self.log.settings.get(name)
             if value:
                 found.append((words.format(value), credit))
@@ -145,7 +158,8 @@ def open_run(path: Path, results: dict) -> FinishedRun:
     """Find a run's files; BadInput if one is missing, or if it has no score."""
     if results.get("under_cap") is False:
         raise BadInput(f"{path}: {results['bytes_total']} bytes are over the cap: no entry")
-    missing = [name for name in NEEDED if name not in results]
+    needed = {*NEEDED, *(LABELS[name] for name in passes_of(results.get("settings", {})))}
+    missing = sorted(name for name in needed if name not in results)
     if missing:
         raise BadInput(f"{path} is not of a finished training run: it has no {', '.join(missing)}")
     log = path.with_suffix(".txt")
@@ -180,22 +194,25 @@ def refuse_disagreement(run: FinishedRun) -> None:
 
 def logged_figures(log: Log) -> dict:
     """FinishedRun.figures() by the log alone; None for what it does not state."""
-    plain = log.score(LABELS["roundtrip"])
-    sliding = log.score(LABELS["sliding"])
+    *beside, last = log.passes
+    score = log.score(LABELS[last])
     stated = log.compliance or {}
-    return dict(
-        val_bpb=None if sliding is None else sliding.val_bpb,
-        val_loss=None if sliding is None else sliding.val_loss,
+    figures = dict(
+        val_bpb=None if score is None else score.val_bpb,
+        val_loss=None if score is None else score.val_loss,
         artifact_bytes=log.model_bytes,
         steps=None if log.last_step is None else log.last_step.step,
         step_avg_ms=None if log.last_step is None else log.last_step.average,
         train_seconds=stated.get("train_seconds"),
         eval_time_s=stated.get("eval_seconds"),
-        roundtrip_val_bpb=None if plain is None else plain.val_bpb,
-        roundtrip_val_loss=None if plain is None else plain.val_loss,
         pre_quant_val_bpb=log.pre_quantization_bpb,
         artifact_sha256=log.artifact_sha256,
     )
+    for name in beside:
+        score = log.score(LABELS[name])
+        figures[f"{name}_val_bpb"] = None if score is None else score.val_bpb
+        figures[f"{name}_val_loss"] = None if score is None else score.val_loss
+    return figures
 
 
 def compare_results(run: FinishedRun) -> Check:
@@ -208,7 +225,7 @@ def compare_results(run: FinishedRun) -> Check:
     tally.expect(found["compliance"] == (log.compliance or {}), "the compliance lines differ")
     lines = set(log.lines.splitlines())
     tally.expect(set(found["runtime"]) <= lines, "device, dtype or compiler differ")
-    for label in LABELS.values():
+    for label in (LABELS[name] for name in log.passes):
         score = log.score(label)
         for name in ("targets", "bytes"):
             stated = None if score is None else getattr(score, name)
@@ -267,6 +284,6 @@ def refuse_difference(first: FinishedRun, run: FinishedRun) -> None:
 
 def scored_on(log: Log) -> str:
     """The tokenizer's digest, and targets and bytes of the text."""
-    score = log.score(LABELS["sliding"])
+    score = log.final_score
     tokenizer = None if log.data is None else log.data.tokenizer_sha256
     return f"tokenizer {tokenizer}, {score.targets} targets, {score.bytes} bytes"

@@ -20,6 +20,9 @@ RECORDS = ROOT / "records"
 MARKERS = ("<!-- leaderboard -->", "<!-- /leaderboard -->")
 REFUSED = ".refused"
 HEAD = ["", "val_bpb", "record", "author", "date", "seeds", "bytes", "hardware", "p"]
+# Those of track B are ranked apart, with what the same artifact scores as a fixed predictor.
+ADAPTS = "Track B, which adapts while it scores; beside it the score of track A."
+ADAPTS_HEAD = [*HEAD[:2], "track A", *HEAD[2:]]
 LOGS_ONLY = "Logs only: without an artifact that can be audited, nothing of these is proven."
 LOGS_HEAD = ["", "val_bpb", "record", "author", "date", "seeds", "bytes", "does not hold"]
 
@@ -52,7 +55,7 @@ def published(folder: Path, pattern: str = "track_*/*") -> list[Path]:
 
 def track_lines(folder: Path) -> list[str]:
     """The lines of one track: its tables, best score first, and what stands below them."""
-    ranked = []
+    ranked: dict[str, list] = dict(A=[], B=[])
     logs_only = []
     below = []
     for path in published(folder, "*"):
@@ -62,19 +65,22 @@ def track_lines(folder: Path) -> list[str]:
         try:
             record = FieldRecord(path.parent)
             if record.can_be_proven:
-                ranked.append(standing(path))
+                track, place = standing(path)
+                ranked[track].append(place)
             else:
                 logs_only.append(standing_by_logs(record))
         except BadInput as error:
             # One folder never stops the table.
             below.append(f"- not ranked: {folder_link(path)}: {error}")
     lines = [f"### Track {folder.name.removeprefix('track_')}", ""]
-    if ranked:
-        lines += table(HEAD, numbered(ranked))
-    elif not logs_only:
-        lines += ["No record yet.", ""]
+    if ranked["A"]:
+        lines += table(HEAD, numbered(ranked["A"]))
+    if ranked["B"]:
+        lines += [ADAPTS, "", *table(ADAPTS_HEAD, numbered(ranked["B"]))]
     if logs_only:
         lines += [LOGS_ONLY, "", *table(LOGS_HEAD, numbered(logs_only))]
+    if not any((ranked["A"], ranked["B"], logs_only)):
+        lines += ["No record yet.", ""]
     if below:
         lines += [*below, ""]
     return lines
@@ -122,15 +128,21 @@ def folder_link(path: Path) -> str:
     return "/".join(path.parts[-3:-1]) + "/"
 
 
-def standing(path: Path) -> tuple[float, list[str]]:
-    """The score in a submission.json, and its row of the table without the rank."""
+def standing(path: Path) -> tuple[str, tuple[float, list[str]]]:
+    """A record's track of the field's two, A or B; its score, and its row without the rank."""
     try:
         stated = dict(json.loads(path.read_text(encoding="utf-8")))
         score = float(stated["val_bpb"])
         row = row_of(stated, folder_link(path))
+        # Older records do not say that they are of track A.
+        track = stated.get("evaluation_track", "A")
+        if track == "B":
+            row.insert(1, f"{float(stated['sliding_val_bpb']):.4f}")
+        elif track != "A":
+            raise ValueError(f"evaluation_track {track} is neither A nor B")
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise BadInput(f"{path} cannot be ranked: {described(error)}") from None
-    return score, [cell.replace("|", "\\|") for cell in row]
+    return track, (score, [cell.replace("|", "\\|") for cell in row])
 
 
 def row_of(stated: dict, folder: str) -> list[str]:

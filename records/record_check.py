@@ -11,7 +11,7 @@ from challenge import CAP, CHALLENGE, foreign_to_challenge, machines
 from checks import Check, Tally, guarded
 from finished_runs import ROUNDED, logged_figures
 from record_folder import ARTIFACTS, LOGS, SCRIPT, log_paths
-from record_text import compare_with, compliance_of
+from record_text import adaptation_of, compare_with, compliance_of
 from run_logs import Log
 
 # What the records of this field state in submission.json; only FIELDS must be there.
@@ -131,6 +131,7 @@ def check_statistics(stated: dict, logs: list[Log]) -> Check:
     if stated.get("beats"):
         compare_claim(tally, stated["beats"], bpbs, losses)
     compare_flags(tally, stated, logs)
+    compare_track(tally, stated, logs)
     if "hardware" in stated and all(log.device for log in logs):
         named = machines(logs)
         tally.expect(stated["hardware"] == named, f"hardware is {named} in the logs")
@@ -157,6 +158,26 @@ def compare_claim(tally: Tally, beats: dict, bpbs: list[float], losses: list[flo
     if claim.p_value is not None:
         tolerance = 1e-3 * claim.p_value
         tally.equal("p of the claim", beats["p_value"], claim.p_value, tolerance)
+
+
+def compare_track(tally: Tally, stated: dict, logs: list[Log]) -> None:
+    """Whether the record says of what track it is, and what adapts; an older one is of track A.
+
+    Of track B it has the scores of track A beside it.
+    """
+    for log in logs:
+        found = adaptation_of(log)
+        track = found["evaluation_track"]
+        said = stated.get("evaluation_track", "A")
+        tally.expect(said == track, f"evaluation_track {said}, but the logs are of track {track}")
+        same = stated.get("adaptation") == found.get("adaptation")
+        tally.expect(same, "adaptation is not what the logs state")
+    for name in ("sliding_val_bpb", "sliding_val_loss"):
+        figures = [result.get(name) for result in stated["seed_results"].values()]
+        if None not in figures:
+            tally.equal(name, stated.get(name), statistics.mean(figures), FOUR_DECIMALS)
+        elif any(log.track == "B" for log in logs):
+            tally.expect(False, f"no {name} of each seed, of track A")
 
 
 def compare_flags(tally: Tally, stated: dict, logs: list[Log]) -> None:

@@ -18,10 +18,12 @@ from record_folder import artifact_name, log_name
 from run_logs import MACHINE, Log
 from significance import deviation, p_below
 
-# The table of results: a figure of a seed, the title of its column, its format.
+# The table of results: a figure of a seed, the title of its column, its format. Sliding windows
+# have a column of their own only where they are not the score itself.
 COLUMNS = (
     ("val_bpb", "val_bpb", ".4f"),
     ("val_loss", "val_loss, nats", ".4f"),
+    ("sliding_val_bpb", "track A, sliding windows", ".4f"),
     ("roundtrip_val_bpb", "plain windows", ".4f"),
     ("pre_quant_val_bpb", "before quantization", ".4f"),
     ("steps", "steps", ",.0f"),
@@ -31,7 +33,7 @@ COLUMNS = (
     ("eval_time_s", "evaluation s", ".1f"),
 )
 # Figures of which submission.json has the mean over the seeds.
-MEANS = ("val_bpb", "val_loss", "pre_quant_val_bpb")
+MEANS = ("val_bpb", "val_loss", "sliding_val_bpb", "sliding_val_loss", "pre_quant_val_bpb")
 # Settings of one run that its command does not repeat, or says otherwise.
 NOT_REPEATED = ("preset", "run_id", "resume", "seed")
 
@@ -89,7 +91,7 @@ def submission_of(options: argparse.Namespace, runs: list[FinishedRun]) -> dict:
     logs = [run.log for run in runs]
     results = {str(run.seed): run.figures() for run in runs}
     figures = {}
-    for name, _, _ in COLUMNS:
+    for name in results[str(first.seed)]:
         figures[name] = [result[name] for result in results.values()]
     code = len(first.source)
     summary = summary_of(first)
@@ -101,9 +103,11 @@ def submission_of(options: argparse.Namespace, runs: list[FinishedRun]) -> dict:
         name=options.name,
         blurb=options.blurb or summary,
         track=options.track,
+        **adaptation_of(first.log),
     )
     for name in MEANS:
-        submission[name] = statistics.mean(figures[name])
+        if name in figures:
+            submission[name] = statistics.mean(figures[name])
     submission.update(
         val_bpb_std=deviation(figures["val_bpb"]),
         bytes_total=code + max(figures["artifact_bytes"]),
@@ -121,6 +125,13 @@ def submission_of(options: argparse.Namespace, runs: list[FinishedRun]) -> dict:
     return submission
 
 
+def adaptation_of(log: Log) -> dict:
+    """Which of the field's tracks, A or B, a run is of; and of B, what adapts, and when."""
+    if log.track == "A":
+        return dict(evaluation_track="A")
+    return dict(evaluation_track="B", adaptation=(log.compliance or {}).get("adaptation"))
+
+
 def summary_of(run: FinishedRun) -> str:
     """The size of a run's model, and what is switched on."""
     settings = run.log.settings
@@ -136,11 +147,17 @@ def compliance_of(logs: list[Log]) -> dict:
         flags[name] = all(each.get(name) is True for each in stated)
     opened = {each.get("validation_opened") for each in stated}
     tracks = {each.get("track") for each in stated}
+    if tracks <= {"A"}:
+        adapts = dict(no_ttt=True)
+    else:
+        # Where it is so, the log says what is learnt, and when a score is final.
+        score_first = tracks == {"B"} and all(each.get("adaptation") for each in stated)
+        adapts = dict(no_ttt=False, score_first_ttt=score_first)
     return dict(
         flags,
         three_seeds=len(logs) >= 3,
         validation_after_packing=opened <= {"after packing"},
-        no_ttt=tracks <= {"A"},
+        **adapts,
         challenge_hardware_and_text=not any(foreign_to_challenge(log) for log in logs),
     )
 
@@ -212,20 +229,42 @@ def configuration(submission: dict, runs: list[FinishedRun]) -> list[str]:
 
 
 # ---- README.md
+def columns_of(submission: dict) -> list[tuple[str, str, str]]:
+    """The rows of COLUMNS that the seeds have."""
+    first, *_ = submission["seed_results"].values()
+    return [column for column in COLUMNS if column[0] in first]
+
+
+def meaning_of_score(submission: dict) -> str:
+    """What val_bpb is the score of, and what stands beside it."""
+    words = (
+        "sliding windows over the whole validation split, with the model read back from the "
+        "artifact, as are plain windows. The seconds of evaluation hold all passes over that text."
+    )
+    if submission["evaluation_track"] == "A":
+        return f"val_bpb is that of {words}"
+    return (
+        "val_bpb is that of a model that adapts while it scores the whole validation split: "
+        f"{str(submission['adaptation']).rstrip('.')}. Beside it stand the scores of track A, of "
+        f"the same artifact as a fixed predictor: those of {words}"
+    )
+
+
 def results_table(submission: dict) -> list[str]:
     """One row a seed; mean and standard deviation where there are several."""
     results = submission["seed_results"]
+    columns = columns_of(submission)
     rows = []
     for seed, result in results.items():
-        rows.append([seed, *(f"{result[name]:{form}}" for name, _, form in COLUMNS)])
+        rows.append([seed, *(f"{result[name]:{form}}" for name, _, form in columns)])
     if len(results) > 1:
         for title, summarize in (("mean", statistics.mean), ("standard deviation", deviation)):
             row = [title]
-            for name, _, form in COLUMNS:
+            for name, _, form in columns:
                 value = summarize([result[name] for result in results.values()])
                 row.append(f"{value:{form}}")
             rows.append(row)
-    return table(["seed", *(title for _, title, _ in COLUMNS)], rows)
+    return table(["seed", *(title for _, title, _ in columns)], rows)
 
 
 def opening(submission: dict, runs: list[FinishedRun]) -> list[str]:
@@ -235,6 +274,11 @@ def opening(submission: dict, runs: list[FinishedRun]) -> list[str]:
     if spread is not None:
         count = f" ± {spread:.4f} ({len(runs)} seeds)"
     foreign = []
+    if submission["evaluation_track"] == "B":
+        score = submission["sliding_val_bpb"]
+        foreign.append(
+            f"Track B, which adapts while it scores; as a fixed predictor (track A) {score:.4f}"
+        )
     if submission["track"] != CHALLENGE:
         foreign.append(f"Track {submission['track']} is none of the challenge's")
     reasons = set()
@@ -271,9 +315,7 @@ def readme_of(submission: dict, runs: list[FinishedRun], data: str) -> str:
         "## Results",
         "",
         *results_table(submission),
-        "val_bpb is that of sliding windows over the whole validation split, with the model read "
-        "back from the artifact, as are plain windows. The seconds of evaluation hold all passes "
-        "over that text.",
+        meaning_of_score(submission),
         "",
         "## Statistics",
         "",

@@ -14,8 +14,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-# What the last lines of a log call the two passes over the validation text.
-LABELS = dict(roundtrip="final_int6_roundtrip", sliding="final_int6_sliding_window")
+# What the last lines of a log call the passes over the validation text: two of the fixed model
+# (track A), and one of a model that learns from what is scored (track B).
+LABELS = dict(
+    roundtrip="final_int6_roundtrip",
+    sliding="final_int6_sliding_window",
+    ttt="final_int6_ttt",
+)
 SEPARATOR = "=" * 100
 # Settings in which the seeds of one configuration may differ: the machine's, and those of one run.
 MACHINE = {
@@ -449,6 +454,21 @@ class Log:
         return self._bytes("total_bytes")
 
     # -- evaluation
+    @property
+    def track(self) -> str:
+        """A, a fixed predictor, or B, which learns while it scores, by the settings."""
+        return track_of(self.settings)
+
+    @property
+    def passes(self) -> list[str]:
+        """The names in LABELS of the passes that such a run ends with, its own score last."""
+        return passes_of(self.settings)
+
+    @property
+    def final_score(self) -> Score | None:
+        """The score of the run; None if it is not there."""
+        return self.score(LABELS[self.passes[-1]])
+
     def score(self, label: str) -> Score | None:
         """The score under one of LABELS; None unless both of its lines are there."""
         rounded = self.last("score", label=label)
@@ -484,6 +504,22 @@ class Log:
         if not isinstance(found, dict):
             raise ValueError(f"the compliance line of {self.path} is no JSON object")
         return found
+
+
+def track_of(settings: dict) -> str:
+    """The track of a run by its settings: A, or B if it learns while it scores."""
+    return "B" if settings.get("ttt_enabled") else "A"
+
+
+def passes_of(settings: dict) -> list[str]:
+    """The names in LABELS of the passes that a run with these settings ends with.
+
+    The last one is the run's score.
+    """
+    names = ["roundtrip", "sliding"]
+    if track_of(settings) == "B":
+        names.append("ttt")
+    return names
 
 
 def step_of(values: dict[str, str]) -> Step:

@@ -38,8 +38,8 @@ from commands import BadInput, Parser, command, packages_from, say
 
 with packages_from("requirements.txt"):
     from audit_command import run as run_audit
+    from audit_judges import DEFAULT_MINUTES
     from audit_text import read_validation
-    from audit_verdicts import DEFAULT_MINUTES
     from challenge import CHALLENGE, foreign_to_challenge
     from field_record import FieldRecord
     from finished_runs import FinishedRun, read_run, refuse_mixtures

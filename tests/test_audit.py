@@ -20,9 +20,10 @@ import audit
 import audit_text
 import faulty_scripts
 from audit_command import status_of, strict
+from audit_judges import judge_score, share_that_proves
 from audit_processes import Processes
 from audit_text import Text
-from audit_verdicts import ArtifactAudit, judge_score, share_that_proves
+from audit_verdicts import ArtifactAudit
 from audit_worker import is_time
 from case_operators import OPERATORS
 from challenge import CAP
@@ -312,12 +313,18 @@ def test_a_submission_may_state_all_digits(record):
     assert record.failed("size", "submission") == {"submission"}
 
 
-def test_a_track_that_learns_while_it_scores_is_not_for_this_auditor(record):
+def test_the_tracks_of_log_and_settings_are_one(record):
+    """A run of a fixed model cannot state that it is of track B, nor what adapts."""
     lines = record.lines()
     assert '"track": "A"' in lines
-    record.write_log(lines.replace('"track": "A"', '"track": "B"'))
-    found = record.audit("--only", "size")
-    assert (found.status, found.verdicts) == (2, {}) and "track B" in found.errors[0]
+    for stated in ('"track": "B"', '"track": "A", "adaptation": "all of it"'):
+        record.write_log(lines.replace('"track": "A"', stated))
+        assert record.failed("size", "log") == {"log"}
+
+
+def test_what_adapts_is_not_audited_where_nothing_adapts(record, without_processes):
+    found = record.audit("--only", "adaptive_score")
+    assert (found.status, found.verdicts) == (2, {}) and "is of track A" in found.errors[0]
 
 
 def test_samples_are_drawn_anew_and_can_be_drawn_again(record, capsys):

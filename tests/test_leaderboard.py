@@ -14,7 +14,7 @@ import submit
 from commands import BadInput
 from conftest import ROOT
 from field_logs import FieldLog
-from leaderboard import LOGS_ONLY, MARKERS, leaderboard, split_readme, update_leaderboard
+from leaderboard import ADAPTS, LOGS_ONLY, MARKERS, leaderboard, split_readme, update_leaderboard
 
 FIELD = ROOT / "tests/field_records"
 README = f"# Records\n\n{MARKERS[0]}\nold\n{MARKERS[1]}\n\nafter\n"
@@ -72,6 +72,21 @@ def test_records_are_ranked_by_track_and_score(records):
     ]
     assert " | ".join(row) in text
     assert "| 1 | 1.1000 | [Real]" in text
+
+
+def test_records_of_track_b_are_ranked_apart(records):
+    enter(records, "pocket", "Fixed")
+    enter(records, "pocket", "Adapts", val_bpb=1.4, evaluation_track="B", sliding_val_bpb=1.52)
+    enter(records, "pocket", "Worse", val_bpb=1.6, evaluation_track="B", sliding_val_bpb=1.51)
+    enter(records, "pocket", "Odd", val_bpb=1.3, evaluation_track="C")
+    enter(records, "other", "Only", evaluation_track="B", sliding_val_bpb=1.5)
+    text = leaderboard(records)
+    fixed, adapting = text.partition("### Track pocket")[2].split(ADAPTS)
+    assert re.findall(r"^\| (\d) .*?\[(\w+)\]", fixed, re.M) == [("1", "Fixed")]
+    assert re.findall(r"^\| (\d) .*?\[(\w+)\]", adapting, re.M) == [("1", "Adapts"), ("2", "Worse")]
+    assert "| 1 | 1.4000 ± 0.0010 | 1.5200 | [Adapts]" in adapting
+    assert "not ranked: track_pocket/2026-01-02_Odd/" in adapting
+    assert "No record yet." not in text
 
 
 def test_ablations_are_linked_below_their_tracks_table(records):

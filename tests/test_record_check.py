@@ -96,6 +96,8 @@ def test_logs_that_state_nothing_are_no_failure(stated, tmp_path):
         ("compliance", dict(challenge_hardware_and_text=True), "is wrong"),
         ("compliance", dict(no_ttt=False), "compliance no_ttt is wrong"),
         ("compliance", dict(train_under_600s=False), "is wrong"),
+        ("evaluation_track", "B", "evaluation_track B, but the logs are of track A"),
+        ("adaptation", "all of it", "adaptation is not what the logs state"),
         ("hardware", "8×NVIDIA H100 80GB HBM3", "hardware is CPU, 2 threads in the logs"),
         ("seed_results", {"1": {}}, "cannot be made sense of"),
     ],

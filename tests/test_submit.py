@@ -27,7 +27,7 @@ from audit_processes import Processes
 from conftest import ROOT
 from files import digest
 from finished_runs import ARTIFACT_SUFFIX
-from leaderboard import MARKERS, leaderboard
+from leaderboard import ADAPTS, MARKERS, leaderboard
 from record_check import SURVEYED
 from run_logs import LABELS, SEPARATOR
 from tiny_record import QUICK, finished_run
@@ -192,6 +192,8 @@ def test_submission_json_has_the_fields_of_the_field_and_the_figures_of_the_run(
     figures = stated["seed_results"]["1337"]
     for name in ("steps", "step_avg_ms", "train_seconds", "artifact_sha256"):
         assert figures[name] == results[name]
+    assert stated["evaluation_track"] == "A" and stated["compliance"]["no_ttt"] is True
+    assert "sliding_val_bpb" not in figures and "adaptation" not in stated
     assert stated["hardware"].startswith("CPU, ") and stated["compliance"]["three_seeds"] is False
     lead = 9.5 * score["val_loss"] / score["val_bpb"] - score["val_loss"]
     beats = dict(claimed=9.5, p_value=None, holds=False, nats=pytest.approx(lead))
@@ -256,6 +258,35 @@ def test_a_folder_that_the_auditor_refuses_is_put_aside(logs, records, capsys, m
     assert (records / "README.md").read_text() == README
     assert "No record yet." in leaderboard(records)
     assert "exists already" in refused(capsys, *arguments)
+
+
+# ---- Track B
+def test_a_run_that_adapts_becomes_a_record_of_track_b(data_folder, records, capsys):
+    """Its score is that of what adapts; those of track A, of the same artifact, stand beside."""
+    path = finished_run(data_folder, adapts=True) / "first.json"
+    assert submit.main([*ASKED, str(path)]) == 0, capsys.readouterr()
+    results = json.loads(path.read_text())
+    stated = json.loads((records / FOLDER / "submission.json").read_text())
+    adaptive = results[LABELS["ttt"]]
+    assert stated["evaluation_track"] == "B"
+    assert stated["adaptation"] == results["compliance"]["adaptation"]
+    for figures in (stated, stated["seed_results"]["1337"]):
+        assert figures["val_bpb"] == adaptive["val_bpb"] != results[SLIDING]["val_bpb"]
+        assert figures["sliding_val_bpb"] == results[SLIDING]["val_bpb"]
+    assert stated["compliance"]["no_ttt"] is False
+    assert stated["compliance"]["score_first_ttt"] is True
+    text = (records / FOLDER / "README.md").read_text(encoding="utf-8")
+    score = results[SLIDING]["val_bpb"]
+    for words in (
+        "**Track B, which adapts while it scores; as a fixed predictor (track A) ",
+        f"**val_bpb {adaptive['val_bpb']:.4f}** (one seed)",
+        "| seed | val_bpb | val_loss, nats | track A, sliding windows |",
+        f"| {score:.4f} |",
+        stated["adaptation"].rstrip("."),
+    ):
+        assert words in text, words
+    table = (records / "README.md").read_text(encoding="utf-8")
+    assert ADAPTS in table and f"| 1 | {adaptive['val_bpb']:.4f} | {score:.4f} | [a tiny" in table
 
 
 # ---- What stops it

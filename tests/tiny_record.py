@@ -28,21 +28,36 @@ QUICK = ("--minutes", "0.01", "--seed", "1", "--margin", "100")
 # A weight decay that is not the preset's, so that README.md has something to say. The vocabulary is
 # that of the data.
 TINY_RUN = dict(runs.TINY_RUN, MUON_WD="0.05", VOCAB_SIZE="0")
+# What a run of track B has beside it: few documents side by side, of more chunks than a window.
+ADAPTS = dict(
+    NUM_LAYERS="2",
+    EVAL_SEQ_LEN="36",
+    TTT_ENABLED="1",
+    TTT_CHUNK_SIZE="16",
+    TTT_BATCH_SIZE="3",
+    TTT_NGRAM_ORDER="3",
+)
+
+
+def finished_run(data: Path, adapts: bool = False) -> Path:
+    """The logs/ of a real run with RUN_ID first and seed 1337, beside the test's data.
+
+    It is made once in a process of the tests. With `adapts` it is of track B.
+    """
+    return make_run(data, adapts)
 
 
 @functools.cache
-def finished_run(data: Path) -> Path:
-    """The logs/ of a real run with RUN_ID first and seed 1337, beside the test's data.
-
-    It is made once in a process of the tests.
-    """
-    folder = data.with_name(f"{data.name}_run")
+def make_run(data: Path, adapts: bool) -> Path:
+    """Train the model of finished_run."""
+    folder = data.with_name(f"{data.name}_adaptive_run" if adapts else f"{data.name}_run")
     folder.mkdir()
+    settings = TINY_RUN | ADAPTS if adapts else TINY_RUN
     done = subprocess.run(
         [sys.executable, str(ROOT / "train_gpt.py")],
         cwd=folder,
         timeout=PATIENCE,
-        env=runs.environment_with(**TINY_RUN, DATA_PATH=str(data), RUN_ID="first"),
+        env=runs.environment_with(**settings, DATA_PATH=str(data), RUN_ID="first"),
         capture_output=True,
         text=True,
     )
@@ -50,11 +65,16 @@ def finished_run(data: Path) -> Path:
     return folder / "logs"
 
 
-@functools.cache
-def honest_record(data: Path) -> Record:
+def honest_record(data: Path, adapts: bool = False) -> Record:
     """The record of that run; tests doctor copies of it."""
-    logs = finished_run(data)
-    record = Record(data.with_name(f"{data.name}_record"), data)
+    return make_record(data, adapts)
+
+
+@functools.cache
+def make_record(data: Path, adapts: bool) -> Record:
+    """Put the files of that run into a folder."""
+    logs = finished_run(data, adapts)
+    record = Record(logs.parent.with_name(f"{logs.parent.name}_record"), data)
     record.folder.mkdir()
     shutil.copy(ROOT / "train_gpt.py", record.script)
     shutil.copy(logs / f"first.{ARTIFACT}", record.folder / ARTIFACT)
@@ -96,7 +116,8 @@ class Record:
 
     def write(self) -> None:
         """Write submission.json and README.md as the log says."""
-        score = Log(self.log).score(LABELS["sliding"])
+        log = Log(self.log)
+        score = log.final_score
         code = self.script.stat().st_size
         result = dict(
             val_bpb=score.val_bpb,
@@ -113,7 +134,13 @@ class Record:
             bytes_code=code,
             seeds=[1337],
             seed_results={"1337": result},
+            evaluation_track=log.track,
         )
+        if log.track == "B":
+            sliding = log.score(LABELS["sliding"])
+            beside = dict(sliding_val_bpb=sliding.val_bpb, sliding_val_loss=sliding.val_loss)
+            result.update(beside)
+            submission.update(beside, adaptation=log.compliance["adaptation"])
         (self.folder / "submission.json").write_text(json.dumps(submission))
         text = f"# tiny\n\nval_bpb {score.val_bpb:.4f}, {self.total():,} bytes, seed 1337\n"
         (self.folder / "README.md").write_text(text, encoding="utf-8")
