@@ -5654,7 +5654,7 @@ class Run:
         text = self.validation
         if name == "ttt":
             return self.adaptive.score(model, text.tokens, text.sizes)
-        return self.evaluator.score(model, text.tokens, name, text.sizes)
+        return self.evaluator.score(model, text.tokens, name, sizes=text.sizes)
 
     def warm_up_evaluation(self, model: GPT) -> None:
         """Compile all passes on synthetic tokens, outside of any clock."""

@@ -365,6 +365,7 @@ def test_ranks_agree_on_a_clock_that_began_with_different_openings(data_folder):
             self.stages = {}
             self.identity = {}
             self.evaluator = types.SimpleNamespace(warm_up=lambda model: None)
+            self.adaptive = None
 
         def open_training(self) -> train_gpt.TrainingRows:
             """The rows, whatever tokenizer made them."""
