@@ -4500,7 +4500,7 @@ class DocumentLearner:
 
     # Roles of the matrices that are moved.
     ROLES = ("attention", "mlp", "tied_embedding", "head")
-    # No document's occurrences are sought further back than so many tokens.
+    # Occurrences are sought no further back than so many tokens before a chunk.
     REACH = 4096
     # Windows are halved while they hold the document, at most so often: each length is compiled.
     HALVINGS = 5
@@ -4576,7 +4576,8 @@ class DocumentLearner:
         with torch.set_grad_enabled(bool(self.matrices)):
             probabilities = self.model_probabilities(tokens)
             if self.mixture is not None:
-                seen = find_occurrences(tokens[:, -self.REACH :], self.chunk, self.orders)
+                recent = tokens[:, -(self.REACH + self.chunk) :]
+                seen = find_occurrences(recent, self.chunk, self.orders)
                 weights = self.mixture.weights(seen)
                 probabilities = self.mixture.mix(probabilities, seen, weights)
                 self.mixed_by = (seen, weights)
@@ -4726,6 +4727,9 @@ class AdaptiveEvaluator:
             progress.report(done, bits_per_byte(totals_of(nats)))
 
         totals = totals_of(self.nats(model, tokens, report))
+        # A rank with the longest documents may end minutes behind the others, and NCCL waits for
+        # one minute only.
+        self.runtime.meet()
         totals = self.runtime.sum_over_ranks(totals)
         return final_score(totals, len(tokens) - 1, progress.seconds)
 

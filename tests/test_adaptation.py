@@ -331,6 +331,41 @@ def test_a_chunk_longer_than_a_window_is_refused():
         tiny_settings(**{**CHANGES, "ttt_chunk_size": 17})
 
 
+def test_occurrences_are_sought_just_so_far_before_a_chunk(model, monkeypatch):
+    far = np.array([*document(9, 5), *[13] * 20, *document(9, 5)[1:]], dtype=np.uint16)
+    whole = nats_of(model, far, ttt_lr=0.0)
+    monkeypatch.setattr(DocumentLearner, "REACH", 8)
+    near = nats_of(model, far, ttt_lr=0.0)
+    # Until a chunk ends that far behind the first token, nothing is out of reach.
+    assert np.array_equal(whole[:12], near[:12])
+    assert near[-6:].mean() > whole[-6:].mean()
+
+
+def test_a_chunk_may_be_longer_than_the_reach(model, monkeypatch):
+    monkeypatch.setattr(DocumentLearner, "REACH", 2)
+    assert np.isfinite(nats_of(model, TEXT)).all()
+
+
+def test_ranks_meet_before_they_add_up(model):
+    """Those that are done wait as hosts do, not in a collective that gives up after a minute."""
+    events = []
+
+    class Noting(Runtime):
+        """A runtime that says what it was asked for."""
+
+        def meet(self) -> None:
+            """Wait for the others."""
+            events.append("meet")
+
+        def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+            """The sum over one rank."""
+            events.append("sum")
+            return tensor
+
+    make_evaluator(Noting()).score(model, TEXT)
+    assert events == ["meet", "sum"]
+
+
 # ---- occurrences
 
 

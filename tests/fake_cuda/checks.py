@@ -157,6 +157,10 @@ def check_documents() -> None:
         trainer = make_trainer(settings, compiled="graph")
         evaluator = AdaptiveEvaluator(trainer.settings, trainer.runtime, None, quiet)
         evaluator.warm_up(trainer.model)
+        # A new learner, of another model, compiles nothing on the clock.
+        other = train_gpt.build_model(trainer.settings, trainer.runtime)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            evaluator.warm_up(other)
     # Windows of 1,024 and 2,048 positions.
     assert compiler.frame_count == 2, compiler.frame_count
     assert not counters["graph_break"], counters["graph_break"]
