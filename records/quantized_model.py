@@ -7,7 +7,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +36,11 @@ Maker = Callable[[train_gpt.Settings], bytes]
 # ---- The float model
 
 
-def trained(path: Path) -> dict:
+def trained(path: Path, environment: Mapping[str, str] = os.environ) -> dict:
     """The float model: what an earlier call has kept, else a new one with this environment."""
     if path.exists():
         return read_kept(path)
-    kept = train()
+    kept = train(environment)
     file = io.BytesIO()
     torch.save(kept, file)
     write_atomically(path, file.getvalue())
@@ -59,9 +59,9 @@ def read_kept(path: Path) -> dict:
         ) from None
 
 
-def train() -> dict:
+def train(environment: Mapping[str, str]) -> dict:
     """Train a model as train_gpt.py would with this environment; what is kept of it."""
-    settings, _ = train_gpt.settings_from(os.environ)
+    settings, _ = train_gpt.settings_from(environment)
     settings = dataclasses.replace(settings, quant="fit", int5_mlp="auto")
     runtime = train_gpt.start_runtime(settings)
     train_gpt.claim_disk(settings.artifact_max_bytes)

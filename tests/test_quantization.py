@@ -12,6 +12,7 @@ import torch
 import quantization
 import quantization_plot
 import quantization_ways
+import sizes
 import train_gpt
 from tiny_runs import TINY, call_command
 
@@ -188,3 +189,60 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_trained(here, m
     assert quantization.main(["tiny.pt", "--plot", "a.png"]) == 2
     assert "--plot needs matplotlib: pip install" in capsys.readouterr().err
     assert not list(here.iterdir())
+
+
+# ---- sizes.py: shapes and sizes
+
+
+def test_each_shape_is_trained_once_and_quantized_to_each_size(here, capsys):
+    pytest.importorskip("matplotlib")
+    call = ["", "MLP_MULT=2 NUM_LAYERS=1", "--out", "found", "--bytes", "9000,7000"]
+    call += ["--seeds", "2", "--tokens", "500"]
+    assert sizes.main(call) == 0
+    out = capsys.readouterr().out
+    models = json.loads((here / "found/sizes.json").read_text())
+    assert [(model["shape"], model["seed"]) for model in models] == [
+        ("base", 1),
+        ("MLP_MULT=2 NUM_LAYERS=1", 1),
+        ("base", 2),
+        ("MLP_MULT=2 NUM_LAYERS=1", 2),
+    ]
+    assert models[0]["parameters"] > models[1]["parameters"]
+    assert models[0]["float_bpb"] != models[2]["float_bpb"]
+    for model in models:
+        assert [row["asked"] for row in model["sizes"]] == [7000, 9000]
+        for row in model["sizes"]:
+            assert row["bytes"] <= row["asked"]
+            assert row["val_bpb"] == pytest.approx(model["float_bpb"] + row["loss_bpb"])
+    mean = (models[0]["sizes"][0]["val_bpb"] + models[2]["sizes"][0]["val_bpb"]) / 2
+    assert f"| {mean:.4f} (" in out
+    assert (here / "found/sizes.png").read_bytes().startswith(b"\x89PNG")
+
+    # What was kept is not trained again.
+    assert sizes.main(call) == 0
+    assert "step:" not in capsys.readouterr().out
+    assert json.loads((here / "found/sizes.json").read_text()) == models
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["LAYERS=1"], "'LAYERS=1' in 'LAYERS=1' is not SETTING=VALUE"),
+        (["NUM_LAYERS"], "is not SETTING=VALUE"),
+        (["SEED=2"], "SEED is no part of a shape"),
+        ([""], "--help lists the options"),
+        (["", "--bytes", "0"], "--help lists the options"),
+        (["", "--bytes", "many"], "--help lists the options"),
+        (["", "--bytes", "3000", "--seeds", "0"], "--seeds must be 1 or more"),
+        (["NUM_LAYERS=many"], "settings: NUM_LAYERS=many must be"),
+    ],
+)
+def test_bad_shapes_are_named_before_anything_is_trained(here, arguments, message, capsys):
+    pytest.importorskip("matplotlib")
+    if len(arguments) == 1 and arguments[0]:
+        arguments = [*arguments, "--bytes", "3000"]
+    assert sizes.main([*arguments, "--out", "found"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(here.glob("found/*"))
