@@ -2,8 +2,9 @@
 
     python records/techniques.py
 
-The figures are those of the ablations in records/ablations/<experiment>/ablation.json, which
-records/ablate.py wrote. techniques.json beside them lists the experiments, and of each technique
+The figures are those of the ablations in records/ablations/<folder>/ablation.json, which
+records/ablate.py wrote. techniques.json beside them lists the experiments, each with the folders of
+its ablations, which have one base and were run one after the other, and of each technique
 the settings that switch it on and off, its lines of code, whether it was kept, and why; and tables
 of what no pair of runs shows, such as width against depth. An experiment whose base has a technique
 was run without it, and the other way round: the report turns all effects into those of switching it
@@ -52,10 +53,10 @@ beside other work, good to about 0.02; ranges are of whole runs of the first exp
 
 
 class Experiment(NamedTuple):
-    """One ablation, and what it was run on."""
+    """Ablations with one base, and what they were run on."""
 
-    name: str
     title: str
+    folders: list[str]
 
 
 class Technique(NamedTuple):
@@ -137,7 +138,7 @@ def report(content: Report, rows: dict[str, list[Row]]) -> str:
     head = ["technique", *(each.title for each in experiments), "time", "lines", "kept", "why"]
     cells = []
     for technique in content.techniques:
-        effects = [effect_of(technique, rows[each.name]) for each in experiments]
+        effects = [effect_of(technique, rows[each.title]) for each in experiments]
         shown = ["-" if effect is None else str(effect) for effect in effects]
         name = f"{technique.name} (`{technique.on}`)"
         cells.append(
@@ -147,10 +148,12 @@ def report(content: Report, rows: dict[str, list[Row]]) -> str:
     for each in content.tables:
         parts += [f"## {each.title}", "", each.text, "", *table(each.head, each.rows)]
     for each in experiments:
-        about = json.loads((FOLDER / each.name / "ablation.json").read_text(encoding="utf-8"))
-        parts += [f"## {each.title}", "", f"    {about['command']}", ""]
-        parts += [f"- {about['device'][0]}", f"- {about['versions'][0]}", f"- {about['date']}", ""]
-        parts += results_table(rows[each.name])
+        parts += [f"## {each.title}", ""]
+        for folder in each.folders:
+            about = json.loads((FOLDER / folder / "ablation.json").read_text(encoding="utf-8"))
+            parts += [f"    {about['command']}", "", f"- {about['device'][0]}"]
+            parts += [f"- {about['versions'][0]}", f"- {about['date']}", ""]
+            parts += results_table(compare(read_report(FOLDER / folder)))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -182,7 +185,7 @@ def draw(
         places = []
         values = []
         for place, technique in enumerate(techniques):
-            effect = effect_of(technique, rows[experiment.name])
+            effect = effect_of(technique, rows[experiment.title])
             if effect is None:
                 continue
             places.append(place + shift)
@@ -211,7 +214,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     content = read_list(FOLDER)
-    rows = {each.name: compare(read_report(FOLDER / each.name)) for each in content.experiments}
+    rows = {}
+    for each in content.experiments:
+        # The differences of each ablation are to its own base.
+        of_folders = [compare(read_report(FOLDER / folder)) for folder in each.folders]
+        rows[each.title] = list(itertools.chain.from_iterable(of_folders))
     text = report(content, rows)
     picture = draw(content.experiments, content.techniques, rows)
     write_atomically(FOLDER.parent / "ablations.md", text.encode())

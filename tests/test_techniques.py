@@ -55,22 +55,25 @@ def test_one_pair_has_no_interval_and_another_change_no_effect():
 
 def write_folder(folder, runs: list[Outcome]) -> None:
     """An experiment and a list of techniques with and without an effect in it."""
-    other = SKIP_GATES._replace(name="nothing", on="MIN_LR=0.1", off=["MIN_LR=0"])
+    later = SKIP_GATES._replace(name="later", on="MIN_LR=0.1", off=["MIN_LR=0"])
+    other = SKIP_GATES._replace(name="nothing", on="EMA_ENABLED=1", off=[])
     content = dict(
-        experiments=[dict(name="tiny", title="tiny model")],
-        techniques=[SKIP_GATES._asdict(), other._asdict()],
+        experiments=[dict(title="tiny model", folders=["tiny", "later"])],
+        techniques=[SKIP_GATES._asdict(), later._asdict(), other._asdict()],
         tables=[dict(title="Depth", text="By hand.", head=["layers", "bpb"], rows=[["4", "1.3"]])],
     )
-    (folder / "tiny").mkdir(parents=True)
+    folder.mkdir()
     (folder / "techniques.json").write_text(json.dumps(content))
-    report = dict(
-        command="python records/ablate.py",
-        device=["a device"],
-        versions=["a torch"],
-        date="2026-01-01",
-        runs=[dataclasses.asdict(run) for run in runs],
-    )
-    (folder / "tiny/ablation.json").write_text(json.dumps(report))
+    for name, its_runs in (("tiny", runs), ("later", outcomes("MIN_LR=0.1", [0.01]))):
+        (folder / name).mkdir()
+        report = dict(
+            command=f"python records/ablate.py --out {name}",
+            device=["a device"],
+            versions=["a torch"],
+            date="2026-01-01",
+            runs=[dataclasses.asdict(run) for run in its_runs],
+        )
+        (folder / name / "ablation.json").write_text(json.dumps(report))
 
 
 def test_the_command_writes_report_and_plot(tmp_path, monkeypatch):
@@ -82,9 +85,11 @@ def test_the_command_writes_report_and_plot(tmp_path, monkeypatch):
     line = next(line for line in text.splitlines() if line.startswith("| skip gates"))
     assert line.startswith("| skip gates (`SKIP_GATES_ENABLED=1`) | -0.0300 [")
     assert line.endswith(", 2 | 1.00 | 6 | record | because |")
-    assert "| nothing (`MIN_LR=0.1`) | - |" in text
+    assert "| later (`MIN_LR=0.1`) | +0.0100, 1 |" in text
+    assert "| nothing (`EMA_ENABLED=1`) | - |" in text
     assert "## Depth\n\nBy hand.\n\n| layers | bpb |\n| --- | --- |\n| 4 | 1.3 |" in text
     assert "## tiny model" in text and "| SKIP_GATES_ENABLED=0 | +0.03000 |" in text
+    assert text.index("--out tiny") < text.index("--out later")
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
 
 
