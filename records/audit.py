@@ -62,6 +62,10 @@ if __name__ == "__main__":
         # One of the auditor's own processes. Its folder holds no more modules than these need, and
         # they shall look for packages nowhere beside it.
         del sys.path[1]
+        from audit_confinement import confine_worker
+
+        # Before any library has threads, which would not be held.
+        confine_worker()
         with packages_from("requirements.txt"):
             from audit_worker import run_worker
 

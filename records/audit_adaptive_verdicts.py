@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from audit_judges import SUM_TOLERANCE, judge_causality
-from audit_text import chunks_of, split_documents
+from audit_text import chunks_of, drawn_documents, split_documents
 from checks import Check
 from shards import BOS_ID
 
@@ -15,6 +17,9 @@ from shards import BOS_ID
 # products are in bfloat16. Probes are in float32.
 SAME_NATS = 1e-4
 BFLOAT16_NATS = 1e-2
+# Bits that a coded file may take beyond what its nats say: its last byte is not full, and where the
+# interval ends is rounded.
+CODING_BITS = 16
 # Documents to be decoded have so many chunks at least, where the text and the time allow: from the
 # second one on the script has learnt something.
 ENOUGH_CHUNKS = 3
@@ -91,6 +96,107 @@ def judge_evaluation(
     if wrong:
         return check._replace(passed=False, figure="; ".join([figure, *wrong[:3]]), unproven="")
     return check._replace(figure=figure)
+
+
+# ---- What was scored, against what is decoded
+def judge_drawn(scored: dict, tokens: np.ndarray, seed: int) -> str:
+    """Say what is wrong with the documents whose nats are returned; empty if nothing is.
+
+    They must be the first ones of the random order, each once. A choice among them would have
+    another mean, and the number of all says whether it is a sample.
+    """
+    documents = drawn_documents(tokens, seed)
+    found = sorted((int(first), int(end)) for _, first, end, _ in scored["rows"])
+    expected = sorted(map(tuple, documents[: len(found)].tolist()))
+    if found != expected:
+        return f"the {len(found):,} documents that it returns are not those that were drawn"
+    if scored["windows"] != len(documents):
+        return f"it says that there are {scored['windows']:,} documents of {len(documents):,}"
+    return ""
+
+
+def judge_size(nats: list[float], targets: int, size: int) -> str:
+    """Say what is wrong with a coded file of so many bytes; empty if nothing is.
+
+    It must not be larger than the nats of its targets say: these would be too low.
+    """
+    bits = sum(nats) / math.log(2)
+    allowed = CODING_BITS + SAME_NATS / math.log(2) * targets
+    if 8 * size - bits <= allowed:
+        return ""
+    return f"its nats are {bits / 8:.1f} bytes, but it was coded into {size:,}"
+
+
+class Challenge(NamedTuple):
+    """A chunk of documents side by side, to be decoded behind so many `known` chunks.
+
+    `documents`, rows of split_documents, are those of the `rows` of an evaluation.
+    """
+
+    rows: list[int]
+    documents: np.ndarray
+    chunk: int
+    known: int
+
+    @property
+    def begin(self) -> int:
+        """Targets of a document that stand before the chunk."""
+        return self.known * self.chunk
+
+    def before(self, tokens: np.ndarray) -> np.ndarray:
+        """What the decoder is told: uint16 (documents, begin + 1)."""
+        firsts = self.documents[:, 0]
+        return tokens[firsts[:, None] + np.arange(self.begin + 1)]
+
+    def targets(self, tokens: np.ndarray) -> list[list[int]]:
+        """What it shall find of each document."""
+        found = []
+        for first, end in self.documents.tolist():
+            stop = min(first + self.begin + self.chunk, end)
+            found.append(tokens[first + self.begin + 1 : stop + 1].tolist())
+        return found
+
+    def text(self, tokens: np.ndarray) -> np.ndarray:
+        """The documents up to the chunk's end, with what tells that it goes on or does not."""
+        stops = self.documents[:, 0] + self.begin + self.chunk + 1
+        stops = np.minimum(stops, self.documents[:, 1])
+        return text_of_documents(tokens, np.stack([self.documents[:, 0], stops], axis=1))
+
+
+def draw_challenge(
+    tokens: np.ndarray, scored: dict, settings: dict, generator: np.random.Generator
+) -> Challenge | None:
+    """Draw a chunk of documents that an evaluation has scored; None if no BOS follows any.
+
+    It is drawn when the nats of all chunks are known, so nothing could be honest there alone. Each
+    chunk is as likely as any other to be that of the first document.
+    """
+    chunk = settings["ttt_chunk_size"]
+    documents = np.array([[int(first), int(end)] for _, first, end, _ in scored["rows"]])
+    chunks = np.where(tokens[documents[:, 1]] == BOS_ID, chunks_of(documents, chunk), 0)
+    if not chunks.any():
+        return None
+    drawn = int(generator.choice(len(documents), p=chunks / chunks.sum()))
+    known = int(generator.integers(chunks[drawn]))
+    others = generator.permutation(np.flatnonzero(chunks > known))
+    rows = [drawn, *others[others != drawn].tolist()][: settings["ttt_batch_size"]]
+    return Challenge(rows, documents[rows], chunk, known)
+
+
+def judge_challenge(
+    challenge: Challenge, nats: list[float], scored: dict, targets: list[list[int]], bfloat16: bool
+) -> str:
+    """Say what differs between the nats of a chunk where it was coded and scored; or nothing."""
+    tolerance = BFLOAT16_NATS if bfloat16 else SAME_NATS
+    for row, coded, found in zip(challenge.rows, nats, targets, strict=True):
+        said = scored["by_chunk"][row][challenge.known]
+        if not abs(coded - said) <= tolerance * len(found):
+            first = challenge.documents[challenge.rows.index(row), 0]
+            return (
+                f"chunk {challenge.known} of the document at token {first} has {said:.4f} nats, "
+                f"but {coded:.4f} where it was coded"
+            )
+    return ""
 
 
 # By the names of the auditor's checks: the row's name, and what judges the probe of that name.

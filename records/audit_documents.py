@@ -16,12 +16,21 @@ import numpy as np
 
 from arithmetic_coder import Decoder, cumulative, encode
 from audit_candidate import Candidate, Learner
-from audit_text import Text, chunks_of, split_documents, take_validation
-from shards import BOS_ID
+from audit_text import (
+    Text,
+    chunks_of,
+    drawn_documents,
+    split_documents,
+    take_validation,
+)
+from shards import BOS_ID, read_shard
 
 DATA = Path("data")
 CODED = Path("coded_documents.bin")
 DECODED = Path("decoded_documents.txt")
+# Of documents that are longer than can be decoded whole: one chunk, and all that stands before it.
+CODED_CHUNK = Path("coded_chunk.bin")
+BEFORE_CHUNK = Path("before_chunk.bin")
 # Bytes at the beginning of the coded file: how many documents follow, and how many chunks the
 # longest one has, two bytes each. Of what is decoded wrongly no document might ever end.
 COUNT_BYTES = 2
@@ -183,20 +192,17 @@ def read_rows(
     return Reading(nats, off, places)
 
 
-def score_drawn(
-    candidate: Candidate, tokens: np.ndarray, seed: tuple[int, int], is_late: Callable
-) -> dict:
+def score_drawn(candidate: Candidate, tokens: np.ndarray, seed: int, is_late: Callable) -> dict:
     """Return the nats of documents in random order, in batches of the auditor's own composition.
 
     It ends when is_late(share of the targets that are done) says so. A row is first token, first
-    target, end of targets, nats.
+    target, end of targets, nats; `by_chunk` has the nats of each chunk of the same documents.
     """
-    documents = split_documents(tokens)
-    generator = np.random.default_rng(seed)
-    documents = documents[generator.permutation(len(documents))]
+    documents = drawn_documents(tokens, seed)
     count = candidate.documents
-    trials = Trials(candidate, generator, TRIED)
+    trials = Trials(candidate, np.random.default_rng((seed, 9)), TRIED)
     rows = []
+    by_chunk = []
     off = 0.0
     places = 0
     for at in range(0, len(documents), DRAWN_BATCHES * count):
@@ -213,9 +219,12 @@ def score_drawn(
             places += read.places
             for (start, end), nats in zip(batch.tolist(), read.nats, strict=False):
                 rows.append([start, start, end, float(nats.sum())])
+                parts = nats.reshape(-1, candidate.chunk).sum(1)
+                by_chunk.append(parts[: -(-(end - start) // candidate.chunk)].tolist())
     return dict(
         windows=len(documents),
         rows=rows,
+        by_chunk=by_chunk,
         off=off,
         places=places,
         tried=trials.places,
@@ -327,6 +336,53 @@ def decode_batch(
             learner.predict(inputs)
             learner.learn(targets, is_scored)
     return documents
+
+
+# ---- Decompression of one chunk
+def encode_chunk(job: dict) -> dict:
+    """Code of documents side by side the chunk behind so many `known` ones into CODED_CHUNK."""
+    tokens = take_validation(DATA)
+    candidate = Candidate(job)
+    documents = split_documents(tokens)
+    rows = side_by_side(tokens, documents, candidate.documents, candidate.chunk)
+    begin = job["known"] * candidate.chunk
+    chunk = next(each for each in predicted(candidate, rows) if each.places.start == begin)
+    CODED_CHUNK.write_bytes(encode(intervals_of(rows, chunk)))
+    found = nats_of(chunk.shares, rows.targets[:, chunk.places])
+    found = np.where(rows.is_scored[:, chunk.places], found, 0.0)
+    return dict(nats=found[: len(documents)].sum(1).tolist())
+
+
+def decode_chunk(job: dict) -> dict:
+    """Turn CODED_CHUNK into each document's tokens again, behind so many `known` chunks.
+
+    A document ends where a BOS follows.
+    """
+    candidate = Candidate(job)
+    learner = candidate.learner()
+    begin = job["known"] * learner.chunk
+    before = read_shard(BEFORE_CHUNK).reshape(-1, begin + 1)
+    decoder = Decoder(CODED_CHUNK.read_bytes())
+    count = len(before)
+    # What is not known yet is 0.
+    inputs = np.zeros((learner.documents, begin + learner.chunk + 1), dtype=np.int64)
+    inputs[:count, : begin + 1] = before
+    is_scored = np.zeros((learner.documents, learner.chunk), dtype=bool)
+    is_scored[:count] = True
+    for end in range(learner.chunk, begin + 1, learner.chunk):
+        learner.predict(inputs[:, :end])
+        learner.learn(inputs[:, end - learner.chunk + 1 : end + 1], is_scored)
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    for place in range(begin, begin + learner.chunk):
+        shares = learner.predict(inputs[:, :-1])[:, place - begin]
+        for row, found in enumerate(tokens):
+            if BOS_ID in found:
+                continue
+            symbol = decoder.symbol(begins_of(shares[row]))
+            found.append(symbol)
+            if symbol != BOS_ID:
+                inputs[row, place + 1] = symbol
+    return dict(tokens=tokens)
 
 
 # ---- Time

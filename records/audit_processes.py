@@ -30,6 +30,7 @@ MODULES = (
     "records/audit_documents.py",
     "records/audit_adaptation.py",
     "records/audit_guard.py",
+    "records/audit_confinement.py",
     "records/audit_probes.py",
     "records/audit_text.py",
     "records/arithmetic_coder.py",

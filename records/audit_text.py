@@ -169,6 +169,12 @@ def split_documents(tokens: np.ndarray) -> np.ndarray:
     return documents[ends > starts]
 
 
+def drawn_documents(tokens: np.ndarray, seed: int) -> np.ndarray:
+    """Return all rows of split_documents in the order in which they are scored at random."""
+    documents = split_documents(tokens)
+    return documents[np.random.default_rng((seed, 8)).permutation(len(documents))]
+
+
 def chunks_of(documents: np.ndarray, chunk: int) -> np.ndarray:
     """Return how many chunks each document has: int64 (documents,)."""
     return -(-(documents[:, 1] - documents[:, 0]) // chunk)

@@ -14,7 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audit_adaptive_verdicts import JUDGES, documents_to_code, judge_evaluation, text_of_documents
+from audit_adaptive_verdicts import (
+    JUDGES,
+    Challenge,
+    documents_to_code,
+    draw_challenge,
+    judge_challenge,
+    judge_drawn,
+    judge_evaluation,
+    judge_size,
+    text_of_documents,
+)
 from audit_judges import (
     BFLOAT16_TOLERANCE,
     DEFAULT_MINUTES,
@@ -25,7 +35,7 @@ from audit_judges import (
     judge_score,
 )
 from audit_log import check_log
-from audit_processes import Processes, Result
+from audit_processes import Processes, Result, shard_of
 from audit_text import Text, read_byte_files, read_validation
 from byte_files import Comparison
 from case_operators import is_rewritten
@@ -160,6 +170,9 @@ class ArtifactAudit:
                 for scoring, result in scored.items():
                     check = guarded(scoring.name, self.check_score, scoring, result.result())
                     made[scoring.check] = check
+                if self.hides_learning:
+                    figure = "the log is of track B, but the script says that nothing in it learns"
+                    made["adaptive_score"] = Check(ADAPTIVE_SCORE.name, False, figure)
             except BaseException:
                 # Nobody waits for the scores any more.
                 self.processes.stop()
@@ -234,6 +247,12 @@ class ArtifactAudit:
     def adapts(self) -> bool:
         """Whether the artifact is of track B: it learns while it scores."""
         return self.inspected.get("adapts", False)
+
+    @property
+    def hides_learning(self) -> bool:
+        """Whether a score of what learns is claimed, and there would be no row for it."""
+        claimed = self.log is not None and self.log.track == "B"
+        return claimed and not self.adapts and self.wishes.include("adaptive_score")
 
     @property
     def seconds_per_window(self) -> float:
@@ -383,6 +402,10 @@ class ArtifactAudit:
         """A score that the log claims against the auditor's own evaluation."""
         if scored.error is not None:
             return Check(scoring.name, False, scored.error)
+        if scoring is ADAPTIVE_SCORE:
+            wrong = judge_drawn(scored.values, self.tokens, self.processes.seed)
+            if wrong:
+                return Check(scoring.name, False, wrong)
         bits, sizes = self.bits_and_bytes(scored.values, self.tokens)
         claim = None if self.log is None else self.log.score(LABELS[scoring.label])
         bfloat16 = self.log is not None and self.log.dtype == "bfloat16"
@@ -398,8 +421,44 @@ class ArtifactAudit:
             scoring.unit,
         )
         if scoring is ADAPTIVE_SCORE:
-            return judge_evaluation(check, scored.values, self.decoded, bfloat16)
+            check = judge_evaluation(check, scored.values, self.decoded, bfloat16)
+            return self.challenged(check, scored.values, bfloat16)
         return check
+
+    def challenged(self, check: Check, scored: dict, bfloat16: bool) -> Check:
+        """The verdict on a score of documents, once a chunk of some has been decoded.
+
+        It is any chunk, however long they are, behind what stands before it.
+        """
+        settings = self.inspected["settings"]
+        challenge = draw_challenge(self.tokens, scored, settings, self.generator)
+        if challenge is None:
+            return check
+        wrong = self.code_chunk(challenge, scored, bfloat16)
+        if wrong:
+            return check._replace(passed=False, figure=f"{check.figure}; {wrong}", unproven="")
+        told = f"{check.figure}; chunk {challenge.known} of {len(challenge.rows)} documents decoded"
+        return check._replace(figure=told)
+
+    def code_chunk(self, challenge: Challenge, scored: dict, bfloat16: bool) -> str:
+        """Have a chunk coded and decoded; say what is wrong, or nothing."""
+        text = challenge.text(self.tokens)
+        encoded = self.processes.run("encode_chunk", text, known=challenge.known)
+        if encoded.error is not None:
+            return encoded.error
+        coded = encoded.folder / "coded_chunk.bin"
+        before = self.processes.folder / "before_chunk.bin"
+        before.write_bytes(shard_of(challenge.before(self.tokens).ravel()))
+        decoded = self.processes.run("decode_chunk", extra=(coded, before), known=challenge.known)
+        if decoded.error is not None:
+            return decoded.error
+        targets = challenge.targets(self.tokens)
+        if decoded.values["tokens"] != targets:
+            return f"chunk {challenge.known} of {len(targets)} documents is ANOTHER when decoded"
+        nats = encoded.values["nats"]
+        return judge_size(nats, sum(map(len, targets)), coded.stat().st_size) or judge_challenge(
+            challenge, nats, scored, targets, bfloat16
+        )
 
     def seconds_to_code(self) -> float:
         """How long a decoder may take: a share of what is left of the time."""
@@ -429,8 +488,12 @@ class ArtifactAudit:
             return Check(ADAPTIVE_CODING.name, None, figure)
         check, encoded = self.coding(ADAPTIVE_CODING, text_of_documents(self.tokens, documents))
         self.decoded = dict(zip(documents[:, 0].tolist(), encoded.get("nats", []), strict=False))
-        if "fixed_bpb" not in encoded:
+        if "size" not in encoded:
             return check
+        targets = int((documents[:, 1] - documents[:, 0]).sum())
+        wrong = judge_size(encoded["nats"], targets, encoded["size"])
+        if wrong:
+            return check._replace(passed=False, figure=f"{check.figure}; {wrong}")
         more = f"{len(documents)} documents, {encoded['fixed_bpb']:.4f} bpb without learning"
         return check._replace(figure=f"{check.figure}; {more}")
 
@@ -455,7 +518,7 @@ class ArtifactAudit:
         size = coded.stat().st_size
         stated = encoded.values["val_bpb"]
         check = judge_coding(coding.name, same, len(stretch) - 1, count, size, coding.head, stated)
-        return check, encoded.values
+        return check, {**encoded.values, "size": size - coding.head}
 
 
 def read_text(data: Data, text: Text) -> np.ndarray:

@@ -23,7 +23,9 @@ from arithmetic_coder import Decoder, cumulative, encode
 from audit_adaptation import ADAPTIVE_PROBES
 from audit_candidate import BATCH, Candidate, own_losses
 from audit_documents import (
+    decode_chunk,
     decode_documents,
+    encode_chunk,
     encode_documents,
     score_drawn,
     seconds_of_prediction,
@@ -141,7 +143,7 @@ def scored_documents(candidate: Candidate, tokens: np.ndarray, job: dict) -> dic
     def is_late(share: float) -> bool:
         return is_time(time.perf_counter() - started, share, job)
 
-    return score_drawn(candidate, tokens, (job["seed"], 8), is_late)
+    return score_drawn(candidate, tokens, job["seed"], is_late)
 
 
 def encode_stretch(job: dict) -> dict:
@@ -210,6 +212,8 @@ WORKERS: dict[str, Callable[[dict], dict]] = {
     "encode_documents": encode_documents,
     "decode": decode_stretch,
     "decode_documents": decode_documents,
+    "encode_chunk": encode_chunk,
+    "decode_chunk": decode_chunk,
 }
 
 
