@@ -17,9 +17,16 @@ from shards import BOS_ID
 # products are in bfloat16. Probes are in float32.
 SAME_NATS = 1e-4
 BFLOAT16_NATS = 1e-2
-# Bits that a coded file may take beyond what its nats say: its last byte is not full, and where the
-# interval ends is rounded.
-CODING_BITS = 16
+# The same of all documents together, among which rounding goes both ways: by 0 as measured.
+BFLOAT16_TOGETHER = 2e-3
+# Nats of a single chunk that products in bfloat16 may move, on top of those for each target.
+BFLOAT16_CHUNK = 0.5
+# Batches of documents of which a chunk is decoded: at least, and at most where there is the time.
+FEWEST = 4
+MOST = 16
+# Bits that a coded file may take beyond what its nats say: eight, as its last byte is not full, one
+# to name a place inside of the interval, and one for what is rounded.
+CODING_BITS = 10
 # Documents to be decoded have so many chunks at least, where the text and the time allow: from the
 # second one on the script has learnt something.
 ENOUGH_CHUNKS = 3
@@ -82,15 +89,21 @@ def judge_evaluation(
         )
     figure = f"{check.figure}; {scored['tried']} predictions with other text behind"
     compared = 0
+    lower = 0.0
+    targets = 0
     tolerance = BFLOAT16_NATS if bfloat16 else SAME_NATS
     for first, _, end, nats in scored["rows"]:
         if first in decoded:
             compared += 1
+            lower += decoded[first] - nats
+            targets += end - first
             if not abs(decoded[first] - nats) <= tolerance * (end - first):
                 wrong.append(
                     f"the document at token {first} has {nats:.4f} nats, but {decoded[first]:.4f} "
                     "where it was coded"
                 )
+    if bfloat16 and not wrong and not lower <= BFLOAT16_TOGETHER * targets:
+        wrong.append(f"decoded documents have {lower:.4f} nats less than where they were coded")
     if decoded:
         figure += f", {compared} of {len(decoded)} decoded documents among them"
     if wrong:
@@ -163,39 +176,57 @@ class Challenge(NamedTuple):
         return text_of_documents(tokens, np.stack([self.documents[:, 0], stops], axis=1))
 
 
-def draw_challenge(
-    tokens: np.ndarray, scored: dict, settings: dict, generator: np.random.Generator
-) -> Challenge | None:
-    """Draw a chunk of documents that an evaluation has scored; None if no BOS follows any.
+def draw_challenges(
+    tokens: np.ndarray,
+    scored: dict,
+    settings: dict,
+    seconds_of_prediction: list[float],
+    seconds: float,
+    generator: np.random.Generator,
+) -> list[Challenge]:
+    """Draw chunks of documents that an evaluation has scored; none if no BOS follows any.
 
-    It is drawn when the nats of all chunks are known, so nothing could be honest there alone. Each
-    chunk is as likely as any other to be that of the first document.
+    They are drawn when the nats of all chunks are known, so nothing could be honest there alone.
+    Each chunk is as likely as any other to be that of the first document. There are FEWEST, or as
+    many as can be decoded within so many seconds, but no more than MOST.
     """
     chunk = settings["ttt_chunk_size"]
     documents = np.array([[int(first), int(end)] for _, first, end, _ in scored["rows"]])
     chunks = np.where(tokens[documents[:, 1]] == BOS_ID, chunks_of(documents, chunk), 0)
+    challenges: list[Challenge] = []
     if not chunks.any():
-        return None
-    drawn = int(generator.choice(len(documents), p=chunks / chunks.sum()))
-    known = int(generator.integers(chunks[drawn]))
-    others = generator.permutation(np.flatnonzero(chunks > known))
-    rows = [drawn, *others[others != drawn].tolist()][: settings["ttt_batch_size"]]
-    return Challenge(rows, documents[rows], chunk, known)
+        return challenges
+    spent = 0.0
+    while len(challenges) < MOST and (len(challenges) < FEWEST or spent < seconds):
+        drawn = int(generator.choice(len(documents), p=chunks / chunks.sum()))
+        known = int(generator.integers(chunks[drawn]))
+        others = generator.permutation(np.flatnonzero(chunks > known))
+        rows = [drawn, *others[others != drawn].tolist()][: settings["ttt_batch_size"]]
+        challenges.append(Challenge(rows, documents[rows], chunk, known))
+        # Coded and decoded, each chunk takes a prediction and about two more to learn.
+        spent += (2 * 3 * known + chunk) * seconds_of_prediction[-1]
+    return challenges
 
 
-def judge_challenge(
-    challenge: Challenge, nats: list[float], scored: dict, targets: list[list[int]], bfloat16: bool
+def judge_challenges(
+    challenges: list[Challenge],
+    nats: list[list[float]],
+    targets: list[list[list[int]]],
+    scored: dict,
+    bfloat16: bool,
 ) -> str:
-    """Say what differs between the nats of a chunk where it was coded and scored; or nothing."""
+    """Say what differs between the nats of chunks where they were coded and scored; or nothing."""
     tolerance = BFLOAT16_NATS if bfloat16 else SAME_NATS
-    for row, coded, found in zip(challenge.rows, nats, targets, strict=True):
-        said = scored["by_chunk"][row][challenge.known]
-        if not abs(coded - said) <= tolerance * len(found):
-            first = challenge.documents[challenge.rows.index(row), 0]
-            return (
-                f"chunk {challenge.known} of the document at token {first} has {said:.4f} nats, "
-                f"but {coded:.4f} where it was coded"
-            )
+    allowed_once = BFLOAT16_CHUNK if bfloat16 else 0.0
+    for challenge, coded, texts in zip(challenges, nats, targets, strict=True):
+        each = zip(challenge.rows, challenge.documents[:, 0], coded, texts, strict=True)
+        for row, first, own, found in each:
+            said = scored["by_chunk"][row][challenge.known]
+            if not abs(own - said) <= tolerance * len(found) + allowed_once:
+                return (
+                    f"chunk {challenge.known} of the document at token {first} has {said:.4f} "
+                    f"nats, but {own:.4f} where it was coded"
+                )
     return ""
 
 

@@ -28,9 +28,9 @@ from shards import BOS_ID, read_shard
 DATA = Path("data")
 CODED = Path("coded_documents.bin")
 DECODED = Path("decoded_documents.txt")
-# Of documents that are longer than can be decoded whole: one chunk, and all that stands before it.
-CODED_CHUNK = Path("coded_chunk.bin")
-BEFORE_CHUNK = Path("before_chunk.bin")
+# Of documents that are longer than can be decoded whole: some chunks, and what stands before them.
+CODED_CHUNKS = Path("coded_chunks.bin")
+BEFORE_CHUNKS = Path("before_chunks.bin")
 # Bytes at the beginning of the coded file: how many documents follow, and how many chunks the
 # longest one has, two bytes each. Of what is decoded wrongly no document might ever end.
 COUNT_BYTES = 2
@@ -338,32 +338,53 @@ def decode_batch(
     return documents
 
 
-# ---- Decompression of one chunk
-def encode_chunk(job: dict) -> dict:
-    """Code of documents side by side the chunk behind so many `known` ones into CODED_CHUNK."""
+# ---- Decompression of single chunks
+def encode_chunks(job: dict) -> dict:
+    """Code chunks of documents into CODED_CHUNKS, one chunk of those that stand side by side.
+
+    A group of the job is how many documents stand side by side, and how many chunks are before the
+    coded one. The text is all groups' documents.
+    """
     tokens = take_validation(DATA)
     candidate = Candidate(job)
     documents = split_documents(tokens)
-    rows = side_by_side(tokens, documents, candidate.documents, candidate.chunk)
-    begin = job["known"] * candidate.chunk
-    chunk = next(each for each in predicted(candidate, rows) if each.places.start == begin)
-    CODED_CHUNK.write_bytes(encode(intervals_of(rows, chunk)))
-    found = nats_of(chunk.shares, rows.targets[:, chunk.places])
-    found = np.where(rows.is_scored[:, chunk.places], found, 0.0)
-    return dict(nats=found[: len(documents)].sum(1).tolist())
+    intervals = []
+    nats = []
+    for count, known in job["groups"]:
+        batch = documents[:count]
+        documents = documents[count:]
+        rows = side_by_side(tokens, batch, candidate.documents, candidate.chunk)
+        begin = known * candidate.chunk
+        chunk = next(each for each in predicted(candidate, rows) if each.places.start == begin)
+        intervals += intervals_of(rows, chunk)
+        found = nats_of(chunk.shares, rows.targets[:, chunk.places])
+        found = np.where(rows.is_scored[:, chunk.places], found, 0.0)
+        nats.append(found[:count].sum(1).tolist())
+    CODED_CHUNKS.write_bytes(encode(intervals))
+    return dict(nats=nats)
 
 
-def decode_chunk(job: dict) -> dict:
-    """Turn CODED_CHUNK into each document's tokens again, behind so many `known` chunks.
+def decode_chunks(job: dict) -> dict:
+    """Turn CODED_CHUNKS into the tokens of each group's documents again, behind BEFORE_CHUNKS."""
+    candidate = Candidate(job)
+    decoder = Decoder(CODED_CHUNKS.read_bytes())
+    before = read_shard(BEFORE_CHUNKS)
+    tokens = []
+    for count, known in job["groups"]:
+        size = count * (known * candidate.chunk + 1)
+        tokens.append(decode_chunk(candidate, decoder, before[:size].reshape(count, -1)))
+        before = before[size:]
+    return dict(tokens=tokens)
+
+
+def decode_chunk(candidate: Candidate, decoder: Decoder, before: np.ndarray) -> list[list[int]]:
+    """Decode a chunk of documents of which (documents, chunks * chunk + 1) tokens are known.
 
     A document ends where a BOS follows.
     """
-    candidate = Candidate(job)
     learner = candidate.learner()
-    begin = job["known"] * learner.chunk
-    before = read_shard(BEFORE_CHUNK).reshape(-1, begin + 1)
-    decoder = Decoder(CODED_CHUNK.read_bytes())
     count = len(before)
+    begin = before.shape[1] - 1
     # What is not known yet is 0.
     inputs = np.zeros((learner.documents, begin + learner.chunk + 1), dtype=np.int64)
     inputs[:count, : begin + 1] = before
@@ -382,7 +403,7 @@ def decode_chunk(job: dict) -> dict:
             found.append(symbol)
             if symbol != BOS_ID:
                 inputs[row, place + 1] = symbol
-    return dict(tokens=tokens)
+    return tokens
 
 
 # ---- Time

@@ -18,8 +18,8 @@ from audit_adaptive_verdicts import (
     JUDGES,
     Challenge,
     documents_to_code,
-    draw_challenge,
-    judge_challenge,
+    draw_challenges,
+    judge_challenges,
     judge_drawn,
     judge_evaluation,
     judge_size,
@@ -56,6 +56,8 @@ PROBED = ("bytes", "targets", "causality", "normalization")
 ADAPTIVE_CHECKS = {*JUDGES, "adaptive_score", "adaptive_decompression"}
 # Seconds in which everything is scored, if so many suffice and no fewer minutes were asked for.
 WHOLE_SECONDS = 600.0
+# Share of the time in which chunks of long documents are decoded.
+CHALLENGE_SHARE = 0.2
 # Until it is measured: seconds of a forward pass over a window.
 SECONDS_PER_WINDOW = 1.0
 
@@ -426,39 +428,48 @@ class ArtifactAudit:
         return check
 
     def challenged(self, check: Check, scored: dict, bfloat16: bool) -> Check:
-        """The verdict on a score of documents, once a chunk of some has been decoded.
+        """The verdict on a score of documents, once chunks of some have been decoded.
 
-        It is any chunk, however long they are, behind what stands before it.
+        They are any chunks, however long the documents are, behind what stands before them.
         """
-        settings = self.inspected["settings"]
-        challenge = draw_challenge(self.tokens, scored, settings, self.generator)
-        if challenge is None:
+        challenges = draw_challenges(
+            self.tokens,
+            scored,
+            self.inspected["settings"],
+            self.inspected["seconds_of_prediction"],
+            CHALLENGE_SHARE * self.seconds,
+            self.generator,
+        )
+        if not challenges:
             return check
-        wrong = self.code_chunk(challenge, scored, bfloat16)
+        wrong = self.code_chunks(challenges, scored, bfloat16)
         if wrong:
             return check._replace(passed=False, figure=f"{check.figure}; {wrong}", unproven="")
-        told = f"{check.figure}; chunk {challenge.known} of {len(challenge.rows)} documents decoded"
-        return check._replace(figure=told)
+        count = sum(len(challenge.rows) for challenge in challenges)
+        figure = f"{check.figure}; of {count} documents a chunk was decoded"
+        return check._replace(figure=f"{figure}, up to number {max(c.known for c in challenges)}")
 
-    def code_chunk(self, challenge: Challenge, scored: dict, bfloat16: bool) -> str:
-        """Have a chunk coded and decoded; say what is wrong, or nothing."""
-        text = challenge.text(self.tokens)
-        encoded = self.processes.run("encode_chunk", text, known=challenge.known)
+    def code_chunks(self, challenges: list[Challenge], scored: dict, bfloat16: bool) -> str:
+        """Have chunks coded and decoded; say what is wrong, or nothing."""
+        text = np.concatenate([challenge.text(self.tokens)[:-1] for challenge in challenges])
+        groups = [[len(challenge.rows), challenge.known] for challenge in challenges]
+        encoded = self.processes.run("encode_chunks", np.append(text, BOS_ID), groups=groups)
         if encoded.error is not None:
             return encoded.error
-        coded = encoded.folder / "coded_chunk.bin"
-        before = self.processes.folder / "before_chunk.bin"
-        before.write_bytes(shard_of(challenge.before(self.tokens).ravel()))
-        decoded = self.processes.run("decode_chunk", extra=(coded, before), known=challenge.known)
+        coded = encoded.folder / "coded_chunks.bin"
+        before = self.processes.folder / "before_chunks.bin"
+        known = [challenge.before(self.tokens).ravel() for challenge in challenges]
+        before.write_bytes(shard_of(np.concatenate(known)))
+        decoded = self.processes.run("decode_chunks", extra=(coded, before), groups=groups)
         if decoded.error is not None:
             return decoded.error
-        targets = challenge.targets(self.tokens)
+        targets = [challenge.targets(self.tokens) for challenge in challenges]
         if decoded.values["tokens"] != targets:
-            return f"chunk {challenge.known} of {len(targets)} documents is ANOTHER when decoded"
+            return "chunks of documents are OTHERS when they are decoded"
         nats = encoded.values["nats"]
-        return judge_size(nats, sum(map(len, targets)), coded.stat().st_size) or judge_challenge(
-            challenge, nats, scored, targets, bfloat16
-        )
+        count = sum(len(text) for texts in targets for text in texts)
+        wrong = judge_size(sum(nats, []), count, coded.stat().st_size)
+        return wrong or judge_challenges(challenges, nats, targets, scored, bfloat16)
 
     def seconds_to_code(self) -> float:
         """How long a decoder may take: a share of what is left of the time."""

@@ -23,9 +23,9 @@ from arithmetic_coder import Decoder, cumulative, encode
 from audit_adaptation import ADAPTIVE_PROBES
 from audit_candidate import BATCH, Candidate, own_losses
 from audit_documents import (
-    decode_chunk,
+    decode_chunks,
     decode_documents,
-    encode_chunk,
+    encode_chunks,
     encode_documents,
     score_drawn,
     seconds_of_prediction,
@@ -212,8 +212,8 @@ WORKERS: dict[str, Callable[[dict], dict]] = {
     "encode_documents": encode_documents,
     "decode": decode_stretch,
     "decode_documents": decode_documents,
-    "encode_chunk": encode_chunk,
-    "decode_chunk": decode_chunk,
+    "encode_chunks": encode_chunks,
+    "decode_chunks": decode_chunks,
 }
 
 

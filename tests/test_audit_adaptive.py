@@ -9,12 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import audit_documents
 import faulty_scripts
-from adaptive_faults import FAULTS
-from audit_adaptive_verdicts import affordable_chunks, documents_to_code, judge_evaluation
+from adaptive_faults import CHEATS, FAULTS
+from audit_adaptive_verdicts import (
+    Challenge,
+    affordable_chunks,
+    documents_to_code,
+    draw_challenges,
+    judge_challenges,
+    judge_drawn,
+    judge_evaluation,
+    judge_size,
+)
 from audit_documents import off_by, side_by_side
 from audit_processes import Processes
-from audit_text import chunks_of, split_documents
+from audit_text import chunks_of, drawn_documents, split_documents
 from audit_verdicts import ADAPTIVE_CHECKS
 from checks import Check
 from faulty_scripts import faulty_script
@@ -29,6 +39,7 @@ ROWS = {
     "adaptive score",
     "adaptive decompression",
 }
+TEXT = np.array([1, 5, 6, 7, 1, 1, 8, 9, 10, 11, 1, 12], dtype=np.uint16)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +75,15 @@ def test_a_planted_fault_is_caught(fault, record):
     assert "Error" not in found.out, found
 
 
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_script_that_was_made_to_pass_is_caught(cheat, record, monkeypatch):
+    # It may put another function there.
+    monkeypatch.setattr(audit_documents, "nats_of", audit_documents.nats_of)
+    planted, asked, expected = CHEATS[cheat]
+    record.script.write_text(faulty_script(planted), encoding="utf-8")
+    assert record.failed(*asked.split(","), whole="adaptive_decompression" not in asked) == expected
+
+
 def test_a_better_adaptive_score_in_the_log_is_caught(record):
     """0.01 are taken off, with all that follows from it, in the log and everywhere."""
     label = LABELS["ttt"]
@@ -81,10 +101,77 @@ def test_a_better_adaptive_score_in_the_log_is_caught(record):
     assert record.failed(*asked, whole=True) == {"adaptive score"}
 
 
+def test_rounding_to_bfloat16_does_not_make_nats_lower_on_average():
+    def judged(nats: float) -> Check:
+        scored = dict(rows=[[4, 4, 104, nats], [200, 200, 300, 50.0]], off=0.0, wrong=[], tried=3)
+        check = Check("adaptive score", True, "own 1.0")
+        return judge_evaluation(check, scored, {4: 200.0, 200: 50.0}, bfloat16=True)
+
+    assert judged(199.7).passed and judged(200.9).passed
+    assert "have 0.9000 nats less" in judged(199.1).figure and judged(199.1).passed is False
+
+
+# ---- What was scored, against what is decoded
+def test_documents_that_count_are_those_that_were_drawn():
+    drawn = drawn_documents(TEXT, seed=3).tolist()
+    assert sorted(drawn) == split_documents(TEXT).tolist()
+
+    def judged(documents, windows: int = 4) -> str:
+        rows = [[first, first, end, 1.0] for first, end in documents]
+        return judge_drawn(dict(rows=rows, windows=windows), TEXT, seed=3)
+
+    # Within a few batches they are sorted by length.
+    assert judged(drawn) == judged(drawn[::-1]) == judged(drawn[:3]) == ""
+    for others in (drawn[1:], [drawn[0], drawn[0]], [[0, 3]]):
+        assert "not those that were drawn" in judged(others)
+    assert "there are 3 documents of 4" in judged(drawn[:3], windows=3)
+
+
+def test_a_coded_file_is_no_larger_than_its_nats_say():
+    nats = [1000 * np.log(2), 600 * np.log(2)]
+    assert judge_size(nats, 100, 201) == judge_size(nats, 100, 199) == ""
+    assert "200.0 bytes, but it was coded into 204" in judge_size(nats, 100, 204)
+    assert judge_size([np.nan], 100, 204)
+
+
+def test_any_chunk_may_be_decoded_behind_what_stands_before_it():
+    documents = split_documents(TEXT)
+    scored = dict(rows=[[first, first, end, 1.0] for first, end in documents.tolist()])
+    settings = dict(ttt_chunk_size=2, ttt_batch_size=2)
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(10):
+        found += draw_challenges(TEXT, scored, settings, [1.0, 1.0], 1e9, generator)
+    assert len(found) == 160
+    for challenge in found:
+        for row, before in zip(challenge.rows, challenge.before(TEXT).tolist(), strict=True):
+            assert before == TEXT[documents[row, 0] :][: challenge.begin + 1].tolist()
+    # All chunks of all documents but the last one, behind which there is no BOS.
+    drawn = {(challenge.rows[0], challenge.known) for challenge in found}
+    assert drawn == {(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2)}
+    few = draw_challenges(TEXT, scored, settings, [1.0, 1.0], 1.0, generator)
+    assert len(few) == 4
+    without = dict(rows=[[0, 0, 3, 1.0]])
+    assert draw_challenges(TEXT[:4], without, settings, [1.0, 1.0], 1e9, generator) == []
+
+
+def test_a_chunk_that_is_decoded_ends_within_a_document_or_with_it():
+    challenge = Challenge([2, 0], split_documents(TEXT)[[2, 0]], chunk=2, known=1)
+    assert challenge.before(TEXT).tolist() == [[1, 8, 9], [1, 5, 6]]
+    targets = challenge.targets(TEXT)
+    assert targets == [[10, 11], [7, 1]]
+    assert challenge.text(TEXT).tolist() == [1, 8, 9, 10, 11, 1, 5, 6, 7, 1]
+    scored = dict(by_chunk=[[1.0, 2.0], [1.0], [1.0, 3.0, 1.0]])
+
+    def judged(nats: list[float]) -> str:
+        return judge_challenges([challenge], [nats], [targets], scored, bfloat16=False)
+
+    assert judged([3.0, 2.0001]) == ""
+    told = judged([3.0, 2.1])
+    assert told.startswith("chunk 1 of the document at token 0 has 2.0000 nats, but 2.1000")
+
+
 # ---- Documents
-TEXT = np.array([1, 5, 6, 7, 1, 1, 8, 9, 10, 11, 1, 12], dtype=np.uint16)
-
-
 def test_documents_are_a_bos_and_what_follows():
     """Their targets are the tokens behind the BOS, and the next BOS, if there is one."""
     found = split_documents(TEXT)
