@@ -24,6 +24,8 @@ BFLOAT16_CHUNK = 0.5
 # Batches of documents of which a chunk is decoded: at least, and at most where there is the time.
 FEWEST = 4
 MOST = 16
+# What rounding takes off a sum of a document's nats, as a share.
+ROUNDING = 1e-9
 # Bits that a coded file may take beyond what its nats say: eight, as its last byte is not full, one
 # to name a place inside of the interval, and one for what is rounded.
 CODING_BITS = 10
@@ -116,7 +118,7 @@ def judge_drawn(scored: dict, tokens: np.ndarray, seed: int) -> str:
     """Say what is wrong with the documents whose nats are returned; empty if nothing is.
 
     They must be the first ones of the random order, each once. A choice among them would have
-    another mean, and the number of all says whether it is a sample.
+    another mean, and the number of all says whether it is a sample. Nats are those of the chunks.
     """
     documents = drawn_documents(tokens, seed)
     found = sorted((int(first), int(end)) for _, first, end, _ in scored["rows"])
@@ -125,6 +127,9 @@ def judge_drawn(scored: dict, tokens: np.ndarray, seed: int) -> str:
         return f"the {len(found):,} documents that it returns are not those that were drawn"
     if scored["windows"] != len(documents):
         return f"it says that there are {scored['windows']:,} documents of {len(documents):,}"
+    for (first, _, _, nats), parts in zip(scored["rows"], scored["by_chunk"], strict=True):
+        if not abs(sum(parts) - nats) <= ROUNDING * nats:
+            return f"the document at token {first} has {nats:.4f} nats, its chunks {sum(parts):.4f}"
     return ""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import audit_adaptive_verdicts
 import audit_documents
 import faulty_scripts
 from adaptive_faults import CHEATS, FAULTS
@@ -51,6 +52,7 @@ def honest(data_folder) -> Record:
 def record(honest, tmp_path, monkeypatch) -> Record:
     """A copy of the honest record, to be doctored; workers run in this process."""
     monkeypatch.setattr(Processes, "wait_for", faulty_scripts.answer_here)
+    monkeypatch.setattr(audit_adaptive_verdicts, "MOST", audit_adaptive_verdicts.FEWEST)
     return Record(Path(shutil.copytree(honest.folder, tmp_path / "record")), honest.data)
 
 
@@ -116,15 +118,18 @@ def test_documents_that_count_are_those_that_were_drawn():
     drawn = drawn_documents(TEXT, seed=3).tolist()
     assert sorted(drawn) == split_documents(TEXT).tolist()
 
-    def judged(documents, windows: int = 4) -> str:
-        rows = [[first, first, end, 1.0] for first, end in documents]
-        return judge_drawn(dict(rows=rows, windows=windows), TEXT, seed=3)
+    def judged(documents, windows: int = 4, nats: float = 1.0) -> str:
+        rows = [[first, first, end, nats] for first, end in documents]
+        by_chunk = [[0.25, 0.75]] * len(rows)
+        scored = dict(rows=rows, windows=windows, by_chunk=by_chunk)
+        return judge_drawn(scored, TEXT, seed=3)
 
     # Within a few batches they are sorted by length.
     assert judged(drawn) == judged(drawn[::-1]) == judged(drawn[:3]) == ""
     for others in (drawn[1:], [drawn[0], drawn[0]], [[0, 3]]):
         assert "not those that were drawn" in judged(others)
     assert "there are 3 documents of 4" in judged(drawn[:3], windows=3)
+    assert "0.9000 nats, its chunks 1.0000" in judged(drawn, nats=0.9)
 
 
 def test_a_coded_file_is_no_larger_than_its_nats_say():
@@ -142,7 +147,7 @@ def test_any_chunk_may_be_decoded_behind_what_stands_before_it():
     found = []
     for _ in range(10):
         found += draw_challenges(TEXT, scored, settings, [1.0, 1.0], 1e9, generator)
-    assert len(found) == 160
+    assert len(found) == 10 * audit_adaptive_verdicts.MOST
     for challenge in found:
         for row, before in zip(challenge.rows, challenge.before(TEXT).tolist(), strict=True):
             assert before == TEXT[documents[row, 0] :][: challenge.begin + 1].tolist()
