@@ -66,9 +66,9 @@ if __name__ == "__main__":
         from audit_confinement import confine_worker
 
         # Before any library has threads, which would not be held.
-        confine_worker()
+        held = confine_worker()
         with packages_from("requirements.txt"):
             from audit_worker import run_worker
 
-        sys.exit(run_worker(sys.argv[2]))
+        sys.exit(run_worker(sys.argv[2], held))
     sys.exit(main())

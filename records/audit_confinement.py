@@ -46,11 +46,21 @@ def landlock_version() -> int:
     return max(0, libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), GET_VERSION))
 
 
-def confine_worker() -> None:
-    """Confine one of the auditor's processes, in its folder, as its job says."""
+def confine_worker() -> bool:
+    """Confine one of the auditor's processes, in its folder, as its job says.
+
+    Return whether the kernel holds it there.
+    """
     job = json.loads(Path("job.json").read_text(encoding="utf-8"))
-    if job["forbidden"]:
-        confine(job["forbidden"])
+    return bool(job["forbidden"]) and confine(job["forbidden"])
+
+
+def describe(held: bool) -> str:
+    """Say whether the kernel held a process, as that says itself, and as the kernel can."""
+    version = landlock_version()
+    if held and version >= OLDEST_VERSION:
+        return f"held by the kernel, too (Landlock {version})"
+    return "not held by the kernel: what libraries read is not seen"
 
 
 def confine(forbidden: list[str]) -> bool:

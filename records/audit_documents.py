@@ -28,9 +28,9 @@ from shards import BOS_ID, read_shard
 DATA = Path("data")
 CODED = Path("coded_documents.bin")
 DECODED = Path("decoded_documents.txt")
-# Of documents that are longer than can be decoded whole: some chunks, and what stands before them.
-CODED_CHUNKS = Path("coded_chunks.bin")
-BEFORE_CHUNKS = Path("before_chunks.bin")
+# Parts of what was scored, chunks of documents or targets of windows, and what stands before them.
+CODED_PARTS = Path("coded_parts.bin")
+BEFORE_PARTS = Path("before_parts.bin")
 # Bytes at the beginning of the coded file: how many documents follow, and how many chunks the
 # longest one has, two bytes each. Of what is decoded wrongly no document might ever end.
 COUNT_BYTES = 2
@@ -196,13 +196,13 @@ def score_drawn(candidate: Candidate, tokens: np.ndarray, seed: int, is_late: Ca
     """Return the nats of documents in random order, in batches of the auditor's own composition.
 
     It ends when is_late(share of the targets that are done) says so. A row is first token, first
-    target, end of targets, nats; `by_chunk` has the nats of each chunk of the same documents.
+    target, end of targets, nats; `by_part` has the nats of each chunk of the same documents.
     """
     documents = drawn_documents(tokens, seed)
     count = candidate.documents
     trials = Trials(candidate, np.random.default_rng((seed, 9)), TRIED)
     rows = []
-    by_chunk = []
+    by_part = []
     off = 0.0
     places = 0
     for at in range(0, len(documents), DRAWN_BATCHES * count):
@@ -220,11 +220,11 @@ def score_drawn(candidate: Candidate, tokens: np.ndarray, seed: int, is_late: Ca
             for (start, end), nats in zip(batch.tolist(), read.nats, strict=False):
                 rows.append([start, start, end, float(nats.sum())])
                 parts = nats.reshape(-1, candidate.chunk).sum(1)
-                by_chunk.append(parts[: -(-(end - start) // candidate.chunk)].tolist())
+                by_part.append(parts[: -(-(end - start) // candidate.chunk)].tolist())
     return dict(
         windows=len(documents),
         rows=rows,
-        by_chunk=by_chunk,
+        by_part=by_part,
         off=off,
         places=places,
         tried=trials.places,
@@ -340,39 +340,41 @@ def decode_batch(
 
 # ---- Decompression of single chunks
 def encode_chunks(job: dict) -> dict:
-    """Code chunks of documents into CODED_CHUNKS, one chunk of those that stand side by side.
+    """Code a chunk of each document into CODED_PARTS, and return the nats of each chunk.
 
-    A group of the job is how many documents stand side by side, and how many chunks are before the
-    coded one. The text is all groups' documents.
+    A group of the job are documents side by side: how many targets of each are before its chunk,
+    and how many are in it. The text is that of the documents up to the end of their chunks.
     """
     tokens = take_validation(DATA)
     candidate = Candidate(job)
-    documents = split_documents(tokens)
     intervals = []
     nats = []
-    for count, known in job["groups"]:
-        batch = documents[:count]
-        documents = documents[count:]
-        rows = side_by_side(tokens, batch, candidate.documents, candidate.chunk)
-        begin = known * candidate.chunk
+    for sizes in job["groups"]:
+        ends = np.cumsum([known + count + 1 for known, count in sizes])
+        documents = np.stack([np.append(0, ends[:-1]), ends - 1], axis=1)
+        rows = side_by_side(tokens, documents, candidate.documents, candidate.chunk)
+        tokens = tokens[ends[-1] :]
+        # All have as many chunks before them.
+        begin = sizes[0][0]
         chunk = next(each for each in predicted(candidate, rows) if each.places.start == begin)
         intervals += intervals_of(rows, chunk)
         found = nats_of(chunk.shares, rows.targets[:, chunk.places])
         found = np.where(rows.is_scored[:, chunk.places], found, 0.0)
-        nats.append(found[:count].sum(1).tolist())
-    CODED_CHUNKS.write_bytes(encode(intervals))
+        nats.append(found[: len(sizes)].sum(1).tolist())
+    CODED_PARTS.write_bytes(encode(intervals))
     return dict(nats=nats)
 
 
 def decode_chunks(job: dict) -> dict:
-    """Turn CODED_CHUNKS into the tokens of each group's documents again, behind BEFORE_CHUNKS."""
+    """Turn CODED_PARTS into the tokens of each document's chunk again, behind BEFORE_PARTS."""
     candidate = Candidate(job)
-    decoder = Decoder(CODED_CHUNKS.read_bytes())
-    before = read_shard(BEFORE_CHUNKS)
+    decoder = Decoder(CODED_PARTS.read_bytes())
+    before = read_shard(BEFORE_PARTS)
     tokens = []
-    for count, known in job["groups"]:
-        size = count * (known * candidate.chunk + 1)
-        tokens.append(decode_chunk(candidate, decoder, before[:size].reshape(count, -1)))
+    for sizes in job["groups"]:
+        size = sum(known + 1 for known, _ in sizes)
+        told = before[:size].reshape(len(sizes), -1)
+        tokens.append(decode_chunk(candidate, decoder, told))
         before = before[size:]
     return dict(tokens=tokens)
 

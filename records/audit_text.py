@@ -15,6 +15,10 @@ from commands import BadInput
 from shards import BOS_ID, byte_files_of, read_shard, shards_of
 from tokenizer import open_tokenizer
 
+# Windows of a forward pass, wherever what is computed shall be what is scored.
+BATCH = 8
+# Targets of a window whose nats are told together, and that are decoded together.
+PART = 4
 # Documents that are decoded in one call.
 DOCUMENTS = 1000
 # What decoding makes of bytes that are no UTF-8.
@@ -155,6 +159,12 @@ def sliding_windows(targets: int, window: int, stride: int) -> np.ndarray:
     starts = np.maximum(ends - window, 0)
     firsts = np.append(0, ends[:-1])
     return np.stack([starts, firsts, ends], axis=1)
+
+
+def drawn_windows(targets: int, window: int, stride: int, seed: int) -> np.ndarray:
+    """Return all rows of sliding_windows in the order in which they are scored at random."""
+    windows = sliding_windows(targets, window, stride)
+    return windows[np.random.default_rng((seed, 7)).permutation(len(windows))]
 
 
 def split_documents(tokens: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from audit_confinement import OLDEST_VERSION, landlock_version, outside_of
+import audit_confinement
+from audit_confinement import OLDEST_VERSION, describe, landlock_version, outside_of
 from conftest import ROOT
 from tiny_runs import PATIENCE
 
@@ -164,6 +165,15 @@ def test_the_kernel_denies_what_python_does_not_see(what, tmp_path):
 )
 def test_the_kernel_allows_what_a_script_needs(expression, tmp_path):
     assert confined(expression, tmp_path) == "x"
+
+
+def test_it_is_said_whether_the_kernel_held_the_processes(monkeypatch):
+    monkeypatch.setattr(audit_confinement, "landlock_version", lambda: 5)
+    assert "held by the kernel, too (Landlock 5)" in describe(True)
+    assert describe(False).startswith("not held by the kernel")
+    # A process may say so of itself where the kernel cannot.
+    monkeypatch.setattr(audit_confinement, "landlock_version", lambda: 0)
+    assert describe(True) == describe(False)
 
 
 def test_rules_stand_for_all_but_what_is_forbidden(tmp_path):
