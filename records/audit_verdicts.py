@@ -16,15 +16,17 @@ import numpy as np
 
 from audit_adaptive_verdicts import (
     JUDGES,
-    Challenge,
     documents_to_code,
+    judge_evaluation,
+    text_of_documents,
+)
+from audit_challenges import (
+    Challenge,
     draw_chunks,
     draw_windows,
     judge_challenges,
     judge_drawn,
-    judge_evaluation,
     judge_size,
-    text_of_documents,
 )
 from audit_confinement import describe
 from audit_judges import (
