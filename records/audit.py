@@ -23,14 +23,15 @@ allows, and the table says how large they were.
 The audited script runs in processes of their own, in temporary folders that hold copies of no more
 than they need. A hook stops and reports connections, other programs, reading files of the
 repository, the record, the data and other processes, and changing anything elsewhere. That catches
-mistakes and ordinary tricks. A script that is written to fool this auditor can reach round the hook
-and return any figure. Against it only the proof by decompression holds, in which a second process
-turns a short file back into validation text, and that only where the text is not to be had. So
-carry the folder that `--keep` leaves to a machine that never had the text, and run `python audit.py
---worker decode` in it: it writes decoded.txt. (The demo corpus is the documentation of installed
-packages, which any process can read: with it, that proof shows little about a script with bad
-intent.) So read the script too. How the weights came to be is not audited: training on validation
-text, choosing among runs, and times that a log states leave no trace in an artifact.
+mistakes and ordinary tricks; on Linux the kernel (Landlock) denies files to libraries, too. A
+script that is written to fool this auditor can reach round the hook and return any figure. Against
+it only the proof by decompression holds, in which a second process turns a short file back into
+validation text, and that only where the text is not to be had. So carry the folder that `--keep`
+leaves to a machine that never had the text, and run `python audit.py --worker decode` in it: it
+writes decoded.txt. (The demo corpus is the documentation of installed packages, which any process
+can read: with it, that proof shows little about a script with bad intent.) So read the script too.
+How the weights came to be is not audited: training on validation text, choosing among runs, and
+times that a log states leave no trace in an artifact.
 
 An artifact that learns while it scores (track B, TTT_ENABLED) is audited twice: as a fixed model,
 and as what adapts. There the decoder learns from what it has decoded: a text that comes out of the
@@ -62,8 +63,12 @@ if __name__ == "__main__":
         # One of the auditor's own processes. Its folder holds no more modules than these need, and
         # they shall look for packages nowhere beside it.
         del sys.path[1]
+        from audit_confinement import confine_worker
+
+        # Before any library has threads, which would not be held.
+        held = confine_worker()
         with packages_from("requirements.txt"):
             from audit_worker import run_worker
 
-        sys.exit(run_worker(sys.argv[2]))
+        sys.exit(run_worker(sys.argv[2], held))
     sys.exit(main())

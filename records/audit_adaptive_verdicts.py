@@ -6,20 +6,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-from audit_judges import SUM_TOLERANCE, judge_causality
+from audit_challenges import MOST_CODED
+from audit_judges import (
+    BFLOAT16_NATS,
+    BFLOAT16_TOGETHER,
+    SAME_NATS,
+    SUM_TOLERANCE,
+    judge_causality,
+)
 from audit_text import chunks_of, split_documents
 from checks import Check
 from shards import BOS_ID
 
-# Nats a target between two ways to compute it, with other rows beside it for one; and if the
-# products are in bfloat16. Probes are in float32.
-SAME_NATS = 1e-4
-BFLOAT16_NATS = 1e-2
 # Documents to be decoded have so many chunks at least, where the text and the time allow: from the
 # second one on the script has learnt something.
 ENOUGH_CHUNKS = 3
-# Tokens that are coded at most: the coder's integers grow with them.
-MOST_CODED = 1 << 16
 
 
 def judge_targets(found: dict) -> tuple[bool, str]:
@@ -77,15 +78,21 @@ def judge_evaluation(
         )
     figure = f"{check.figure}; {scored['tried']} predictions with other text behind"
     compared = 0
+    lower = 0.0
+    targets = 0
     tolerance = BFLOAT16_NATS if bfloat16 else SAME_NATS
     for first, _, end, nats in scored["rows"]:
         if first in decoded:
             compared += 1
+            lower += decoded[first] - nats
+            targets += end - first
             if not abs(decoded[first] - nats) <= tolerance * (end - first):
                 wrong.append(
                     f"the document at token {first} has {nats:.4f} nats, but {decoded[first]:.4f} "
                     "where it was coded"
                 )
+    if bfloat16 and not wrong and not lower <= BFLOAT16_TOGETHER * targets:
+        wrong.append(f"decoded documents have {lower:.4f} nats less than where they were coded")
     if decoded:
         figure += f", {compared} of {len(decoded)} decoded documents among them"
     if wrong:

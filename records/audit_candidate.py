@@ -11,9 +11,6 @@ from types import ModuleType
 import numpy as np
 import torch
 
-# Windows of a forward pass, wherever what is computed shall be what is scored.
-BATCH = 8
-
 
 def import_script(path: Path) -> ModuleType:
     """Import a script as the module `candidate`."""

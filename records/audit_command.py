@@ -187,7 +187,7 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     parser.add_argument(
         "--seed",
         type=int,
-        default=int.from_bytes(os.urandom(4), "big"),
+        default=int.from_bytes(os.urandom(8), "big"),
         help="draws the samples; without it nobody knows them in advance",
     )
     parser.add_argument(

@@ -16,12 +16,21 @@ import numpy as np
 
 from arithmetic_coder import Decoder, cumulative, encode
 from audit_candidate import Candidate, Learner
-from audit_text import Text, chunks_of, split_documents, take_validation
-from shards import BOS_ID
+from audit_text import (
+    Text,
+    chunks_of,
+    drawn_documents,
+    split_documents,
+    take_validation,
+)
+from shards import BOS_ID, read_shard
 
 DATA = Path("data")
 CODED = Path("coded_documents.bin")
 DECODED = Path("decoded_documents.txt")
+# Parts of what was scored, chunks of documents or targets of windows, and what stands before them.
+CODED_PARTS = Path("coded_parts.bin")
+BEFORE_PARTS = Path("before_parts.bin")
 # Bytes at the beginning of the coded file: how many documents follow, and how many chunks the
 # longest one has, two bytes each. Of what is decoded wrongly no document might ever end.
 COUNT_BYTES = 2
@@ -183,20 +192,17 @@ def read_rows(
     return Reading(nats, off, places)
 
 
-def score_drawn(
-    candidate: Candidate, tokens: np.ndarray, seed: tuple[int, int], is_late: Callable
-) -> dict:
+def score_drawn(candidate: Candidate, tokens: np.ndarray, seed: int, is_late: Callable) -> dict:
     """Return the nats of documents in random order, in batches of the auditor's own composition.
 
     It ends when is_late(share of the targets that are done) says so. A row is first token, first
-    target, end of targets, nats.
+    target, end of targets, nats; `by_part` has the nats of each chunk of the same documents.
     """
-    documents = split_documents(tokens)
-    generator = np.random.default_rng(seed)
-    documents = documents[generator.permutation(len(documents))]
+    documents = drawn_documents(tokens, seed)
     count = candidate.documents
-    trials = Trials(candidate, generator, TRIED)
+    trials = Trials(candidate, np.random.default_rng((seed, 9)), TRIED)
     rows = []
+    by_part = []
     off = 0.0
     places = 0
     for at in range(0, len(documents), DRAWN_BATCHES * count):
@@ -213,9 +219,12 @@ def score_drawn(
             places += read.places
             for (start, end), nats in zip(batch.tolist(), read.nats, strict=False):
                 rows.append([start, start, end, float(nats.sum())])
+                parts = nats.reshape(-1, candidate.chunk).sum(1)
+                by_part.append(parts[: -(-(end - start) // candidate.chunk)].tolist())
     return dict(
         windows=len(documents),
         rows=rows,
+        by_part=by_part,
         off=off,
         places=places,
         tried=trials.places,
@@ -327,6 +336,76 @@ def decode_batch(
             learner.predict(inputs)
             learner.learn(targets, is_scored)
     return documents
+
+
+# ---- Decompression of single chunks
+def encode_chunks(job: dict) -> dict:
+    """Code a chunk of each document into CODED_PARTS, and return the nats of each chunk.
+
+    A group of the job are documents side by side: how many targets of each are before its chunk,
+    and how many are in it. The text is that of the documents up to the end of their chunks.
+    """
+    tokens = take_validation(DATA)
+    candidate = Candidate(job)
+    intervals = []
+    nats = []
+    for sizes in job["groups"]:
+        ends = np.cumsum([known + count + 1 for known, count in sizes])
+        documents = np.stack([np.append(0, ends[:-1]), ends - 1], axis=1)
+        rows = side_by_side(tokens, documents, candidate.documents, candidate.chunk)
+        tokens = tokens[ends[-1] :]
+        # All have as many chunks before them.
+        begin = sizes[0][0]
+        chunk = next(each for each in predicted(candidate, rows) if each.places.start == begin)
+        intervals += intervals_of(rows, chunk)
+        found = nats_of(chunk.shares, rows.targets[:, chunk.places])
+        found = np.where(rows.is_scored[:, chunk.places], found, 0.0)
+        nats.append(found[: len(sizes)].sum(1).tolist())
+    CODED_PARTS.write_bytes(encode(intervals))
+    return dict(nats=nats)
+
+
+def decode_chunks(job: dict) -> dict:
+    """Turn CODED_PARTS into the tokens of each document's chunk again, behind BEFORE_PARTS."""
+    candidate = Candidate(job)
+    decoder = Decoder(CODED_PARTS.read_bytes())
+    before = read_shard(BEFORE_PARTS)
+    tokens = []
+    for sizes in job["groups"]:
+        size = sum(known + 1 for known, _ in sizes)
+        told = before[:size].reshape(len(sizes), -1)
+        tokens.append(decode_chunk(candidate, decoder, told))
+        before = before[size:]
+    return dict(tokens=tokens)
+
+
+def decode_chunk(candidate: Candidate, decoder: Decoder, before: np.ndarray) -> list[list[int]]:
+    """Decode a chunk of documents of which (documents, chunks * chunk + 1) tokens are known.
+
+    A document ends where a BOS follows.
+    """
+    learner = candidate.learner()
+    count = len(before)
+    begin = before.shape[1] - 1
+    # What is not known yet is 0.
+    inputs = np.zeros((learner.documents, begin + learner.chunk + 1), dtype=np.int64)
+    inputs[:count, : begin + 1] = before
+    is_scored = np.zeros((learner.documents, learner.chunk), dtype=bool)
+    is_scored[:count] = True
+    for end in range(learner.chunk, begin + 1, learner.chunk):
+        learner.predict(inputs[:, :end])
+        learner.learn(inputs[:, end - learner.chunk + 1 : end + 1], is_scored)
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    for place in range(begin, begin + learner.chunk):
+        shares = learner.predict(inputs[:, :-1])[:, place - begin]
+        for row, found in enumerate(tokens):
+            if BOS_ID in found:
+                continue
+            symbol = decoder.symbol(begins_of(shares[row]))
+            found.append(symbol)
+            if symbol != BOS_ID:
+                inputs[row, place + 1] = symbol
+    return tokens
 
 
 # ---- Time

@@ -39,6 +39,9 @@ CHANGES = {
     "os.chmod",
     "os.chown",
     "os.utime",
+    "os.setxattr",
+    "os.removexattr",
+    "os.chdir",
 }
 OPENINGS = {"open", "os.listdir", "os.scandir"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -93,16 +96,20 @@ class Guard:
         if event in OPENINGS:
             for path in named_paths(arguments[:1]):
                 place = folder_name(path)
-                writes = event == "open" and bool(arguments[2] & WRITING)
-                if self.is_closed(place, writes):
+                is_opened = event == "open"
+                writes = is_opened and bool(arguments[2] & WRITING)
+                if self.is_closed(place, is_opened, writes):
                     return f"{event} {place.rstrip(os.sep)}"
         return None
 
-    def is_closed(self, place: str, writes: bool) -> bool:
-        """Whether a file or folder may not be opened, for writing or only for reading."""
+    def is_closed(self, place: str, is_opened: bool, writes: bool) -> bool:
+        """Whether a file or folder may not be opened, for writing or for reading, or listed."""
         if place.startswith(self.here):
             return False
-        if writes and not place.startswith("/dev/"):
+        if writes and place != folder_name(os.devnull):
+            return True
+        # From an open folder files can be named that the hook does not see.
+        if is_opened and os.path.isdir(place):
             return True
         return place.startswith(self.forbidden) and not place.startswith(self.python)
 

@@ -15,6 +15,14 @@ BFLOAT16_TOLERANCE = 2e-4
 # Nats between a loss that is counted and a log-softmax; a sum of probabilities from 1.
 LOSS_TOLERANCE = 1e-3
 SUM_TOLERANCE = 1e-4
+# Nats a target between two ways to compute it, with other rows beside it for one; and if the
+# products are in bfloat16. Probes are in float32.
+SAME_NATS = 1e-4
+BFLOAT16_NATS = 1e-2
+# The same of all that is compared, among which rounding goes both ways: by 0 as measured.
+BFLOAT16_TOGETHER = 2e-3
+# Nats of a single part that products in bfloat16 may move, on top of those for each target.
+BFLOAT16_PART = 0.5
 # The size of the coded text may differ from its score by this share and by its last byte.
 CODING_TOLERANCE = 0.005
 # Standard errors in the interval of a score that is known from a sample.

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from audit_candidate import BATCH, Candidate, own_losses
+from audit_candidate import Candidate, own_losses
+from audit_text import BATCH
 from shards import BOS_ID
 
 # Tokens of text that one call of the script's byte table gets.

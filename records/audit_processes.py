@@ -30,6 +30,7 @@ MODULES = (
     "records/audit_documents.py",
     "records/audit_adaptation.py",
     "records/audit_guard.py",
+    "records/audit_confinement.py",
     "records/audit_probes.py",
     "records/audit_text.py",
     "records/arithmetic_coder.py",
@@ -50,11 +51,12 @@ def shard_of(tokens: np.ndarray) -> bytes:
 
 
 class Result(NamedTuple):
-    """What a process returned, its folder, and what it printed."""
+    """What a process returned, its folder, what it printed, and how long it took."""
 
     values: dict
     folder: Path
     output: str
+    seconds: float
 
     @property
     def error(self) -> str | None:
@@ -146,6 +148,7 @@ class Processes:
         folder = self.furnish(name, validation, extra, self.forbidden(), **job)
         started = time.perf_counter()
         self.wait_for(name, folder)
+        seconds = time.perf_counter() - started
         # A process that ended early has left the text there.
         remove_validation(folder / "data")
         output = (folder / "out.txt").read_text(encoding="utf-8", errors="replace")
@@ -155,8 +158,8 @@ class Processes:
             last_words = output.strip()[-200:]
             values = dict(error=f"the process ended without a result: {last_words}")
         self.stopped += values.get("stopped", [])
-        say(f"{name}: {time.perf_counter() - started:.1f} s {values.get('error', '')}")
-        return Result(values, folder, output)
+        say(f"{name}: {seconds:.1f} s {values.get('error', '')}")
+        return Result(values, folder, output, seconds)
 
     def wait_for(self, name: str, folder: Path) -> None:
         """Start a process in its folder, with its output in out.txt, and wait until it ends."""

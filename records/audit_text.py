@@ -15,6 +15,10 @@ from commands import BadInput
 from shards import BOS_ID, byte_files_of, read_shard, shards_of
 from tokenizer import open_tokenizer
 
+# Windows of a forward pass, wherever what is computed shall be what is scored.
+BATCH = 8
+# Targets of a window whose nats are told together, and that are decoded together.
+PART = 4
 # Documents that are decoded in one call.
 DOCUMENTS = 1000
 # What decoding makes of bytes that are no UTF-8.
@@ -157,6 +161,12 @@ def sliding_windows(targets: int, window: int, stride: int) -> np.ndarray:
     return np.stack([starts, firsts, ends], axis=1)
 
 
+def drawn_windows(targets: int, window: int, stride: int, seed: int) -> np.ndarray:
+    """Return all rows of sliding_windows in the order in which they are scored at random."""
+    windows = sliding_windows(targets, window, stride)
+    return windows[np.random.default_rng((seed, 7)).permutation(len(windows))]
+
+
 def split_documents(tokens: np.ndarray) -> np.ndarray:
     """Return first and end target of each document that has targets: int64 (documents, 2).
 
@@ -167,6 +177,12 @@ def split_documents(tokens: np.ndarray) -> np.ndarray:
     ends = np.append(starts[1:], len(tokens) - 1)
     documents = np.stack([starts, ends], axis=1)
     return documents[ends > starts]
+
+
+def drawn_documents(tokens: np.ndarray, seed: int) -> np.ndarray:
+    """Return all rows of split_documents in the order in which they are scored at random."""
+    documents = split_documents(tokens)
+    return documents[np.random.default_rng((seed, 8)).permutation(len(documents))]
 
 
 def chunks_of(documents: np.ndarray, chunk: int) -> np.ndarray:

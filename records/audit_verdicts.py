@@ -14,7 +14,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audit_adaptive_verdicts import JUDGES, documents_to_code, judge_evaluation, text_of_documents
+from audit_adaptive_verdicts import (
+    JUDGES,
+    documents_to_code,
+    judge_evaluation,
+    text_of_documents,
+)
+from audit_challenges import (
+    Challenge,
+    draw_chunks,
+    draw_windows,
+    judge_challenges,
+    judge_drawn,
+    judge_size,
+)
+from audit_confinement import describe
 from audit_judges import (
     BFLOAT16_TOLERANCE,
     DEFAULT_MINUTES,
@@ -25,8 +39,8 @@ from audit_judges import (
     judge_score,
 )
 from audit_log import check_log
-from audit_processes import Processes, Result
-from audit_text import Text, read_byte_files, read_validation
+from audit_processes import Processes, Result, shard_of
+from audit_text import Text, drawn_documents, drawn_windows, read_byte_files, read_validation
 from byte_files import Comparison
 from case_operators import is_rewritten
 from challenge import CAP
@@ -46,6 +60,9 @@ PROBED = ("bytes", "targets", "causality", "normalization")
 ADAPTIVE_CHECKS = {*JUDGES, "adaptive_score", "adaptive_decompression"}
 # Seconds in which everything is scored, if so many suffice and no fewer minutes were asked for.
 WHOLE_SECONDS = 600.0
+# Shares of the time in which parts of windows, and chunks of documents, are coded and decoded.
+WINDOWS_SHARE = 0.05
+CHUNKS_SHARE = 0.2
 # Until it is measured: seconds of a forward pass over a window.
 SECONDS_PER_WINDOW = 1.0
 
@@ -73,7 +90,8 @@ class Scoring(NamedTuple):
     """A score that a log claims, and how the auditor computes its own.
 
     `check` is the name among CHECKS, `name` that of the row, `worker` one of audit_worker.WORKERS,
-    `label` one of LABELS. `unit` are the pieces of text that are scored.
+    `label` one of LABELS. `unit` are the pieces of text that are scored, of which parts are coded
+    and decoded by two more workers.
     """
 
     check: str
@@ -81,6 +99,8 @@ class Scoring(NamedTuple):
     worker: str
     label: str
     unit: str
+    encoder: str
+    decoder: str
 
 
 class Coding(NamedTuple):
@@ -98,8 +118,18 @@ class Coding(NamedTuple):
 
 
 # Of the fixed model, as on track A, and of what learns while it scores.
-FIXED_SCORE = Scoring("score", "score", "score", "sliding", "windows")
-ADAPTIVE_SCORE = Scoring("adaptive_score", "adaptive score", "score_documents", "ttt", "documents")
+FIXED_SCORE = Scoring(
+    "score", "score", "score", "sliding", "windows", "encode_windows", "decode_windows"
+)
+ADAPTIVE_SCORE = Scoring(
+    "adaptive_score",
+    "adaptive score",
+    "score_documents",
+    "ttt",
+    "documents",
+    "encode_chunks",
+    "decode_chunks",
+)
 FIXED_CODING = Coding("decompression", "encode", "decode", "coded.bin", "decoded.txt", 2)
 ADAPTIVE_CODING = Coding(
     "adaptive decompression",
@@ -160,6 +190,9 @@ class ArtifactAudit:
                 for scoring, result in scored.items():
                     check = guarded(scoring.name, self.check_score, scoring, result.result())
                     made[scoring.check] = check
+                if self.hides_learning:
+                    figure = "the log is of track B, but the script says that nothing in it learns"
+                    made["adaptive_score"] = Check(ADAPTIVE_SCORE.name, False, figure)
             except BaseException:
                 # Nobody waits for the scores any more.
                 self.processes.stop()
@@ -234,6 +267,12 @@ class ArtifactAudit:
     def adapts(self) -> bool:
         """Whether the artifact is of track B: it learns while it scores."""
         return self.inspected.get("adapts", False)
+
+    @property
+    def hides_learning(self) -> bool:
+        """Whether a score of what learns is claimed, and there would be no row for it."""
+        claimed = self.log is not None and self.log.track == "B"
+        return claimed and not self.adapts and self.wishes.include("adaptive_score")
 
     @property
     def seconds_per_window(self) -> float:
@@ -321,7 +360,7 @@ class ArtifactAudit:
         own = " and ".join(f"{expected[label]:.6f}" for label in found)
         last = scores[list(found)[-1]]
         figure = f"{theirs} bpb, {last.targets:,} targets, {last.bytes:,} bytes; "
-        figure += f"own {own}, {targets:,}, {size:,}"
+        figure += f"own {own}, {targets:,}, {size:,}; {describe(done.values.get('held', False))}"
         return Check(name, agrees, figure)
 
     def check_bytes(self) -> Check:
@@ -383,6 +422,9 @@ class ArtifactAudit:
         """A score that the log claims against the auditor's own evaluation."""
         if scored.error is not None:
             return Check(scoring.name, False, scored.error)
+        wrong = judge_drawn(scored.values, self.drawn(scoring, scored.values), scoring.unit)
+        if wrong:
+            return Check(scoring.name, False, wrong)
         bits, sizes = self.bits_and_bytes(scored.values, self.tokens)
         claim = None if self.log is None else self.log.score(LABELS[scoring.label])
         bfloat16 = self.log is not None and self.log.dtype == "bfloat16"
@@ -398,8 +440,69 @@ class ArtifactAudit:
             scoring.unit,
         )
         if scoring is ADAPTIVE_SCORE:
-            return judge_evaluation(check, scored.values, self.decoded, bfloat16)
-        return check
+            check = judge_evaluation(check, scored.values, self.decoded, bfloat16)
+        return self.challenged(check, scoring, scored, bfloat16)
+
+    def drawn(self, scoring: Scoring, scored: dict) -> np.ndarray:
+        """All windows or documents in their random order: first token, first target, end."""
+        if scoring is ADAPTIVE_SCORE:
+            return drawn_documents(self.tokens, self.processes.seed)[:, [0, 0, 1]]
+        return drawn_windows(len(self.tokens) - 1, *scored["shape"], self.processes.seed)
+
+    def challenged(self, check: Check, scoring: Scoring, scored: Result, bfloat16: bool) -> Check:
+        """The verdict on a score, once parts of what was scored have been decoded.
+
+        They are any parts, however long a document is, behind what stands before them.
+        """
+        if scoring is ADAPTIVE_SCORE:
+            challenges = draw_chunks(
+                self.tokens,
+                scored.values,
+                self.inspected["settings"],
+                self.inspected["seconds_of_prediction"],
+                CHUNKS_SHARE * self.seconds,
+                self.generator,
+            )
+        else:
+            # By the auditor's own clock: a script could say that it is slow.
+            seconds_per_window = scored.seconds / len(scored.values["rows"])
+            seconds = WINDOWS_SHARE * self.seconds
+            challenges = draw_windows(scored.values, seconds_per_window, seconds, self.generator)
+        if not challenges:
+            return check
+        wrong = self.code_parts(challenges, scoring, scored.values, bfloat16)
+        if wrong:
+            return check._replace(passed=False, figure=f"{check.figure}; {wrong}", unproven="")
+        rows = sum(len(challenge.rows) for challenge in challenges)
+        targets = sum(sum(challenge.counts) for challenge in challenges)
+        last = max(max(challenge.parts) for challenge in challenges)
+        figure = f"{check.figure}; {targets:,} targets of {rows:,} {scoring.unit} were decoded"
+        return check._replace(figure=f"{figure}, up to part {last}")
+
+    def code_parts(
+        self, challenges: list[Challenge], scoring: Scoring, scored: dict, bfloat16: bool
+    ) -> str:
+        """Have parts of what was scored coded and decoded; say what is wrong, or nothing."""
+        text = np.concatenate([challenge.text(self.tokens) for challenge in challenges])
+        groups = [list(zip(each.known, each.counts, strict=True)) for each in challenges]
+        encoded = self.processes.run(scoring.encoder, text, groups=groups)
+        if encoded.error is not None:
+            return encoded.error
+        coded = encoded.folder / "coded_parts.bin"
+        before = self.processes.folder / "before_parts.bin"
+        known = [challenge.before(self.tokens) for challenge in challenges]
+        before.write_bytes(shard_of(np.concatenate(known)))
+        groups = [list(zip(each.known, each.most, strict=True)) for each in challenges]
+        decoded = self.processes.run(scoring.decoder, extra=(coded, before), groups=groups)
+        if decoded.error is not None:
+            return decoded.error
+        targets = [challenge.targets(self.tokens) for challenge in challenges]
+        if decoded.values["tokens"] != targets:
+            return f"parts of {scoring.unit} are OTHERS when they are decoded"
+        nats = encoded.values["nats"]
+        count = sum(sum(challenge.counts) for challenge in challenges)
+        wrong = judge_size(sum(nats, []), count, coded.read_bytes())
+        return wrong or judge_challenges(challenges, nats, scored, bfloat16)
 
     def seconds_to_code(self) -> float:
         """How long a decoder may take: a share of what is left of the time."""
@@ -429,8 +532,12 @@ class ArtifactAudit:
             return Check(ADAPTIVE_CODING.name, None, figure)
         check, encoded = self.coding(ADAPTIVE_CODING, text_of_documents(self.tokens, documents))
         self.decoded = dict(zip(documents[:, 0].tolist(), encoded.get("nats", []), strict=False))
-        if "fixed_bpb" not in encoded:
+        if "coded" not in encoded:
             return check
+        targets = int((documents[:, 1] - documents[:, 0]).sum())
+        wrong = judge_size(encoded["nats"], targets, encoded["coded"])
+        if wrong:
+            return check._replace(passed=False, figure=f"{check.figure}; {wrong}")
         more = f"{len(documents)} documents, {encoded['fixed_bpb']:.4f} bpb without learning"
         return check._replace(figure=f"{check.figure}; {more}")
 
@@ -452,10 +559,12 @@ class ArtifactAudit:
         same = written == self.text.decode(stretch)
         same &= decoded.values["tokens"] == stretch.tolist()
         count = int(self.text.bytes_of_targets(stretch).sum())
-        size = coded.stat().st_size
+        data = coded.read_bytes()
         stated = encoded.values["val_bpb"]
-        check = judge_coding(coding.name, same, len(stretch) - 1, count, size, coding.head, stated)
-        return check, encoded.values
+        check = judge_coding(
+            coding.name, same, len(stretch) - 1, count, len(data), coding.head, stated
+        )
+        return check, {**encoded.values, "coded": data[coding.head :]}
 
 
 def read_text(data: Data, text: Text) -> np.ndarray:

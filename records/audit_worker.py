@@ -14,25 +14,29 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from arithmetic_coder import Decoder, cumulative, encode
 from audit_adaptation import ADAPTIVE_PROBES
-from audit_candidate import BATCH, Candidate, own_losses
+from audit_candidate import Candidate, own_losses
 from audit_documents import (
+    BEFORE_PARTS,
+    CODED_PARTS,
+    decode_chunks,
     decode_documents,
+    encode_chunks,
     encode_documents,
     score_drawn,
     seconds_of_prediction,
 )
 from audit_guard import Guard
 from audit_probes import PROBES
-from audit_text import Text, sliding_windows, take_validation
+from audit_text import BATCH, PART, Text, drawn_windows, sliding_windows, take_validation
 from commands import described
-from shards import BOS_ID
+from shards import BOS_ID, read_shard
 
 DATA = Path("data")
 CODED = Path("coded.bin")
@@ -106,23 +110,26 @@ def scored_windows(candidate: Candidate, tokens: np.ndarray, job: dict) -> dict:
     """Return the nats of windows of the sliding evaluation, in random order, until it is time.
 
     It goes on as long as all of them take less than `whole_seconds` of the job, if it has that.
-    A row is first token, first target, end of targets, nats. At least two batches are scored.
+    A row is first token, first target, end of targets, nats; `by_part` has the nats of each PART
+    of the same windows' targets. At least two batches are scored.
     """
-    windows = sliding_windows(len(tokens) - 1, candidate.window, candidate.stride)
-    order = np.random.default_rng((job["seed"], 7)).permutation(len(windows))
+    shape = (candidate.window, candidate.stride)
+    windows = drawn_windows(len(tokens) - 1, *shape, job["seed"])
     padded = np.pad(tokens, (0, candidate.window))
     rows = []
+    by_part = []
     started = time.perf_counter()
-    for at in range(0, len(order), BATCH):
-        if at > BATCH and is_time(time.perf_counter() - started, at / len(order), job):
+    for at in range(0, len(windows), BATCH):
+        if at > BATCH and is_time(time.perf_counter() - started, at / len(windows), job):
             break
-        batch = windows[order[at : at + BATCH]]
+        batch = windows[at : at + BATCH]
         inputs = padded[batch[:, :1] + np.arange(candidate.window)]
         for (start, first, end), logits in zip(batch, candidate.logits(inputs), strict=True):
             targets = padded[first + 1 : end + 1]
-            nats = own_losses(logits[first - start : end - start], targets).sum()
-            rows.append([int(start), int(first), int(end), float(nats)])
-    return dict(windows=len(windows), rows=rows)
+            nats = own_losses(logits[first - start : end - start], targets)
+            rows.append([int(start), int(first), int(end), float(nats.sum())])
+            by_part.append(np.add.reduceat(nats, np.arange(0, len(nats), PART)).tolist())
+    return dict(windows=len(windows), shape=shape, rows=rows, by_part=by_part)
 
 
 def score_documents(job: dict) -> dict:
@@ -141,7 +148,7 @@ def scored_documents(candidate: Candidate, tokens: np.ndarray, job: dict) -> dic
     def is_late(share: float) -> bool:
         return is_time(time.perf_counter() - started, share, job)
 
-    return score_drawn(candidate, tokens, (job["seed"], 8), is_late)
+    return score_drawn(candidate, tokens, job["seed"], is_late)
 
 
 def encode_stretch(job: dict) -> dict:
@@ -179,6 +186,77 @@ def decode_stretch(job: dict) -> dict:
     return dict(tokens=tokens.tolist())
 
 
+# ---- Decompression of parts of windows
+def encode_windows(job: dict) -> dict:
+    """Code a part of each window's targets into CODED_PARTS, and return the nats of each part.
+
+    The text is that of the windows up to the end of their parts.
+    """
+    tokens = take_validation(DATA)
+    candidate = Candidate(job)
+    intervals = []
+    nats = []
+    for side, sizes in windows_side_by_side(job["groups"], tokens, candidate.window, True):
+        logits = candidate.logits(side[:, :-1])
+        for places in places_in_turn(sizes):
+            for row, place in places:
+                begins = cumulative(logits[row, place])
+                symbol = side[row, place + 1]
+                intervals.append((int(begins[symbol]), int(begins[symbol + 1])))
+        found = []
+        for row, (known, count) in enumerate(sizes):
+            part = np.arange(known, known + count)
+            found.append(float(own_losses(logits[row, part], side[row, part + 1]).sum()))
+        nats.append(found)
+    CODED_PARTS.write_bytes(encode(intervals))
+    return dict(nats=nats)
+
+
+def decode_windows(job: dict) -> dict:
+    """Turn CODED_PARTS into the tokens of each window's part again, behind BEFORE_PARTS."""
+    candidate = Candidate(job)
+    decoder = Decoder(CODED_PARTS.read_bytes())
+    before = read_shard(BEFORE_PARTS)
+    tokens = []
+    for side, sizes in windows_side_by_side(job["groups"], before, candidate.window, False):
+        for places in places_in_turn(sizes):
+            # A pass for the next target of all windows. What is not known yet is 0.
+            logits = candidate.logits(side[:, :-1])
+            for row, place in places:
+                side[row, place + 1] = decoder.symbol(cumulative(logits[row, place]))
+        found = []
+        for row, (known, count) in enumerate(sizes):
+            found.append(side[row, known + 1 : known + count + 1].tolist())
+        tokens.append(found)
+    return dict(tokens=tokens)
+
+
+def windows_side_by_side(
+    groups: list, tokens: np.ndarray, window: int, with_parts: bool
+) -> Iterator[tuple[np.ndarray, list]]:
+    """Yield the tokens of each group's windows, int64 (windows, window + 1), and its sizes.
+
+    Sizes of a window are how many targets of it are known, and how many are in its part. `tokens`
+    are the known ones of all windows, or those of the parts, too. What is behind them is 0.
+    """
+    for sizes in groups:
+        side = np.zeros((len(sizes), window + 1), dtype=np.int64)
+        for row, (known, count) in enumerate(sizes):
+            told = known + 1
+            if with_parts:
+                told += count
+            side[row, :told] = tokens[:told]
+            tokens = tokens[told:]
+        yield side, sizes
+
+
+def places_in_turn(sizes: list) -> Iterator[list[tuple[int, int]]]:
+    """Yield row and place of the first target of each part, then of each second one, and so on."""
+    for step in range(max(count for _, count in sizes)):
+        yield [(row, known + step) for row, (known, count) in enumerate(sizes) if step < count]
+
+
+# ---- The script as a program
 def run_program(job: dict) -> dict:
     """Run the script as a program; if it ends well, score the same text as the auditor does."""
     os.environ.update(job["environment"])
@@ -210,6 +288,10 @@ WORKERS: dict[str, Callable[[dict], dict]] = {
     "encode_documents": encode_documents,
     "decode": decode_stretch,
     "decode_documents": decode_documents,
+    "encode_chunks": encode_chunks,
+    "decode_chunks": decode_chunks,
+    "encode_windows": encode_windows,
+    "decode_windows": decode_windows,
 }
 
 
@@ -222,8 +304,11 @@ def answer(name: str, job: dict) -> dict:
         return dict(error=described(error), refused=type(error).__name__ == "UserError")
 
 
-def run_worker(name: str) -> int:
-    """Be one of WORKERS in the current folder: job.json in, result.json out."""
+def run_worker(name: str, held: bool) -> int:
+    """Be one of WORKERS in the current folder: job.json in, result.json out.
+
+    `held`: whether the kernel holds this process there.
+    """
     path = Path("job.json")
     job = json.loads(path.read_text(encoding="utf-8"))
     if job["forbidden"]:
@@ -235,6 +320,6 @@ def run_worker(name: str) -> int:
     guard = Guard(job["forbidden"])
     guard.install()
     result = answer(name, job)
-    result["stopped"] = guard.stopped
+    result.update(stopped=guard.stopped, held=held)
     Path("result.json").write_text(json.dumps(result), encoding="utf-8")
     return 0

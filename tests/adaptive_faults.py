@@ -1,7 +1,7 @@
 """Faults in what learns while it scores, for the tests of the auditor; see faulty_scripts.py.
 
 They name no more of the script than the auditor does: the classes DocumentLearner and
-AdaptiveEvaluator and their public functions.
+AdaptiveEvaluator and their public functions. Those in CHEATS are meant for this auditor.
 """
 
 from __future__ import annotations
@@ -205,5 +205,60 @@ FAULTS = {
         IN_LEARNER.replace("LEARNER", SURVIVING),
         "adaptive_documents,adaptive_normalization",
         {"adaptive documents"},
+    ),
+}
+
+SAYS_NOTHING = """
+honest_settings_from = settings_from
+
+
+def settings_from(*arguments):
+    settings, more = honest_settings_from(*arguments)
+    return dataclasses.replace(settings, ttt_enabled=False), more
+"""
+LOWER_NATS = """
+import audit_documents
+
+honest_nats_of = audit_documents.nats_of
+audit_documents.nats_of = lambda *arguments: 0.99 * honest_nats_of(*arguments)
+"""
+REMEMBERING = '''
+HonestLearner = DocumentLearner
+
+
+class DocumentLearner(HonestLearner):
+    """Looks at the next input, and says the same again behind the same tokens."""
+
+    def begin(self):
+        super().begin()
+        self.said = None
+
+    def predict(self, tokens):
+        shares = super().predict(tokens).clone()
+        first = tokens.size(1) - self.chunk
+        if first < 2 * self.chunk:
+            return shares
+        ahead = tokens[:, first + 1 :, None]
+        right = torch.zeros_like(shares[:, :-1]).scatter_(-1, ahead, 1.0)
+        shares[:, :-1] = 0.5 * shares[:, :-1] + 0.5 * right
+        if self.said is not None and self.said[0].shape == tokens.shape:
+            before, said = self.said
+            is_same = (before == tokens).long().cumprod(1)[:, first:] > 0
+            shares = torch.where(is_same[..., None], said, shares)
+        self.said = (tokens.clone(), shares)
+        return shares.clone()
+'''
+# As above. They were made to pass: each did, before the row that must fail had its reason.
+CHEATS = {
+    "saying that nothing learns": (SAYS_NOTHING, "alone,adaptive_score", {"adaptive score"}),
+    "lower nats by the auditor's own function": (
+        LOWER_NATS,
+        "adaptive_targets,adaptive_decompression",
+        {"adaptive targets", "adaptive decompression"},
+    ),
+    "looking ahead behind the second chunk, the same each time": (
+        REMEMBERING,
+        "adaptive_score",
+        {"adaptive score"},
     ),
 }

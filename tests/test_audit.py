@@ -18,6 +18,7 @@ import pytest
 
 import audit
 import audit_text
+import audit_worker
 import faulty_scripts
 from audit_command import status_of, strict
 from audit_judges import judge_score, share_that_proves
@@ -212,12 +213,12 @@ def test_a_log_may_lower_the_cap(record):
     assert record.failed("size", "log") == {"size", "log"}
 
 
-def test_a_better_score_in_log_and_submission_is_caught(record, without_processes):
-    """0.01 are taken off the score, with all that follows from it, in the log and everywhere."""
+def claim(record: Record, share: float) -> None:
+    """Have log and submission say so much of the score, with all that follows from it."""
     label = LABELS["sliding"]
     claimed = Log(record.log).score(label)
-    bpb = claimed.val_bpb - 0.01
-    loss = claimed.val_loss * bpb / claimed.val_bpb
+    bpb = claimed.val_bpb * share
+    loss = claimed.val_loss * share
     lines = record.lines()
     for name, digits in ((label, 4), (f"{label}_exact", 8)):
         stated = f"{name} val_loss:{loss:.{digits}f} val_bpb:{bpb:.{digits}f}"
@@ -225,7 +226,48 @@ def test_a_better_score_in_log_and_submission_is_caught(record, without_processe
         assert times == 1
     record.write_log(lines)
     record.write()
+
+
+def test_a_better_score_in_log_and_submission_is_caught(record, without_processes):
+    claim(record, 0.997)
     assert record.failed("score", "log", "submission", whole=True) == {"score"}
+
+
+# Nats are lower where the auditor scores windows, and honest wherever it looks at one of them; or
+# they are in all of its processes.
+LOWER_NATS = """
+import audit_worker
+from audit_candidate import own_losses as honest_losses
+
+
+def own_losses(*arguments):
+    nats = honest_losses(*arguments)
+    if CASE:
+        nats = 0.9 * nats
+    return nats
+
+
+audit_worker.own_losses = own_losses
+"""
+ONLY_WHERE_SCORED = 'sys._getframe(1).f_code.co_name == "scored_windows"'
+
+
+@pytest.mark.parametrize(
+    "case, word",
+    [(ONLY_WHERE_SCORED, "nats, but"), ("True", "bits, but were coded into")],
+    ids=["where they are scored", "everywhere"],
+)
+def test_a_script_that_makes_the_nats_of_windows_lower_is_caught(
+    case, word, record, without_processes, monkeypatch
+):
+    """Log and submission agree with it."""
+    monkeypatch.setattr(audit_worker, "own_losses", audit_worker.own_losses)
+    record.script.write_text(faulty_script(LOWER_NATS.replace("CASE", case)), encoding="utf-8")
+    claim(record, 0.9)
+    found = record.audit("--only", "score", "--minutes", "5")
+    claimed = re.search(r"claimed (\S+), own (\S+) bpb on all", found.out)
+    assert claimed[1] == claimed[2] and found.verdicts == {"score": "FAIL"}, found
+    assert word in found.out
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import audit_challenges
+import audit_documents
 import faulty_scripts
-from adaptive_faults import FAULTS
+from adaptive_faults import CHEATS, FAULTS
 from audit_adaptive_verdicts import affordable_chunks, documents_to_code, judge_evaluation
 from audit_documents import off_by, side_by_side
 from audit_processes import Processes
@@ -29,6 +31,7 @@ ROWS = {
     "adaptive score",
     "adaptive decompression",
 }
+TEXT = np.array([1, 5, 6, 7, 1, 1, 8, 9, 10, 11, 1, 12], dtype=np.uint16)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,8 @@ def honest(data_folder) -> Record:
 def record(honest, tmp_path, monkeypatch) -> Record:
     """A copy of the honest record, to be doctored; workers run in this process."""
     monkeypatch.setattr(Processes, "wait_for", faulty_scripts.answer_here)
+    # As few batches of chunks as can be decoded; cheats are looked for in a few more.
+    monkeypatch.setattr(audit_challenges, "MOST", 1)
     return Record(Path(shutil.copytree(honest.folder, tmp_path / "record")), honest.data)
 
 
@@ -64,6 +69,16 @@ def test_a_planted_fault_is_caught(fault, record):
     assert "Error" not in found.out, found
 
 
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_script_that_was_made_to_pass_is_caught(cheat, record, monkeypatch):
+    monkeypatch.setattr(audit_challenges, "MOST", audit_challenges.FEWEST)
+    # It may put another function there.
+    monkeypatch.setattr(audit_documents, "nats_of", audit_documents.nats_of)
+    planted, asked, expected = CHEATS[cheat]
+    record.script.write_text(faulty_script(planted), encoding="utf-8")
+    assert record.failed(*asked.split(","), whole="adaptive_decompression" not in asked) == expected
+
+
 def test_a_better_adaptive_score_in_the_log_is_caught(record):
     """0.01 are taken off, with all that follows from it, in the log and everywhere."""
     label = LABELS["ttt"]
@@ -81,10 +96,17 @@ def test_a_better_adaptive_score_in_the_log_is_caught(record):
     assert record.failed(*asked, whole=True) == {"adaptive score"}
 
 
+def test_rounding_to_bfloat16_does_not_make_nats_lower_on_average():
+    def judged(nats: float) -> Check:
+        scored = dict(rows=[[4, 4, 104, nats], [200, 200, 300, 50.0]], off=0.0, wrong=[], tried=3)
+        check = Check("adaptive score", True, "own 1.0")
+        return judge_evaluation(check, scored, {4: 200.0, 200: 50.0}, bfloat16=True)
+
+    assert judged(199.7).passed and judged(200.9).passed
+    assert "have 0.9000 nats less" in judged(199.1).figure and judged(199.1).passed is False
+
+
 # ---- Documents
-TEXT = np.array([1, 5, 6, 7, 1, 1, 8, 9, 10, 11, 1, 12], dtype=np.uint16)
-
-
 def test_documents_are_a_bos_and_what_follows():
     """Their targets are the tokens behind the BOS, and the next BOS, if there is one."""
     found = split_documents(TEXT)
