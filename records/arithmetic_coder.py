@@ -29,9 +29,10 @@ def cumulative(logits: np.ndarray) -> np.ndarray:
 
 
 def encode(intervals: Iterable[tuple[int, int]]) -> bytes:
-    """Return the shortest bytes, as a binary fraction, inside of nested intervals.
+    """Return the shortest binary fraction inside of nested intervals, filled up to bytes by zeros.
 
-    Each interval is a (begin, end) of TOTAL within the one before.
+    It has less than one bit more than the intervals' shares of TOTAL say. Each interval is a
+    (begin, end) of TOTAL within the one before.
     """
     # The interval is [low, low + width) / whole.
     low = 0
@@ -41,15 +42,21 @@ def encode(intervals: Iterable[tuple[int, int]]) -> bytes:
         low = low * TOTAL + width * begin
         width *= end - begin
         whole *= TOTAL
-    # Fewer bytes than these are never enough.
-    size = max(0, (whole.bit_length() - width.bit_length() - 1) // 8)
+    # With fewer bits than these, no two fractions are as close as the interval is wide.
+    bits = max(0, whole.bit_length() - width.bit_length() - 1)
     while True:
-        scale = 8 * size
-        # The first fraction with so many bytes that is not below the interval: divided, rounded up.
-        number = -(-(low << scale) // whole)
-        if number * whole < (low + width) << scale:
-            return number.to_bytes(size, "big")
-        size += 1
+        # The first fraction with so many bits that is not below the interval: divided, rounded up.
+        number = -(-(low << bits) // whole)
+        if number * whole < (low + width) << bits:
+            return (number << -bits % 8).to_bytes(-(-bits // 8), "big")
+        bits += 1
+
+
+def bits_of(data: bytes) -> int:
+    """Return how many bits a binary fraction has, without the zeros at its end."""
+    number = int.from_bytes(data, "big")
+    ending = (number & -number).bit_length() - 1
+    return 8 * len(data) - ending if number else 0
 
 
 class Decoder:

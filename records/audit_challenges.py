@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from arithmetic_coder import bits_of
 from audit_judges import BFLOAT16_NATS, BFLOAT16_PART, BFLOAT16_TOGETHER, SAME_NATS
 from audit_text import BATCH, PART, chunks_of
 from shards import BOS_ID
@@ -22,9 +23,8 @@ MOST = 16
 FEWEST_WINDOWS = 4
 # What rounding takes off a sum of nats, as a share.
 ROUNDING = 1e-9
-# Bits that a coded file may take beyond what its nats say: eight, as its last byte is not full, one
-# to name a place inside of the interval, and one for what is rounded.
-CODING_BITS = 10
+# Bits that a coded file may take beyond what its nats say: to name a place inside of the interval.
+CODING_BITS = 1
 # Tokens that are coded at most: the coder's integers grow with them.
 MOST_CODED = 1 << 16
 
@@ -47,16 +47,17 @@ def judge_drawn(scored: dict, drawn: np.ndarray, unit: str) -> str:
     return ""
 
 
-def judge_size(nats: list[float], targets: int, size: int) -> str:
-    """Say what is wrong with a coded file of so many bytes; empty if nothing is.
+def judge_size(nats: list[float], targets: int, coded: bytes) -> str:
+    """Say what is wrong with what so many targets were coded into; empty if nothing is.
 
-    It must not be larger than the nats of its targets say: these would be too low.
+    It must not be larger than their nats say: these would be too low.
     """
     bits = sum(nats) / math.log(2)
     allowed = CODING_BITS + SAME_NATS / math.log(2) * targets
-    if 8 * size - bits <= allowed:
+    size = bits_of(coded)
+    if size - bits <= allowed:
         return ""
-    return f"its nats are {bits / 8:.1f} bytes, but it was coded into {size:,}"
+    return f"{targets:,} targets have {bits:.1f} bits, but were coded into {size:,}"
 
 
 class Challenge(NamedTuple):

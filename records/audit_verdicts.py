@@ -501,7 +501,7 @@ class ArtifactAudit:
             return f"parts of {scoring.unit} are OTHERS when they are decoded"
         nats = encoded.values["nats"]
         count = sum(sum(challenge.counts) for challenge in challenges)
-        wrong = judge_size(sum(nats, []), count, coded.stat().st_size)
+        wrong = judge_size(sum(nats, []), count, coded.read_bytes())
         return wrong or judge_challenges(challenges, nats, scored, bfloat16)
 
     def seconds_to_code(self) -> float:
@@ -532,10 +532,10 @@ class ArtifactAudit:
             return Check(ADAPTIVE_CODING.name, None, figure)
         check, encoded = self.coding(ADAPTIVE_CODING, text_of_documents(self.tokens, documents))
         self.decoded = dict(zip(documents[:, 0].tolist(), encoded.get("nats", []), strict=False))
-        if "size" not in encoded:
+        if "coded" not in encoded:
             return check
         targets = int((documents[:, 1] - documents[:, 0]).sum())
-        wrong = judge_size(encoded["nats"], targets, encoded["size"])
+        wrong = judge_size(encoded["nats"], targets, encoded["coded"])
         if wrong:
             return check._replace(passed=False, figure=f"{check.figure}; {wrong}")
         more = f"{len(documents)} documents, {encoded['fixed_bpb']:.4f} bpb without learning"
@@ -559,10 +559,12 @@ class ArtifactAudit:
         same = written == self.text.decode(stretch)
         same &= decoded.values["tokens"] == stretch.tolist()
         count = int(self.text.bytes_of_targets(stretch).sum())
-        size = coded.stat().st_size
+        data = coded.read_bytes()
         stated = encoded.values["val_bpb"]
-        check = judge_coding(coding.name, same, len(stretch) - 1, count, size, coding.head, stated)
-        return check, {**encoded.values, "size": size - coding.head}
+        check = judge_coding(
+            coding.name, same, len(stretch) - 1, count, len(data), coding.head, stated
+        )
+        return check, {**encoded.values, "coded": data[coding.head :]}
 
 
 def read_text(data: Data, text: Text) -> np.ndarray:

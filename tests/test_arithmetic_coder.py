@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from arithmetic_coder import TOTAL, Decoder, cumulative, encode
+from arithmetic_coder import TOTAL, Decoder, bits_of, cumulative, encode
 from audit_candidate import own_losses
 
 
@@ -41,6 +41,7 @@ def test_the_coder_gives_back_what_it_took_in_as_few_bytes_as_possible(length, k
         assert decoded(data, logits) == symbols
         bits = sum(math.log2(TOTAL / (end - begin)) for begin, end in parts)
         assert bits / 8 - 1 <= len(data) <= bits / 8 + 1
+        assert bits_of(data) < bits + 1
         # Where the logits are sharper, some shares are below the smallest frequency.
         if length and sharpness < 9:
             entropy = float(own_losses(logits, np.array(symbols)).sum()) / math.log(2)

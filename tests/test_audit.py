@@ -254,7 +254,8 @@ ONLY_WHERE_SCORED = 'sys._getframe(1).f_code.co_name == "scored_windows"'
 
 @pytest.mark.parametrize(
     "case, word",
-    [(ONLY_WHERE_SCORED, "nats, but"), ("True", "bytes, but it was coded into")],
+    [(ONLY_WHERE_SCORED, "nats, but"), ("True", "bits, but were coded into")],
+    ids=["where they are scored", "everywhere"],
 )
 def test_a_script_that_makes_the_nats_of_windows_lower_is_caught(
     case, word, record, without_processes, monkeypatch

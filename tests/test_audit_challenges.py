@@ -48,10 +48,11 @@ def test_what_counts_is_what_was_drawn():
 
 
 def test_a_coded_file_is_no_larger_than_its_nats_say():
-    nats = [1000 * np.log(2), 600 * np.log(2)]
-    assert judge_size(nats, 100, 201) == judge_size(nats, 100, 199) == ""
-    assert "200.0 bytes, but it was coded into 204" in judge_size(nats, 100, 204)
-    assert judge_size([np.nan], 100, 204)
+    nats = [5 * np.log(2), 6 * np.log(2)]
+    # 12 bits, 11 and 13.
+    assert judge_size(nats, 100, b"\x10\x10") == judge_size(nats, 100, b"\x10\x20") == ""
+    assert "11.0 bits, but were coded into 13" in judge_size(nats, 100, b"\x10\x08")
+    assert judge_size([np.nan], 100, b"\x10")
 
 
 def test_any_chunk_may_be_decoded_behind_what_stands_before_it():
