@@ -1,15 +1,15 @@
 """How many weights at how many bits: models of several shapes, quantized to several sizes.
 
     MAX_WALLCLOCK_SECONDS=150 python records/sizes.py --out sizes --seeds 2 \\
-        --bytes 300000,400000,540000,700000 "" MLP_MULT=2 MLP_MULT=4 "NUM_LAYERS=6 MLP_MULT=4"
+        --bytes 300000,400000,540000,700000 MLP_MULT=2,4 "NUM_LAYERS=6 MLP_MULT=4"
 
-Each argument is a shape: settings on top of those of the environment, "" for these alone. A model
-of each shape is trained with each seed, by the clock or by steps as the settings say, and kept in
---out; where the file is there, it is not trained again. QUANT=fit then makes an artifact of each of
-the sizes, of the model without code. It is read back and scored in float32 on the validation split,
-in windows of the training length. In --out are then sizes.json, a table for each shape, and
-sizes.png: bits per byte against bytes, a line for each shape. Where lines cross, another number of
-weights is better. Equal seconds are equal only if nothing else runs beside.
+Shapes are the base, the settings of the environment, and changes of it, written as for ablate.py. A
+model of each shape is trained with each seed, by the clock or by steps as the settings say, and
+kept in --out; where the file is there, it is not trained again. QUANT=fit then makes an artifact of
+each of the sizes, of the model without code. It is read back and scored in float32 on the
+validation split, in windows of the training length. In --out are then sizes.json, a table for each
+shape, and sizes.png: bits per byte against bytes, a line for each shape. Where lines cross, another
+number of weights is better. Equal seconds are equal only if nothing else runs beside.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import argparse
 import importlib.util
 import json
 import os
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -31,6 +30,7 @@ from commands import BadInput, Parser, command, packages_from
 
 with packages_from("requirements.txt"):
     import train_gpt
+    from ablation_plan import Configuration, Reader, label_of, parse_seeds
     from files import write_atomically
     from quantized_model import Comparison, trained
     from train_gpt import UserError
@@ -38,8 +38,6 @@ with packages_from("requirements.txt"):
 DOTS_PER_INCH = 120
 # Inches.
 SIZE = (8, 5)
-# Settings of the run itself, which are no part of a shape.
-MANAGED = ("SEED", "RUN_ID", "ARTIFACT", "RESUME", "DATA_PATH")
 
 
 def parse_sizes(text: str) -> list[int]:
@@ -50,64 +48,39 @@ def parse_sizes(text: str) -> list[int]:
     return sizes
 
 
-def parse_shape(text: str) -> dict[str, str]:
-    """The settings of a shape, by their names; BadInput for what is no setting."""
-    known = {field.name.upper() for field in train_gpt.fields_of()}
-    shape = {}
-    for part in text.split():
-        name, equals, value = part.partition("=")
-        if not equals or name not in known:
-            raise BadInput(f"{part!r} in {text!r} is not SETTING=VALUE; a shape is quoted")
-        if name in MANAGED:
-            raise BadInput(f"{name} is no part of a shape")
-        shape[name] = value
-    return shape
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of the command line; BadInput for what cannot be done."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("shapes", nargs="+", metavar="SHAPE", help='"SETTING=VALUE ..."')
+    add("shapes", nargs="*", metavar="SHAPE", help='"SETTING=VALUE ..."')
     add("--out", type=Path, required=True, help="folder of models, sizes.json and sizes.png")
     add("--bytes", type=parse_sizes, required=True, help="sizes of the model, behind commas")
-    add("--seeds", type=int, default=1, help="seeds 1 to this number [1]")
+    add("--seeds", default="1", help="how many seeds, or which: 3 or 1337,42,7 [1]")
     add("--tokens", type=int, default=0, help="of the validation split to score; 0: all")
     options = parser.parse_args(arguments)
-    options.shapes = [parse_shape(text) for text in options.shapes]
-    if options.seeds < 1:
-        raise BadInput("--seeds must be 1 or more")
+    options.shapes = [{}, *Reader(train_gpt).changes(options.shapes, grid=False)]
+    options.seeds = parse_seeds(options.seeds)
     if not importlib.util.find_spec("matplotlib"):
         raise BadInput("the plot needs matplotlib: pip install -r records/requirements.txt")
     return options
 
 
-def name_of(shape: dict[str, str]) -> str:
-    """What a shape is called in tables and plots."""
-    return " ".join(f"{name}={value}" for name, value in shape.items()) or "base"
-
-
-def kept_file(folder: Path, shape: dict[str, str], seed: int) -> Path:
-    """The file of a trained model."""
-    slug = re.sub(r"[^a-z0-9.]+", "_", name_of(shape).lower())
-    return folder / f"{slug}-seed{seed}.pt"
-
-
 def measure(folder: Path, shape: dict[str, str], seed: int, options: argparse.Namespace) -> dict:
     """Train a model of a shape, or take the one that was kept; what it scores at each size."""
-    file = kept_file(folder, shape, seed)
+    name = label_of(shape)
+    file = folder / f"{Configuration(shape, {}, {}).slug}-seed{seed}.pt"
     environment = {**os.environ, **shape, "SEED": str(seed), "RUN_ID": f"{file.stem}-{os.getpid()}"}
     comparison = Comparison(trained(file, environment), options.tokens)
     fit = comparison.fit()
     for size in options.bytes:
-        comparison.add(f"{name_of(shape)}, seed {seed}", comparison.pack_fit(size, fit))
+        comparison.add(f"{name}, seed {seed}", comparison.pack_fit(size, fit))
     parameters = sum(parameter.numel() for parameter in comparison.model.parameters())
     rows = []
     for size, row in zip(options.bytes, comparison.rows, strict=True):
         kept = {key: row[key] for key in ("bytes", "bits", "val_bpb", "loss_bpb")}
         rows.append(dict(asked=size, **kept))
     return dict(
-        shape=name_of(shape),
+        shape=name,
         seed=seed,
         parameters=parameters,
         tokens=comparison.kept["tokens"],
@@ -182,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     models = []
     try:
-        for seed in range(1, options.seeds + 1):
+        for seed in options.seeds:
             for shape in options.shapes:
                 models.append(measure(options.out, shape, seed, options))
     except UserError as error:
