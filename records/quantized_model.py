@@ -81,7 +81,8 @@ def settings_to_score(kept: dict) -> train_gpt.Settings:
     """The settings of a kept model, in float32: bfloat16 would blur losses of 0.0001."""
     known = {field.name for field in train_gpt.fields_of()}
     stored = {name: value for name, value in kept["settings"].items() if name in known}
-    here, _ = train_gpt.settings_from(os.environ)
+    # The log of that name is there once training has ended.
+    here, _ = train_gpt.settings_from({**os.environ, "RUN_ID": ""})
     stored.update(
         run_id="",
         dtype="float32",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,38 @@ def not_on_windows() -> list[str]:
     for name in ("alarm", "pause", "pthread_kill", "setitimer", "sigwait"):
         missing.append(f"signal.{name}")
     return missing
+
+
+# Pages that the system gives while tensors of 32 MB are filled and freed.
+COUNT_PAGES = """
+import resource, torch, train_gpt
+if {keeps}:
+    train_gpt.keep_freed_memory()
+pages = []
+for _ in range(2):
+    for _ in range(10):
+        torch.zeros(8 << 20).fill_(1.0)
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(pages[1] - pages[0])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is of glibc")
+def test_freed_memory_is_kept():
+    pages = {}
+    for keeps in (False, True):
+        done = run_python("-c", COUNT_PAGES.format(keeps=keeps), check=True)
+        pages[keeps] = int(done.stdout)
+    assert pages[True] < 100 < pages[False]
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+def test_a_library_without_mallopt_is_left_alone(monkeypatch, error):
+    def no_library(name):
+        raise error
+
+    monkeypatch.setattr(train_gpt.ctypes, "CDLL", no_library)
+    train_gpt.keep_freed_memory()
 
 
 def test_help_is_printed_where_windows_would_print_it(tmp_path):

@@ -36,9 +36,9 @@ def compared(data_folder, tmp_path_factory):
     pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("quantization")
     arguments = ["tiny.pt", "--tokens", "1000", "--json", "found.json", "--plot", "loss.png"]
-    done = call_command(
-        "quantization.py", *arguments, folder=folder, **RUN, DATA_PATH=str(data_folder)
-    )
+    # The name of a run is taken once its training has begun: it must not stop what follows.
+    environment = dict(RUN, DATA_PATH=str(data_folder), RUN_ID="named")
+    done = call_command("quantization.py", *arguments, folder=folder, **environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, done.stdout, json.loads((folder / "found.json").read_text())
 
