@@ -44,6 +44,7 @@ TRAINING = dict(
     one=dict(train_batch_tokens=24),
     ema=dict(ema_enabled=True),
     trunk=dict(**LOOPED, **LANES, muon_row_normalize=True, min_lr=0.1),
+    spelling=dict(spelling_lr=0.005),
 )
 # The pass, the number of tokens, and changes of the settings.
 EVALUATION = dict(
@@ -60,7 +61,9 @@ def train(folder: Path, runtime: Runtime, **changes) -> dict:
     changes = {**dict(iterations=6, warmdown_iters=4), **changes}
     s = tiny_settings(vocab_size=VOCAB_SIZE, train_log_every=1, **changes)
     data = TrainingRows(find_shards(folder, "train"), s.train_seq_len, s.seed, VOCAB_SIZE)
-    trainer = Trainer(build_model(s, runtime), s, runtime, quiet, data, 0)
+    tokenizer = load_tokenizer(folder / "tokenizer.model", VOCAB_SIZE)
+    pieces = [tokenizer.piece_text(token) for token in range(VOCAB_SIZE)]
+    trainer = Trainer(build_model(s, runtime), s, runtime, quiet, data, 0, pieces)
     trainer.warm_up()
     losses = []
     report = trainer.report

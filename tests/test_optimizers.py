@@ -29,6 +29,7 @@ from train_gpt import (
     pack,
     pack_rows,
     read_artifact,
+    spellings_of,
     stored_settings,
 )
 
@@ -397,6 +398,105 @@ def test_muon_equals_a_plain_implementation_for_each_matrix(row_normalize):
         muon.step(scales[step], momenta[step])
     found = [weight.detach() for weight in weights]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+# ---- What pieces that are spelled alike share
+
+
+def pieces_of(size: int) -> list[str]:
+    """A vocabulary in which many have much in common, some have not, and one repeats another."""
+    pieces = ["<unk>", "<s>", "▁", "▁the", "the", "▁The", "THE", "▁then", "9", "▁é", "é"]
+    for number in range(size - len(pieces)):
+        pieces.append(chr(0x4E00 + number))
+    return pieces
+
+
+def test_the_spellings_of_a_piece():
+    assert spellings_of("▁The") == [
+        ("space", True),
+        ("kind", True, False, False, True),
+        ("word", "the"),
+        ("beginning", "t"),
+        ("end", "e"),
+        ("beginning", "th"),
+        ("end", "he"),
+        ("beginning", "the"),
+        ("end", "the"),
+    ]
+    assert spellings_of("▁") == [
+        ("space", True),
+        ("kind", False, False, False, False),
+        ("word", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    "one, other, kinds",
+    [
+        ("▁walking", "▁talking", ["end", "end", "end", "end", "kind", "space"]),
+        ("▁at", "at", ["beginning", "beginning", "end", "end", "kind", "word"]),
+        ("at", "AT", ["beginning", "beginning", "end", "end", "space", "word"]),
+        ("9", "▁1", ["kind"]),
+        ("x", "9", ["space"]),
+        ("x", "▁Y", []),
+    ],
+)
+def test_what_pieces_share(one, other, kinds):
+    shared = set(spellings_of(one)) & set(spellings_of(other))
+    assert sorted(spelling[0] for spelling in shared) == kinds
+
+
+def test_shared_spelling_is_adamw_of_a_sum():
+    """The embedding moves as one that is stored as a sum of two, each trained by AdamW."""
+    s = tiny_settings(spelling_lr=0.01, embed_wd=0.0, grad_clip_norm=0.0)
+    model = tiny_model()
+    pieces = pieces_of(s.vocab_size)
+    optimizer = Optimizer(model, s, Runtime(), pieces)
+
+    kinds = sorted({str(spelling) for piece in pieces for spelling in spellings_of(piece)})
+    has = torch.zeros(len(pieces), len(kinds))
+    for token, piece in enumerate(pieces):
+        for spelling in spellings_of(piece):
+            has[token, kinds.index(str(spelling))] = 1.0
+    has = has[:, has.sum(0) > 1]
+    own = torch.nn.Parameter(model.embedding.weight.detach().clone())
+    shared = torch.nn.Parameter(torch.zeros(has.size(1), own.size(1)))
+    groups = [dict(params=[own], lr=s.tied_embed_lr), dict(params=[shared], lr=s.spelling_lr)]
+    plain = torch.optim.AdamW(groups, betas=(s.beta1, s.beta2), eps=s.adam_eps, weight_decay=0.0)
+
+    torch.manual_seed(1)
+    for _ in range(4):
+        gradient = torch.randn_like(own)
+        (own + has @ shared).backward(gradient)
+        plain.step()
+        plain.zero_grad()
+        model.embedding.weight.grad.copy_(gradient)
+        optimizer.step(scale=1.0, momentum=0.9)
+    torch.testing.assert_close(model.embedding.weight, own + has @ shared)
+    assert (shared.abs().amax(1) > 0.01).all()
+
+
+def test_shared_spelling_is_the_same_after_a_resume():
+    s = tiny_settings(spelling_lr=0.01)
+    ends = []
+    for resumes in (False, True):
+        model = tiny_model()
+        optimizer = Optimizer(model, s, Runtime(), pieces_of(s.vocab_size))
+        for step in range(4):
+            if resumes and step == 2:
+                state = optimizer.adamw.state_dict()
+                optimizer = Optimizer(model, s, Runtime(), pieces_of(s.vocab_size))
+                optimizer.adamw.load_state_dict(state)
+            torch.manual_seed(step)
+            model.embedding.weight.grad.normal_()
+            optimizer.step(scale=1.0, momentum=0.9)
+        ends.append(model.embedding.weight.detach())
+    assert torch.equal(*ends)
+
+
+def test_shared_spelling_needs_the_pieces():
+    with pytest.raises(ValueError, match="SPELLING_LR needs the pieces"):
+        Optimizer(tiny_model(), tiny_settings(spelling_lr=0.01), Runtime())
 
 
 # ---- A step of both

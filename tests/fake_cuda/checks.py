@@ -58,6 +58,7 @@ def check_step() -> None:
 
         # This rank has no matrices of some shapes.
         make_trainer(ODD, rank=7).optimizer.step(scale=1.0, momentum=0.99)
+        make_trainer({**ODD, "SPELLING_LR": "0.01"}).optimizer.step(scale=1.0, momentum=0.99)
 
         # A rank's 48 rows fit an H100 in one pass, with 17 visits too, but no deeper model's.
         for num_loops, expected in (("2", (48, 1)), ("6", (24, 2))):

@@ -51,7 +51,8 @@ def make_trainer(environment: dict[str, str] = SETTINGS, **changes) -> Trainer:
     )
     runtime = Runtime(**{**runtime, **changes})
     model = train_gpt.build_model(settings, runtime)
-    return Trainer(model, settings, runtime, quiet, Rows(), 0)
+    pieces = [str(token) for token in range(settings.vocab_size)]
+    return Trainer(model, settings, runtime, quiet, Rows(), 0, pieces)
 
 
 @contextlib.contextmanager
