@@ -61,6 +61,7 @@ TECHNIQUES = (
     ("num_loops", "{} loops", "#1394"),
     ("parallel_start_layer", "two lanes from block {} on", "#1530"),
     ("muon_row_normalize", "equal rows for Muon", "#1260"),
+    ("spelling_lr", "shared spelling", "new here, after fastText"),
     ("mtp_num_heads", "{} MTP heads in training", "#352"),
 )
 # The same of what learns while it scores, by track.
