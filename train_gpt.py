@@ -288,7 +288,7 @@ class Settings:
         0.03, "learning rate of tied embedding, memory, bigram table", low=0.0
     )
     spelling_lr: float = of_training(
-        0.0, "learning rate of what pieces that are spelled alike share (tied); 0: off", low=0.0
+        0.0, "learning rate of what pieces that are spelled alike share; 0: off", low=0.0
     )
     embed_lr: float = of_training(0.6, "learning rate of an untied embedding", low=0.0)
     head_lr: float = of_training(
@@ -464,8 +464,8 @@ PRESETS: dict[str, dict] = {
     # For two CPU cores in 150 seconds. A small model that takes many steps learns most: four blocks
     # of width 128 take 840 on slow cores, eleven of width 192 take 270. Momentum must forget within
     # 10 steps, AdamW's within 5, logits learn best within 15, an average of weights loses more than
-    # it brings, and three Newton-Schulz iterations do as well as five. What pieces that are spelled
-    # alike share is learnt first, what is a piece's own at a third of the rate that it had.
+    # it brings, and three Newton-Schulz iterations do as well as five. With shared spelling what is
+    # a piece's own, and the bigram table, learn best at two fifths of the rate without (0.025).
     "pocket": dict(
         num_layers=4,
         model_dim=128,
@@ -634,8 +634,6 @@ def model_problems(s: Settings) -> list[str]:
             f"ROPE_DIMS={s.rope_dims} must be even and at most the {s.head_dim} dimensions of a "
             "head"
         )
-    if s.spelling_lr and not s.tie_embeddings:
-        problems.append(f"SPELLING_LR={s.spelling_lr} needs TIE_EMBEDDINGS=1")
     if s.backout_layer >= s.num_layers:
         problems.append(f"BACKOUT_LAYER={s.backout_layer} must be below NUM_LAYERS")
     if s.mlp_hidden < 1:
@@ -2237,7 +2235,12 @@ def flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def spellings_of(piece: str) -> list[tuple]:
-    """What pieces can have in common: a space before, a word, its beginnings and ends, its case."""
+    """What a piece, a text with ▁ for spaces, can have in common with others; nothing if it is "".
+
+    That is a space before, the kind of its letters, its word, and how this begins and ends.
+    """
+    if not piece:
+        return []
     word = piece.lstrip("▁")
     spellings = [
         ("space", word != piece),
@@ -2256,9 +2259,10 @@ class RowSums:
 
     def __init__(self, chosen: list[list[int]], device: torch.device):
         """`chosen` are the rows of each sum."""
-        sizes = torch.tensor([0] + [len(rows) for rows in chosen[:-1]])
-        self.first = sizes.cumsum(0).to(device)
-        self.rows = torch.tensor(list(itertools.chain(*chosen)), device=device)
+        sizes = torch.tensor([len(rows) for rows in chosen], dtype=torch.int64)
+        self.first = (sizes.cumsum(0) - sizes).to(device)
+        rows = list(itertools.chain(*chosen))
+        self.rows = torch.tensor(rows, dtype=torch.int64, device=device)
 
     def __call__(self, matrix: Tensor) -> Tensor:
         """(rows, dim) -> (sums, dim)."""
@@ -2266,17 +2270,18 @@ class RowSums:
 
 
 class SharedSpelling:
-    """What one piece learns, those that are spelled alike learn a little of (new here).
+    """Pieces that are spelled alike share a part of what they learn (new here).
 
-    A piece's vector is thought of as its own and the sum of those of its spellings, as fastText
-    makes vectors of words (Bojanowski et al. 2017). AdamW trains both, but what the spellings learn
-    is added to the vectors of all their pieces at once: so model and artifact know nothing of it.
-    Rare pieces gain most, and of all most in a short run.
+    A piece's vector is seen as the sum of one of its own and those of its spellings, as fastText
+    makes vectors of words (Bojanowski et al. 2017). AdamW trains them all, but what spellings learn
+    is added to the vectors of their pieces at once: so model and artifact know nothing of it, and
+    weight decay is that of the sum. A rare piece learns from its relatives what it shares with
+    them, which counts most in a short run.
     """
 
-    def __init__(self, embedding: nn.Parameter, pieces: Sequence[str]):
-        """ValueError unless there is a piece for each row of the embedding."""
-        require(len(pieces) == len(embedding), "SPELLING_LR needs the pieces", ValueError)
+    def __init__(self, vectors: nn.Parameter, pieces: Sequence[str]):
+        """`vectors` are those of pieces: (vocabulary, dim). ValueError if their numbers differ."""
+        require(len(pieces) == len(vectors), "SPELLING_LR needs the pieces", ValueError)
         members = collections.defaultdict(list)
         for token, piece in enumerate(pieces):
             for spelling in spellings_of(piece):
@@ -2286,19 +2291,20 @@ class SharedSpelling:
         for number, tokens in enumerate(shared):
             for token in tokens:
                 spellings[token].append(number)
-        self.embedding = embedding
-        self.over_pieces = RowSums(shared, embedding.device)
-        self.over_spellings = RowSums(spellings, embedding.device)
+        self.vectors = vectors
+        self.over_pieces = RowSums(shared, vectors.device)
+        self.over_spellings = RowSums(spellings, vectors.device)
         # What AdamW changes, 0 between steps: (spellings, dim).
-        self.change = nn.Parameter(torch.zeros_like(embedding[:1]).repeat(len(shared), 1))
+        self.change = nn.Parameter(vectors.new_zeros(len(shared), vectors.size(1)))
 
     def take_gradients(self) -> None:
         """The gradient of a spelling is the sum of those of its pieces."""
-        self.change.grad = self.over_pieces(self.embedding.grad)
+        self.change.grad = self.over_pieces(self.vectors.grad)
 
+    @torch.no_grad()
     def hand_on(self) -> None:
         """Add to each piece's vector what its spellings have learned."""
-        self.embedding += self.over_spellings(self.change)
+        self.vectors += self.over_spellings(self.change)
         self.change.zero_()
 
 
@@ -2308,7 +2314,7 @@ class Optimizer:
     def __init__(
         self, model: GPT, settings: Settings, runtime: Runtime, pieces: Sequence[str] = ()
     ):
-        """`pieces` are the vocabulary, for SPELLING_LR."""
+        """`pieces` are the texts of the vocabulary, for SPELLING_LR."""
         s = settings
         self.settings = s
         self.gradients = flat_gradients(list(model.parameters()))
@@ -2323,12 +2329,14 @@ class Optimizer:
                     weight_decay=group.weight_decay,
                 )
             )
-        self.spelling = None
+        self.spellings = []
         if s.spelling_lr:
-            self.spelling = SharedSpelling(model.embedding.weight, pieces)
+            self.spellings.append(SharedSpelling(model.embedding.weight, pieces))
+            if model.head is not None:
+                self.spellings.append(SharedSpelling(model.head.weight, pieces))
             groups.append(
                 dict(
-                    params=[self.spelling.change],
+                    params=[spelling.change for spelling in self.spellings],
                     role="spelling",
                     base_lr=s.spelling_lr,
                     weight_decay=0.0,
@@ -2338,7 +2346,6 @@ class Optimizer:
             groups, lr=0.0, betas=(s.beta1, s.beta2), eps=s.adam_eps, fused=True
         )
 
-    @torch.no_grad()
     def step(self, scale: float, momentum: float) -> None:
         """Clip and apply the summed gradients, at `scale` times the learning rates; zero them."""
         limit = self.settings.grad_clip_norm
@@ -2348,11 +2355,11 @@ class Optimizer:
         self.muon.step(scale, momentum)
         for group in self.adamw.param_groups:
             group["lr"] = group["base_lr"] * scale
-        if self.spelling is not None:
-            self.spelling.take_gradients()
+        for spelling in self.spellings:
+            spelling.take_gradients()
         self.adamw.step()
-        if self.spelling is not None:
-            self.spelling.hand_on()
+        for spelling in self.spellings:
+            spelling.hand_on()
         self.gradients.zero_()
 
 
@@ -3236,6 +3243,24 @@ def load_tokenizer(path: Path, vocab_size: int = 0) -> Tokenizer | ByteTokenizer
         "out, or name data with so many",
     )
     return tokenizer
+
+
+def texts_of_pieces(tokenizer: Tokenizer | ByteTokenizer) -> list[str]:
+    """The text of each token, with ▁ for spaces; "" of those that have none of their own.
+
+    Such are tokens that mark a place, and bytes that are no character by themselves.
+    """
+    texts = []
+    for token in range(tokenizer.vocab_size):
+        text = ""
+        if tokenizer.is_byte(token):
+            decoded = tokenizer.decode([token])
+            if decoded.isascii():
+                text = decoded
+        elif not tokenizer.is_silent(token):
+            text = tokenizer.piece_text(token)
+        texts.append(text)
+    return texts
 
 
 class ByteTable:
@@ -5089,10 +5114,11 @@ M_MMAP_THRESHOLD = -3
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors for the next ones, up to 1 GB each.
+    """Let glibc keep the memory of freed tensors for the next ones.
 
-    Else a step on a CPU asks the system for thousands of pages that the last one gave back, which
-    takes a tenth of its time. Nothing happens where the C library has no mallopt.
+    They may have 1 GB each, 32 MB before glibc 2.35. Else a step on a CPU asks the system for
+    thousands of pages that the last one gave back, which takes a tenth of its time. Nothing happens
+    where the C library has no mallopt.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -5325,7 +5351,7 @@ class Trainer:
         code_bytes: int,
         pieces: Sequence[str] = (),
     ):
-        """`pieces` are the vocabulary, for SPELLING_LR."""
+        """`pieces` are the texts of the vocabulary, for SPELLING_LR."""
         s = settings
         self.model = model
         self.settings = s
@@ -5836,7 +5862,7 @@ class Run:
         log = self.log
         data = self.stage("opening", self.open_training)
         model = build_model(s, runtime)
-        pieces = [self.tokenizer.piece_text(token) for token in range(s.vocab_size)]
+        pieces = texts_of_pieces(self.tokenizer)
         trainer = Trainer(model, s, runtime, log, data, self.code_bytes, pieces)
         num_parameters = sum(p.numel() for p in model.parameters())
         batches = trainer.batches
@@ -5848,8 +5874,8 @@ class Run:
             f"grad_accum_steps:{batches.micro_steps}"
         )
         if s.checkpoint_every and runtime.rank == 0:
-            # Room for three checkpoints, at about 24 bytes a parameter.
-            claim_disk(72 * num_parameters)
+            # Room for three checkpoints, at about 24 bytes a parameter, or 32 with SPELLING_LR.
+            claim_disk(96 * num_parameters)
 
         self.stage("warmup_training", trainer.warm_up)
         self.stage("warmup_evaluation", self.warm_up_evaluation, model)

@@ -155,7 +155,7 @@ class Worker:
             settings.vocab_size,
         )
         self.model = train_gpt.build_model(settings, self.runtime)
-        pieces = [tokenizer.piece_text(token) for token in range(tokenizer.vocab_size)]
+        pieces = train_gpt.texts_of_pieces(tokenizer)
         self.trainer = train_gpt.Trainer(self.model, settings, self.runtime, quiet, rows, 0, pieces)
         table = train_gpt.ByteTable(tokenizer)
         self.evaluator = train_gpt.Evaluator(settings, self.runtime, table, quiet)

@@ -33,6 +33,7 @@ from train_gpt import (
     load_tokenizer,
     load_validation,
     start_runtime,
+    texts_of_pieces,
 )
 
 # 4 rows fall evenly on two ranks, 3 and 5 do not, and of 1 the second rank has none.
@@ -61,8 +62,7 @@ def train(folder: Path, runtime: Runtime, **changes) -> dict:
     changes = {**dict(iterations=6, warmdown_iters=4), **changes}
     s = tiny_settings(vocab_size=VOCAB_SIZE, train_log_every=1, **changes)
     data = TrainingRows(find_shards(folder, "train"), s.train_seq_len, s.seed, VOCAB_SIZE)
-    tokenizer = load_tokenizer(folder / "tokenizer.model", VOCAB_SIZE)
-    pieces = [tokenizer.piece_text(token) for token in range(VOCAB_SIZE)]
+    pieces = texts_of_pieces(load_tokenizer(folder / "tokenizer.model", VOCAB_SIZE))
     trainer = Trainer(build_model(s, runtime), s, runtime, quiet, data, 0, pieces)
     trainer.warm_up()
     losses = []

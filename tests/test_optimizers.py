@@ -18,6 +18,7 @@ from train_gpt import (
     INT5,
     INT6,
     ROLES,
+    ByteTokenizer,
     Fit,
     Muon,
     Optimizer,
@@ -31,6 +32,7 @@ from train_gpt import (
     read_artifact,
     spellings_of,
     stored_settings,
+    texts_of_pieces,
 )
 
 # ---- The table of roles
@@ -428,6 +430,7 @@ def test_the_spellings_of_a_piece():
         ("kind", False, False, False, False),
         ("word", ""),
     ]
+    assert spellings_of("") == []
 
 
 @pytest.mark.parametrize(
@@ -476,22 +479,30 @@ def test_shared_spelling_is_adamw_of_a_sum():
     assert (shared.abs().amax(1) > 0.01).all()
 
 
-def test_shared_spelling_is_the_same_after_a_resume():
+def test_an_output_matrix_of_its_own_shares_spelling_too():
+    s = tiny_settings(spelling_lr=0.01, tie_embeddings=False, head_lr=0.0, adam_wd=0.0)
+    model = tiny_model(tie_embeddings=False)
+    before = model.head.weight.detach().clone()
+    optimizer = Optimizer(model, s, Runtime(), ["▁a", "9"] * (s.vocab_size // 2))
+    # Only the first piece has a gradient, and half of all have its spellings.
+    model.head.weight.grad[0] = 1.0
+    optimizer.step(scale=1.0, momentum=0.9)
+    moved = (model.head.weight != before).all(1)
+    assert moved.tolist() == [True, False] * (s.vocab_size // 2)
+
+
+def test_pieces_that_share_nothing_move_alone():
     s = tiny_settings(spelling_lr=0.01)
-    ends = []
-    for resumes in (False, True):
-        model = tiny_model()
-        optimizer = Optimizer(model, s, Runtime(), pieces_of(s.vocab_size))
-        for step in range(4):
-            if resumes and step == 2:
-                state = optimizer.adamw.state_dict()
-                optimizer = Optimizer(model, s, Runtime(), pieces_of(s.vocab_size))
-                optimizer.adamw.load_state_dict(state)
-            torch.manual_seed(step)
-            model.embedding.weight.grad.normal_()
-            optimizer.step(scale=1.0, momentum=0.9)
-        ends.append(model.embedding.weight.detach())
-    assert torch.equal(*ends)
+    optimizer = Optimizer(tiny_model(), s, Runtime(), [""] * s.vocab_size)
+    assert len(optimizer.spellings[0].change) == 0
+    optimizer.step(scale=1.0, momentum=0.9)
+
+
+def test_the_texts_of_a_byte_tokenizer_are_its_characters():
+    texts = texts_of_pieces(ByteTokenizer())
+    assert texts[:4] == [""] * 4
+    assert texts[4 + ord("a")] == "a" and texts[4 + ord(" ")] == " "
+    assert texts[4 + 128 :] == [""] * 128
 
 
 def test_shared_spelling_needs_the_pieces():

@@ -331,7 +331,6 @@ def test_a_switch_takes_0_and_1(text, value):
         # 63 dimensions of a head cannot all rotate in pairs.
         "ROPE_DIMS=0 MODEL_DIM=504 NUM_HEADS=8",
         "BACKOUT_LAYER=11",
-        "SPELLING_LR=0.01 TIE_EMBEDDINGS=0",
         "MLP_MULT=0.01 MODEL_DIM=64 NUM_HEADS=8 ROPE_DIMS=8",
         "MEMORY_TOKENS=2047 DOCUMENT_ATTENTION=0",
         "MEMORY_TOKENS=64 DOCUMENT_ATTENTION=0 EVAL_SEQ_LEN=64",

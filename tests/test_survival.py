@@ -269,6 +269,7 @@ def same(one: object, other: object) -> bool:
         dict(ema_enabled=True),
         dict(quant="rows", int5_mlp="1"),
         dict(tie_embeddings=False),
+        dict(tie_embeddings=False, spelling_lr=0.01),
         dict(swa_enabled=False),
         dict(mtp_num_heads=0, bigram_vocab_size=0, memory_tokens=0),
         dict(late_qat_threshold=0.0),

@@ -22,7 +22,10 @@ def build_trainer(
     files = train_gpt.find_shards(folder, "train")
     data = TrainingRows(files, settings.train_seq_len, settings.seed, VOCAB_SIZE)
     model = train_gpt.build_model(settings, runtime)
-    return Trainer(model, settings, runtime, log, data, code_bytes=0)
+    pieces = train_gpt.texts_of_pieces(
+        train_gpt.load_tokenizer(folder / "tokenizer.model", VOCAB_SIZE)
+    )
+    return Trainer(model, settings, runtime, log, data, code_bytes=0, pieces=pieces)
 
 
 class ManualClock:
