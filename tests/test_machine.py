@@ -40,8 +40,8 @@ def not_on_windows() -> list[str]:
     return missing
 
 
-# Pages that the system gives while tensors of 24 MB, three at a time, are filled and freed. By itself
-# glibc gives such memory back, and before 2.35 it keeps no tensor of more than 32 MB.
+# Pages that the system gives while tensors of 24 MB, three at a time, are filled and freed. By
+# itself glibc gives such memory back, and before 2.35 it keeps no tensor of more than 32 MB.
 COUNT_PAGES = """
 import resource, torch, train_gpt
 if {keeps}:
