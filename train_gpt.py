@@ -13,7 +13,7 @@ ablation. The file reads as it runs:
     Attention       one interface, four backends
     Layers          attention, MLP, block; one class for each feature
     GPT             the trunk over an explicit order of layers, and the loss
-    Optimizers      the table of roles; Muon and AdamW
+    Optimizers      the table of roles; Muon, AdamW, and what pieces that are spelled alike share
     Schedule        what changes during a run, and when; averages of the weights
     Data            shards, the order of training rows, batches, the bytes of text behind tokens
     Quantization    steps and codes
