@@ -361,6 +361,7 @@ def test_ranks_agree_on_a_clock_that_began_with_different_openings(data_folder):
         def __init__(self, trainer: Trainer):
             self.settings = trainer.settings
             self.runtime = OtherRank()
+            self.tokenizer = train_gpt.ByteTokenizer()
             self.train_files = trainer.data.files
             self.code_bytes = 0
             self.stages = {}
