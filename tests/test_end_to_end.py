@@ -394,7 +394,7 @@ def write_periodic_data(folder: Path, tokenizer: Path) -> None:
 def test_late_qat_fires_when_compiled(data_folder, tmp_path, run_here):
     """The compiled run with late QAT has the losses of the eager one with it, not without it.
 
-    The cap leaves about two bits a weight, so that late QAT moves the loss by tenths.
+    The cap leaves about a bit and a half a weight, so that late QAT moves the loss by a tenth.
     """
     if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
         pytest.skip("no C++ compiler")
@@ -408,7 +408,7 @@ def test_late_qat_fires_when_compiled(data_folder, tmp_path, run_here):
         LATE_QAT_THRESHOLD="0.2",
         MICRO_BATCH_TOKENS="256",
         EVAL_STRIDE="60",
-        ARTIFACT_MAX_BYTES=str(SCRIPT.stat().st_size + 8000),
+        ARTIFACT_MAX_BYTES=str(SCRIPT.stat().st_size + 6000),
         DATA_PATH=str(tmp_path / "data"),
     )
     done = run(tmp_path, **{**options, "COMPILE": "1"}, RUN_ID="compiled")
