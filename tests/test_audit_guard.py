@@ -50,18 +50,17 @@ REACHES = {
 }
 
 
-def guarded(statement: str, tmp_path: Path) -> tuple[list[str], bool]:
-    """What the guard noted, and whether it raised, when a statement ran in a folder of its own."""
+def output_of(program: str, text: str, tmp_path: Path) -> str:
+    """What a program prints in a folder of its own, beside DATA; `text` is what it reads."""
     data = tmp_path / "data"
     work = tmp_path / "work" / "inspect-1"
     data.mkdir()
     work.mkdir(parents=True)
     (data / "x_val.bin").write_text("text")
     (work / "mine").write_text("mine")
-    statement = statement.replace("DATA", str(data)).replace("LEFT", str(tmp_path / "left"))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(data), str(work.parent)],
-        input=statement,
+        [sys.executable, "-c", program, str(data), str(work.parent)],
+        input=text.replace("DATA", str(data)).replace("LEFT", str(tmp_path / "left")),
         cwd=work,
         env=dict(PYTHONPATH=str(ROOT / "records"), PYTHONDONTWRITEBYTECODE="1"),
         capture_output=True,
@@ -70,7 +69,12 @@ def guarded(statement: str, tmp_path: Path) -> tuple[list[str], bool]:
     )
     assert done.returncode == 0, done.stderr
     assert (data / "x_val.bin").read_text() == "text" and not (tmp_path / "left").exists()
-    stopped, raised = json.loads(done.stdout)
+    return done.stdout
+
+
+def guarded(statement: str, tmp_path: Path) -> tuple[list[str], bool]:
+    """What the guard noted, and whether it raised, when a statement ran in a folder of its own."""
+    stopped, raised = json.loads(output_of(PROGRAM, statement, tmp_path))
     return stopped, raised
 
 
@@ -123,23 +127,7 @@ NOT_FOR_PYTHON = {
 
 def confined(expression: str, tmp_path: Path) -> str:
     """What an expression is in a process that the kernel holds in a folder of its own."""
-    data = tmp_path / "data"
-    work = tmp_path / "work" / "inspect-1"
-    data.mkdir()
-    work.mkdir(parents=True)
-    (data / "x_val.bin").write_text("text")
-    expression = expression.replace("DATA", str(data)).replace("LEFT", str(tmp_path / "left"))
-    done = subprocess.run(
-        [sys.executable, "-c", CONFINED, str(data), str(work.parent)],
-        input=expression,
-        cwd=work,
-        env=dict(PYTHONPATH=str(ROOT / "records"), PYTHONDONTWRITEBYTECODE="1"),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return output_of(CONFINED, expression, tmp_path)
 
 
 needs_landlock = pytest.mark.skipif(
