@@ -237,7 +237,7 @@ class Settings:
     backout_lambda_init: float = of_model(0.2, "initial lambda of backout")
     backout_layer: int = of_model(-1, "block that is backed out; -1: NUM_LAYERS // 2", low=-1)
     tie_embeddings: bool = of_model(True, "use the embedding as the output matrix")
-    logit_softcap: float = of_model(30.0, "c in logits = c * tanh(logits / c)", low=1e-3)
+    logit_softcap: float = of_model(20.0, "c in logits = c * tanh(logits / c)", low=1e-3)
 
     # ---- Training: initial values, auxiliary loss.
     seed: int = of_training(
@@ -440,6 +440,7 @@ OF_MARCH_2026 = dict(
     skip_gates_enabled=False,
     num_loops=0,
     parallel_start_layer=0,
+    logit_softcap=30.0,
     warmdown_iters=3000,
     warmdown_fraction=0.6,
     min_lr=0.0,
