@@ -6,9 +6,10 @@ The figures are those of the ablations in records/ablations/<folder>/ablation.js
 records/ablate.py wrote. techniques.json beside them lists the experiments, each with the folders of
 its ablations, which have one base and were run one after the other, and of each technique
 the settings that switch it on and off, its lines of code, whether it was kept, and why; and tables
-of what no pair of runs shows, such as width against depth. An experiment whose base has a technique
-was run without it, and the other way round: the report turns all effects into those of switching it
-on.
+of what no pair of runs shows, such as width against depth. Experiments with today's base are marked
+as `main`: each has a column of the report, and the plot is of them. An experiment whose base has a
+technique was run without it, and the other way round: the report turns all effects into those of
+switching it on.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ number of pairs. With two pairs an interval is very wide. All runs of an experim
 tokens, or equal seconds where its title says so. The time is that of a step with the technique over
 that without it: processor time, medians of 15 steps in turn, four blocks of width 128, one thread
 beside other work, good to about 0.02; ranges are of whole runs of the first experiments.
+
+![effects of the techniques](ablations.png)
+"""
+ELSEWHERE = """\
+The experiments in the column before the times, whose tables are below:
 """
 
 
@@ -57,6 +63,8 @@ class Experiment(NamedTuple):
 
     title: str
     folders: list[str]
+    # Whether its base is today's.
+    main: bool = False
 
 
 class Technique(NamedTuple):
@@ -134,21 +142,31 @@ def read_list(folder: Path) -> Report:
 
 def report(content: Report, rows: dict[str, list[Row]]) -> str:
     """The report in Markdown: all techniques in one table, other tables, each experiment's own."""
-    experiments = content.experiments
-    head = ["technique", *(each.title for each in experiments), "time", "lines", "kept", "why"]
+    main = [each.title for each in content.experiments if each.main]
+    others = [each.title for each in content.experiments if not each.main]
+    head = ["technique", *main, "in other experiments", "time", "lines", "kept", "why"]
     cells = []
     for technique in content.techniques:
-        effects = [effect_of(technique, rows[each.title]) for each in experiments]
+        effects = [effect_of(technique, rows[title]) for title in main]
         shown = ["-" if effect is None else str(effect) for effect in effects]
+        elsewhere = []
+        for number, title in enumerate(others, start=1):
+            effect = effect_of(technique, rows[title])
+            if effect is not None:
+                elsewhere.append(f"({number}) {effect}")
+        shown.append("; ".join(elsewhere) or "-")
         name = f"{technique.name} (`{technique.on}`)"
         cells.append(
             [name, *shown, technique.time, str(technique.lines), technique.kept, technique.why]
         )
-    parts = [INTRODUCTION, *table(head, cells), "![effects of the techniques](ablations.png)", ""]
+    parts = [INTRODUCTION, *table(head, cells)]
+    if others:
+        parts += [ELSEWHERE, *(f"{number}. {title}" for number, title in enumerate(others, 1)), ""]
     for each in content.tables:
         parts += [f"## {each.title}", "", each.text, "", *table(each.head, each.rows)]
-    for each in experiments:
-        parts += [f"## {each.title}", ""]
+    for each in content.experiments:
+        number = "" if each.main else f"{1 + others.index(each.title)}. "
+        parts += [f"## {number}{each.title}", ""]
         for folder in each.folders:
             about = json.loads((FOLDER / folder / "ablation.json").read_text(encoding="utf-8"))
             parts += [f"    {about['command']}", "", f"- {about['device'][0]}"]
@@ -157,12 +175,10 @@ def report(content: Report, rows: dict[str, list[Row]]) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def draw(
-    experiments: list[Experiment], techniques: list[Technique], rows: dict[str, list[Row]]
-) -> bytes:
-    """The effects of what is kept and their intervals as PNG, a mark for each experiment.
+def draw(titles: list[str], techniques: list[Technique], rows: dict[str, list[Row]]) -> bytes:
+    """The effects of what is kept and their intervals as PNG, a mark for each of the experiments.
 
-    What has no effect in any experiment is left out.
+    What has no effect in any of them is left out.
     """
     import matplotlib
 
@@ -172,27 +188,27 @@ def draw(
     techniques = [
         each
         for each in techniques
-        if each.kept != "no" and any(effect_of(each, of_one) for of_one in rows.values())
+        if each.kept != "no" and any(effect_of(each, rows[title]) for title in titles)
     ]
     height = HEIGHT_AROUND + HEIGHT_OF_A_TECHNIQUE * len(techniques)
     figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained")
     axes.axvline(0, color="black", linewidth=1)
     shown = [0.0]
     marks = itertools.product("os^", COLOURS)
-    for number, (experiment, (mark, colour)) in enumerate(zip(experiments, marks, strict=False)):
+    for number, (title, (mark, colour)) in enumerate(zip(titles, marks, strict=False)):
         # Each experiment has a line of its own within a technique's.
-        shift = 0.6 * (number / max(1, len(experiments) - 1) - 0.5)
+        shift = 0.6 * (number / max(1, len(titles) - 1) - 0.5)
         places = []
         values = []
         for place, technique in enumerate(techniques):
-            effect = effect_of(technique, rows[experiment.title])
+            effect = effect_of(technique, rows[title])
             if effect is None:
                 continue
             places.append(place + shift)
             values.append(effect.difference)
             if effect.low is not None:
                 axes.plot([effect.low, effect.high], [place + shift] * 2, color=colour, alpha=0.5)
-        axes.plot(values, places, mark, color=colour, label=experiment.title, markersize=6)
+        axes.plot(values, places, mark, color=colour, label=title, markersize=6)
         shown += values
     axes.set_yticks(range(len(techniques)), [technique.name for technique in techniques])
     axes.set_ylim(len(techniques) - 0.5, -0.5)
@@ -220,7 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
         of_folders = [compare(read_report(FOLDER / folder)) for folder in each.folders]
         rows[each.title] = list(itertools.chain.from_iterable(of_folders))
     text = report(content, rows)
-    picture = draw(content.experiments, content.techniques, rows)
+    main_titles = [each.title for each in content.experiments if each.main]
+    picture = draw(main_titles, content.techniques, rows)
     write_atomically(FOLDER.parent / "ablations.md", text.encode())
     write_atomically(FOLDER.parent / "ablations.png", picture)
     print(f"{FOLDER.parent}/ablations.md, .png")

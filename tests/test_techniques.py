@@ -58,13 +58,18 @@ def write_folder(folder, runs: list[Outcome]) -> None:
     later = SKIP_GATES._replace(name="later", on="MIN_LR=0.1", off=["MIN_LR=0"])
     other = SKIP_GATES._replace(name="nothing", on="EMA_ENABLED=1", off=[])
     content = dict(
-        experiments=[dict(title="tiny model", folders=["tiny", "later"])],
+        experiments=[
+            dict(title="older model", folders=["older"]),
+            dict(title="tiny model", folders=["tiny", "later"], main=True),
+        ],
         techniques=[SKIP_GATES._asdict(), later._asdict(), other._asdict()],
         tables=[dict(title="Depth", text="By hand.", head=["layers", "bpb"], rows=[["4", "1.3"]])],
     )
     folder.mkdir()
     (folder / "techniques.json").write_text(json.dumps(content))
-    for name, its_runs in (("tiny", runs), ("later", outcomes("MIN_LR=0.1", [0.01]))):
+    later_runs = outcomes("MIN_LR=0.1", [0.01])
+    older_runs = outcomes("SKIP_GATES_ENABLED=1", [-0.05])
+    for name, its_runs in (("tiny", runs), ("later", later_runs), ("older", older_runs)):
         (folder / name).mkdir()
         report = dict(
             command=f"python records/ablate.py --out {name}",
@@ -84,11 +89,13 @@ def test_the_command_writes_report_and_plot(tmp_path, monkeypatch):
     text = (tmp_path / "ablations.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| skip gates"))
     assert line.startswith("| skip gates (`SKIP_GATES_ENABLED=1`) | -0.0300 [")
-    assert line.endswith(", 2 | 1.00 | 6 | record | because |")
-    assert "| later (`MIN_LR=0.1`) | +0.0100, 1 |" in text
-    assert "| nothing (`EMA_ENABLED=1`) | - |" in text
+    assert line.endswith(", 2 | (1) -0.0500, 1 | 1.00 | 6 | record | because |")
+    assert "\n| technique | tiny model | in other experiments | time |" in text
+    assert "| later (`MIN_LR=0.1`) | +0.0100, 1 | - |" in text
+    assert "| nothing (`EMA_ENABLED=1`) | - | - |" in text
+    assert "\n1. older model\n" in text and "\n## 1. older model\n" in text
     assert "## Depth\n\nBy hand.\n\n| layers | bpb |\n| --- | --- |\n| 4 | 1.3 |" in text
-    assert "## tiny model" in text and "| SKIP_GATES_ENABLED=0 | +0.03000 |" in text
+    assert "\n## tiny model\n" in text and "| SKIP_GATES_ENABLED=0 | +0.03000 |" in text
     assert text.index("--out tiny") < text.index("--out later")
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
 
