@@ -28,7 +28,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "data"))
 from commands import BadInput, Parser, command, packages_from
 
 with packages_from("requirements.txt"):
-    from ablation_outcomes import Row, compare
+    from ablation_outcomes import Outcome, Row, compare
     from ablation_plot import COLOURS, DOTS_PER_INCH
     from ablation_report import read_report, results_table, shown_interval
     from files import write_atomically
@@ -140,8 +140,18 @@ def read_list(folder: Path) -> Report:
         raise BadInput(f"{path}: {error}") from None
 
 
-def report(content: Report, rows: dict[str, list[Row]]) -> str:
-    """The report in Markdown: all techniques in one table, other tables, each experiment's own."""
+def spent(outcomes: dict[str, list[Outcome]]) -> str:
+    """How many runs all ablations have, and how long these trained."""
+    runs = [each for each in itertools.chain.from_iterable(outcomes.values()) if each.train_seconds]
+    hours = sum(each.train_seconds for each in runs) / 3600
+    return f"{len(runs)} runs trained for {hours:.0f} hours, most of them on one core."
+
+
+def report(content: Report, outcomes: dict[str, list[Outcome]], rows: dict[str, list[Row]]) -> str:
+    """The report in Markdown: all techniques in one table, other tables, each experiment's own.
+
+    `outcomes` are the runs by folder, `rows` the comparisons by the experiment's title.
+    """
     main = [each.title for each in content.experiments if each.main]
     others = [each.title for each in content.experiments if not each.main]
     head = ["technique", *main, "in other experiments", "time", "lines", "kept", "why"]
@@ -159,7 +169,7 @@ def report(content: Report, rows: dict[str, list[Row]]) -> str:
         cells.append(
             [name, *shown, technique.time, str(technique.lines), technique.kept, technique.why]
         )
-    parts = [INTRODUCTION, *table(head, cells)]
+    parts = [INTRODUCTION, spent(outcomes), "", *table(head, cells)]
     if others:
         parts += [ELSEWHERE, *(f"{number}. {title}" for number, title in enumerate(others, 1)), ""]
     for each in content.tables:
@@ -171,7 +181,7 @@ def report(content: Report, rows: dict[str, list[Row]]) -> str:
             about = json.loads((FOLDER / folder / "ablation.json").read_text(encoding="utf-8"))
             parts += [f"    {about['command']}", "", f"- {about['device'][0]}"]
             parts += [f"- {about['versions'][0]}", f"- {about['date']}", ""]
-            parts += results_table(compare(read_report(FOLDER / folder)))
+            parts += results_table(compare(outcomes[folder]))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -230,12 +240,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     content = read_list(FOLDER)
+    outcomes = {}
     rows = {}
     for each in content.experiments:
-        # The differences of each ablation are to its own base.
-        of_folders = [compare(read_report(FOLDER / folder)) for folder in each.folders]
-        rows[each.title] = list(itertools.chain.from_iterable(of_folders))
-    text = report(content, rows)
+        rows[each.title] = []
+        for folder in each.folders:
+            outcomes[folder] = read_report(FOLDER / folder)
+            # The differences of each ablation are to its own base.
+            rows[each.title] += compare(outcomes[folder])
+    text = report(content, outcomes, rows)
     main_titles = [each.title for each in content.experiments if each.main]
     picture = draw(main_titles, content.techniques, rows)
     write_atomically(FOLDER.parent / "ablations.md", text.encode())
