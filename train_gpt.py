@@ -254,9 +254,6 @@ class Settings:
     )
     # Batch and length of the run.
     train_batch_tokens: int = of_training(786432, "positions of a step over all ranks", low=1)
-    train_seq_schedule: str = of_training(
-        "", "how far attention reaches within rows, until which share of the run: 1024@0.1,2048@1"
-    )
     iterations: int = of_training(9000, "most steps", low=1)
     max_wallclock_seconds: float = of_training(
         600.0, "most seconds of training; 0: no limit", low=0.0
@@ -412,15 +409,6 @@ class Settings:
     def window_tokens(self) -> int:
         """Tokens of text in a sliding window; memory tokens take its other positions."""
         return self.eval_seq_len - self.memory_tokens
-
-    @property
-    def reaches(self) -> list[tuple[int, float]]:
-        """TRAIN_SEQ_SCHEDULE: positions that attention spans, and the share of the run until which.
-
-        ValueError if it is not so written.
-        """
-        pairs = [part.split("@") for part in self.train_seq_schedule.split(",") if part]
-        return [(int(length), float(share)) for length, share in pairs]
 
     @property
     def step_rows(self) -> int:
@@ -667,10 +655,10 @@ def row_problems(s: Settings) -> list[str]:
         problems.append(
             f"TTT_CHUNK_SIZE={s.ttt_chunk_size} exceeds a window's {s.window_tokens} tokens"
         )
-    if s.memory_tokens and (s.document_attention or s.train_seq_schedule):
+    if s.memory_tokens and s.document_attention:
         problems.append(
-            f"MEMORY_TOKENS={s.memory_tokens} stand before a row, where its later segments would "
-            "not see them: it needs DOCUMENT_ATTENTION=0 and no TRAIN_SEQ_SCHEDULE"
+            f"MEMORY_TOKENS={s.memory_tokens} stand before a row, where its later documents would "
+            "not see them: it needs DOCUMENT_ATTENTION=0"
         )
     return problems
 
@@ -687,11 +675,6 @@ def batch_problems(s: Settings) -> list[str]:
         problems.append(
             f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} must hold a row of "
             f"TRAIN_SEQ_LEN={s.train_seq_len}"
-        )
-    if not has_valid_reaches(s):
-        problems.append(
-            f"TRAIN_SEQ_SCHEDULE={s.train_seq_schedule} must be pairs LENGTH@SHARE like "
-            f"1024@0.1,2048@1: lengths up to TRAIN_SEQ_LEN={s.train_seq_len}, shares rising to 1"
         )
     if s.mtp_num_heads >= max(s.row_tokens, 1):
         problems.append(f"MTP_NUM_HEADS must be below {s.row_tokens}, a row's tokens")
@@ -715,20 +698,6 @@ def run_problems(s: Settings) -> list[str]:
         if taken_by.exists():
             problems.append(f"RUN_ID={s.run_id} is taken: {taken_by} exists; choose another")
     return problems
-
-
-def has_valid_reaches(s: Settings) -> bool:
-    """Whether TRAIN_SEQ_SCHEDULE, if it is set, covers the whole run with lengths of a row."""
-    try:
-        reaches = s.reaches
-    except ValueError:
-        return False
-    if not s.train_seq_schedule:
-        return True
-    shares = [share for _, share in reaches]
-    rise = all(one < other for one, other in itertools.pairwise([0.0, *shares]))
-    fit = all(1 <= length <= s.train_seq_len for length, _ in reaches)
-    return rise and fit and shares[-1:] == [1.0]
 
 
 def lane_problems(s: Settings) -> list[str]:
@@ -880,8 +849,7 @@ ABSENT_SETTINGS = """
     MOUSSE_* MUON_BETA2 MUON_MOMENTUM_WARMUP_FRACTION MUON_POST_NORM PERLAYER_TRAIN_LR PROJ_LR_MULT
     SDPA_BACKEND SEQ_CHANGE_WARMUP_STEPS SEQ_LEN_BUMP_FRAC SKYLIGHT_MUON SWA_DECAY SWA_DYNAMIC*
     SWA_FRAC SWA_START_STEP SWA_STEPS TRAIN_BATCH_TOKENS_SCHEDULE* TRAIN_SEQ_LEN_END
-    TRAIN_SEQ_SCHEDULE_MODE TRITON_ENABLED USE_FA3 USE_NORMUON UW_FLOOR WARMDOWN_SHAPE WD_TAPER_*
-    Z_LOSS
+    TRAIN_SEQ_SCHEDULE* TRITON_ENABLED USE_FA3 USE_NORMUON UW_FLOOR WARMDOWN_SHAPE WD_TAPER_* Z_LOSS
 
     AR_CALIB_* ATTN_CLIP_SIGMAS ATTN_QUANT_BITS AWQ_* BANK_QAT_* BLOCKWISE_* BROTLI_* BYTE_SHUFFLE*
     EMBED_BITS EMBED_CLIP_SIGMAS FP16_EMBED* FP16_LATE_K_LAYERS GPTQ_* HESSIAN_* INT6_QAT
@@ -1948,27 +1916,20 @@ class GPT(nn.Module):
             x = self.backout(x, middle)
         return x
 
-    def segment_starts(self, tokens: Tensor, longest: Tensor | None) -> Tensor | None:
-        """Where attention begins anew, bool (batch, tokens); None if it never does in a row.
-
-        At documents, and with `longest` after so many positions at the latest.
-        """
-        if longest is None and not self.separates_documents:
+    def document_starts(self, tokens: Tensor) -> Tensor | None:
+        """Where attention begins anew, bool (batch, tokens); None if it never does in a row."""
+        if not self.separates_documents:
             return None
         positions = torch.arange(tokens.size(1), device=tokens.device)
-        starts = positions == 0 if longest is None else positions % longest == 0
-        if self.separates_documents:
-            return starts | (tokens == BOS)
-        return starts.expand(tokens.shape)
+        return (positions == 0) | (tokens == BOS)
 
-    def hidden(self, tokens: Tensor, looped: bool = True, longest: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, looped: bool = True) -> Tensor:
         """Final states of the tokens, normed: int64 (batch, tokens) -> (batch, tokens, dim).
 
-        Early in training the model, if it has loops, runs without them, and attention may reach
-        over `longest` positions at most, an int64 scalar.
+        Early in training the model, if it has loops, runs without them.
         """
         embedding = self.embed(tokens)
-        starts = self.segment_starts(tokens, longest)
+        starts = self.document_starts(tokens)
         limits = None if starts is None else self.limits_of(starts)
         rotation = self.rotary(embedding.size(1))
         context = Context(embedding, tokens, rotation, starts, limits)
@@ -2007,11 +1968,7 @@ class GPT(nn.Module):
         return SummedLoss.apply(states, output, self.softcap, targets, self.losses_and_slopes)
 
     def forward(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        looped: bool = True,
-        longest: Tensor | None = None,
+        self, tokens: Tensor, targets: Tensor, looped: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Training losses of rows, int64 (rows, train_seq_len) each, summed over their targets.
 
@@ -2020,7 +1977,7 @@ class GPT(nn.Module):
         # Memory tokens take the positions of a row's first tokens.
         tokens = tokens[:, self.memory_tokens :]
         targets = targets[:, self.memory_tokens :]
-        hidden = self.hidden(tokens, looped, longest)
+        hidden = self.hidden(tokens, looped)
         loss = self.summed_loss(hidden, self.output, targets)
         objective = loss
         if self.mtp is not None:
@@ -2378,8 +2335,6 @@ class StepPlan(NamedTuple):
     momentum: float
     # Whether the model runs with its loops.
     looped: bool = True
-    # Positions that attention may span; 0: whole rows.
-    longest: int = 0
     # Whether late QAT is to be on from this step at the latest. Once on, it stays on.
     late_qat_due: bool = False
     # Whether its gradients are a sample of what errors in the weights cost (QUANT=fit).
@@ -2467,13 +2422,6 @@ class Schedule:
             warm = min(1.0, step / s.muon_momentum_warmup_steps)
         return (1 - warm) * s.muon_momentum_warmup_start + warm * s.muon_momentum
 
-    def longest(self, progress: float) -> int:
-        """Positions that attention may span (growing lengths, #2014); 0: whole rows."""
-        for length, share in self.settings.reaches:
-            if progress < share:
-                return length
-        return 0
-
     def plan(self, step: int, progress: float) -> StepPlan:
         """What holds during `step`, counted from 0. Every phase of a run is a line here.
 
@@ -2489,7 +2437,6 @@ class Schedule:
             scale=max(remaining, s.min_lr),
             momentum=self.momentum(step),
             looped=looped,
-            longest=self.longest(progress),
             late_qat_due=looped and remaining < s.late_qat_threshold,
             samples_costs=s.quant == "fit" and remaining < self.COSTS_START_SCALE,
             samples_weights=takes_sample and remaining < self.average_start_scale,
@@ -5263,7 +5210,6 @@ def training_loss(
     coded: dict[str, Tensor],
     grid: Grid | None,
     looped: bool,
-    longest: Tensor | None,
     tokens: Tensor,
     targets: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -5273,12 +5219,12 @@ def training_loss(
     class was folded into the first graph, and late QAT never began (#1032).
     """
     if grid is None:
-        return model(tokens, targets, looped, longest)
+        return model(tokens, targets, looped)
     weights = {}
     for name, weight in coded.items():
         row_steps, column_steps = grid[name]
         weights[name] = fake_quantize(weight, row_steps, column_steps)
-    return torch.func.functional_call(model, weights, (tokens, targets, looped, longest))
+    return torch.func.functional_call(model, weights, (tokens, targets, looped))
 
 
 class Clock:
@@ -5372,11 +5318,6 @@ class Trainer:
         self.fit = Fit(self.coded) if s.quant == "fit" else None
         # What late QAT quantizes the coded weights with; None: it is not on yet.
         self.grid: Grid | None = None
-        # Positions that attention may span, a tensor: with a number each would need a graph. None
-        # if they never change.
-        self.longest = None
-        if s.train_seq_schedule:
-            self.longest = torch.tensor(s.train_seq_len, device=runtime.device)
         self.targets_per_step = s.step_rows * s.row_tokens
 
         self.steps = 0
@@ -5441,9 +5382,7 @@ class Trainer:
             device = self.runtime.device
             tokens = tokens.pin_memory().to(device, non_blocking=True)
             targets = targets.pin_memory().to(device, non_blocking=True)
-        objective, loss = self.loss(
-            self.model, self.coded, grid, looped, self.longest, tokens, targets
-        )
+        objective, loss = self.loss(self.model, self.coded, grid, looped, tokens, targets)
         (objective / self.targets_per_step).backward()
         return loss / self.targets_per_step
 
@@ -5484,8 +5423,6 @@ class Trainer:
         if self.grid is not None:
             self.qat_steps += 1
 
-        if self.longest is not None:
-            self.longest.fill_(plan.longest or self.settings.train_seq_len)
         loss = 0.0
         for micro_step in range(self.batches.micro_steps):
             tokens, targets = self.batches.batch(self.data, self.steps, micro_step)

@@ -8,14 +8,13 @@
     python records/ablate.py --base "PRESET=record ITERATIONS=7000" --jobs 8 \\
         --launcher "srun -n1 --gpus=1 python" QUANT=rows
 
-Each argument is a change: values behind commas are tried in turn (but a free text, such as that of
-TRAIN_SEQ_SCHEDULE, is one value), what is quoted together changes together. The base is
-train_gpt.py's defaults, the settings in the environment, and --base. With --equal tokens a run ends
-by ITERATIONS, scaled where TRAIN_BATCH_TOKENS changes (tokens are positions, memory tokens
-included, as train_gpt.py counts them); with --equal seconds it ends by the base's
-MAX_WALLCLOCK_SECONDS; without --equal it is tokens where ITERATIONS is set, else seconds. Each run
-has a folder of its own in --out, with its log. The same command, called again, runs only what has
-not finished; changes and seeds may be added to it.
+Each argument is a change: values behind commas are tried in turn, what is quoted together changes
+together. The base is train_gpt.py's defaults, the settings in the environment, and --base. With
+--equal tokens a run ends by ITERATIONS, scaled where TRAIN_BATCH_TOKENS changes (tokens are
+positions, memory tokens included, as train_gpt.py counts them); with --equal seconds it ends by the
+base's MAX_WALLCLOCK_SECONDS; without --equal it is tokens where ITERATIONS is set, else seconds.
+Each run has a folder of its own in --out, with its log. The same command, called again, runs only
+what has not finished; changes and seeds may be added to it.
 
 Without a launcher, or with torchrun, --jobs divides this machine's GPUs and cores. Any other
 launcher is a command in front of the script's path that places its runs itself; it needs PRESET,

@@ -159,14 +159,6 @@ class Reader:
         """The changes in the order in which the script has its settings."""
         return {name: changes[name] for name in self.fields if name in changes}
 
-    def values(self, name: str, text: str) -> list[str]:
-        """The values behind commas. A free text, such as a schedule, has commas of its own."""
-        field = self.fields.get(name)
-        is_free = field is not None and field.type == "str" and not field.metadata["choices"]
-        if is_free and name not in PATHS:
-            return [text]
-        return text.split(",")
-
     def alternatives(self, argument: str) -> list[dict[str, str]]:
         """The changes that one argument stands for: each of its values, or each combination."""
         pairs = self.pairs(argument)
@@ -174,7 +166,7 @@ class Reader:
             raise BadInput("an argument is empty: write NAME=value")
         values = []
         for name, text in pairs.items():
-            values.append([self.normal(name, value) for value in self.values(name, text)])
+            values.append([self.normal(name, value) for value in text.split(",")])
         combinations = itertools.product(*values)
         return [self.ordered(dict(zip(pairs, chosen, strict=True))) for chosen in combinations]
 

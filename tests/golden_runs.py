@@ -196,7 +196,6 @@ STOPPED = dict(
     ATTENTION="blocked",
     MEMORY_TOKENS="0",
     DOCUMENT_ATTENTION="1",
-    TRAIN_SEQ_SCHEDULE="16@0.5,48@1",
     EMA_ENABLED="1",
     EMA_EVERY="1",
     EMA_DECAY="0.9",

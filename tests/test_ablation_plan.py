@@ -40,14 +40,6 @@ def labels_of(arguments: list[str], grid: bool) -> list[str]:
             ["MATRIX_LR=2e-2,.03 MUON_WD=0"],
             ["MATRIX_LR=0.02 MUON_WD=0.0", "MATRIX_LR=0.03 MUON_WD=0.0"],
         ),
-        # Commas within one value.
-        (
-            ["TRAIN_SEQ_SCHEDULE=8@0.5,24@1 QUANT=rows,fit"],
-            [
-                "TRAIN_SEQ_SCHEDULE=8@0.5,24@1 QUANT=rows",
-                "TRAIN_SEQ_SCHEDULE=8@0.5,24@1 QUANT=fit",
-            ],
-        ),
         ([], []),
     ],
 )

@@ -397,9 +397,9 @@ def test_rows_and_windows_have_the_tokens_that_memory_tokens_leave(memory_tokens
     seen = []
     hidden = model.hidden
 
-    def keeping(tokens: Tensor, looped: bool, longest: Tensor | None) -> Tensor:
+    def keeping(tokens: Tensor, looped: bool) -> Tensor:
         seen.append(tokens.size(1))
-        return hidden(tokens, looped, longest)
+        return hidden(tokens, looped)
 
     model.hidden = keeping
     model(*batch())
@@ -1018,20 +1018,6 @@ def test_a_document_gets_the_logits_that_it_gets_alone(backend):
             torch.testing.assert_close(logits[row, start:end], alone, rtol=1e-4, atol=1e-4)
     together = tiny_model(Runtime(attention=backend), **{**changes, "document_attention": False})
     assert not torch.allclose(together.logits(tokens)[0, 6:], logits[0, 6:], atol=1e-2)
-
-
-@torch.no_grad()
-def test_attention_that_spans_a_part_of_a_row_sees_shorter_rows():
-    changes = dict(memory_tokens=0, bigram_vocab_size=0, smear_enabled=False, mtp_num_heads=0)
-    for separate in (False, True):
-        model = tiny_model(**changes, document_attention=separate)
-        tokens, targets = batch()
-        spanned = model(tokens, targets, longest=torch.tensor(8))[1]
-        shorter = model(tokens.reshape(9, 8), targets.reshape(9, 8))[1]
-        torch.testing.assert_close(spanned, shorter)
-        assert abs(spanned - model(tokens, targets)[1]) > 0.01
-        whole = model(tokens, targets, longest=torch.tensor(24))[1]
-        torch.testing.assert_close(whole, model(tokens, targets)[1])
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "blocked"])

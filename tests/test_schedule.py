@@ -170,13 +170,6 @@ def test_each_kind_of_step_that_can_come_has_a_graph_of_its_own(changes, phases)
     assert seen == set(phases)
 
 
-def test_attention_spans_what_the_schedule_says():
-    changes = dict(memory_tokens=0, train_seq_schedule="6@0.25,12@0.5,24@1")
-    spans = [plan.longest for plan in plans_of(**changes)]
-    assert spans == [6] * 25 + [12] * 25 + [24] * 50
-    assert {plan.longest for plan in plans_of()} == {0}
-
-
 def test_costs_are_sampled_near_the_end_if_steps_are_fitted():
     assert Schedule.COSTS_START_SCALE == 0.2
     assert steps_in("samples_costs", quant="fit") == list(range(93, 100))
@@ -239,7 +232,6 @@ def test_every_part_of_a_plan_is_tested_here():
         "scale",
         "momentum",
         "looped",
-        "longest",
         "late_qat_due",
         "samples_costs",
         "samples_weights",

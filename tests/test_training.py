@@ -287,9 +287,9 @@ def test_loops_and_late_qat_fire_in_a_compiled_run_in_a_graph_each(make_trainer,
     tokens, targets = trainer.batches.batch(trainer.data, 0, 0)
     grid = row_grid(trainer.model, trainer.settings)
     model = trainer.model
-    _, early = trainer.loss(model, trainer.coded, None, False, None, tokens, targets)
-    _, looped = trainer.loss(model, trainer.coded, None, True, None, tokens, targets)
-    _, rounded = trainer.loss(model, trainer.coded, grid, True, None, tokens, targets)
+    _, early = trainer.loss(model, trainer.coded, None, False, tokens, targets)
+    _, looped = trainer.loss(model, trainer.coded, None, True, tokens, targets)
+    _, rounded = trainer.loss(model, trainer.coded, grid, True, tokens, targets)
     _, expected = really_quantized(trainer, grid)(tokens, targets)
     assert abs(looped - expected) > 0.01
     assert abs(looped - early) > 0.01
@@ -305,27 +305,6 @@ def test_loops_and_late_qat_fire_in_a_compiled_run_in_a_graph_each(make_trainer,
     assert trainer.qat_steps == 3
     eager, _ = trained(make_trainer(**changes))
     np.testing.assert_allclose(losses, eager, rtol=1e-4)
-
-
-def test_lengths_grow_in_one_graph(make_trainer, graphs):
-    changes = dict(
-        memory_tokens=0,
-        document_attention=True,
-        train_seq_schedule="6@0.25,12@0.5,24@1",
-        num_layers=1,
-        mtp_num_heads=0,
-        late_qat_threshold=0.0,
-    )
-    trainer = make_trainer(runtime=Runtime(compiled="graph"), **changes)
-    trainer.warm_up()
-    compiled = graphs.frame_count
-    losses, _ = trained(trainer)
-    assert graphs.frame_count == compiled == 1
-    assert trainer.longest == 24
-    eager, _ = trained(make_trainer(**changes))
-    np.testing.assert_allclose(losses, eager, rtol=1e-4)
-    whole, _ = trained(make_trainer(**{**changes, "train_seq_schedule": ""}))
-    assert abs(whole[1] - losses[1]) > 0.001
 
 
 def test_scoring_a_fresh_model_runs_in_the_graphs_of_the_warm_up(data_folder, graphs):
@@ -542,10 +521,9 @@ def test_warm_up_runs_every_graph(make_trainer):
     seen = []
     loss = trainer.loss
 
-    def keeping(model, coded, grid: Grid | None, looped: bool, longest, tokens, targets):
-        assert longest is None
+    def keeping(model, coded, grid: Grid | None, looped: bool, tokens, targets):
         seen.append((looped, grid is not None, tokens.shape))
-        return loss(model, coded, grid, looped, longest, tokens, targets)
+        return loss(model, coded, grid, looped, tokens, targets)
 
     trainer.loss = keeping
     trainer.warm_up()
