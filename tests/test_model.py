@@ -943,7 +943,7 @@ def test_blocked_attention_is_causal_to_the_bit(dtype, kv_heads):
         assert not torch.equal(after[:, place], before[:, place])
 
 
-# ---- Segments: attention within documents, and within lengths that grow
+# ---- Segments: attention within documents
 
 
 def flash_varlen_by_definition(q, k, v, ends_q, ends_k, longest_q, longest_k, causal):
