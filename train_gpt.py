@@ -1081,7 +1081,8 @@ class AttentionInputs(NamedTuple):
     # (batch, positions, kv_heads, head_dim), as is `values`; each serves heads / kv_heads queries.
     keys: Tensor
     values: Tensor
-    # What keeps a query to its segment, in the backend's form; None: a row is one segment.
+    # What keeps a query to its segment, which is what a row has of one document, in the backend's
+    # form; None: a row is one segment.
     limits: Tensor | None = None
 
 
@@ -1917,7 +1918,7 @@ class GPT(nn.Module):
         return x
 
     def document_starts(self, tokens: Tensor) -> Tensor | None:
-        """Where attention begins anew, bool (batch, tokens); None if it never does in a row."""
+        """Where rows and documents begin, bool (batch, tokens); None if rows are not divided."""
         if not self.separates_documents:
             return None
         positions = torch.arange(tokens.size(1), device=tokens.device)
@@ -1926,7 +1927,7 @@ class GPT(nn.Module):
     def hidden(self, tokens: Tensor, looped: bool = True) -> Tensor:
         """Final states of the tokens, normed: int64 (batch, tokens) -> (batch, tokens, dim).
 
-        Early in training the model, if it has loops, runs without them.
+        Without `looped` each block runs once, as early in training.
         """
         embedding = self.embed(tokens)
         starts = self.document_starts(tokens)

@@ -6,8 +6,8 @@ The figures are those of the ablations in records/ablations/<folder>/ablation.js
 records/ablate.py wrote. techniques.json beside them lists the experiments, each with the folders of
 its ablations, which have one base and were run one after the other, and of each technique
 the settings that switch it on and off, its lines of code, whether it was kept, and why; and tables
-of what no pair of runs shows, such as width against depth. Experiments with today's base are marked
-as `main`: each has a column of the report, and the plot is of them. An experiment whose base has a
+of what no pair of runs shows, such as width against depth. Experiments that are
+marked as `main` have a column each, and the plot is of them. An experiment whose base has a
 technique was run without it, and the other way round: the report turns all effects into those of
 switching it on.
 """
@@ -49,12 +49,12 @@ seed, and below 0 it helps; in brackets its 95% interval (Student's t on the pai
 number of pairs. With two pairs an interval is very wide. All runs of an experiment have equal
 tokens, or equal seconds where its title says so. The time is that of a step with the technique over
 that without it: processor time, medians of 15 steps in turn, four blocks of width 128, one thread
-beside other work, good to about 0.02; ranges are of whole runs of the first experiments.
+beside other work, good to about 0.02; ranges are of whole runs of older experiments.
 
 ![effects of the techniques](ablations.png)
 """
 ELSEWHERE = """\
-The experiments in the column before the times, whose tables are below:
+The numbers in the column of other experiments stand for these; each has its tables below:
 """
 
 
@@ -63,7 +63,7 @@ class Experiment(NamedTuple):
 
     title: str
     folders: list[str]
-    # Whether its base is today's.
+    # Whether it has a column of its own and is in the plot.
     main: bool = False
 
 
@@ -141,10 +141,10 @@ def read_list(folder: Path) -> Report:
 
 
 def spent(outcomes: dict[str, list[Outcome]]) -> str:
-    """How many runs all ablations have, and how long these trained."""
+    """How many runs of all ablations trained, and for how long in all."""
     runs = [each for each in itertools.chain.from_iterable(outcomes.values()) if each.train_seconds]
     hours = sum(each.train_seconds for each in runs) / 3600
-    return f"{len(runs)} runs trained for {hours:.0f} hours, most of them on one core."
+    return f"{len(runs)} runs trained for {hours:.0f} hours in all."
 
 
 def report(content: Report, outcomes: dict[str, list[Outcome]], rows: dict[str, list[Row]]) -> str:
