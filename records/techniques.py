@@ -6,10 +6,9 @@ The figures are those of the ablations in records/ablations/<folder>/ablation.js
 records/ablate.py wrote. techniques.json beside them lists the experiments, each with the folders of
 its ablations, which have one base and were run one after the other, and of each technique
 the settings that switch it on and off, its lines of code, whether it was kept, and why; and tables
-of what no pair of runs shows, such as width against depth. Experiments that are
-marked as `main` have a column each, and the plot is of them. An experiment whose base has a
-technique was run without it, and the other way round: the report turns all effects into those of
-switching it on.
+of what no pair of runs shows, such as width against depth. Experiments that are marked as `main`
+have a column each, and the plot is of them. An experiment whose base has a technique was run
+without it, and the other way round: the report turns all effects into those of switching it on.
 """
 
 from __future__ import annotations
@@ -154,13 +153,14 @@ def report(content: Report, outcomes: dict[str, list[Outcome]], rows: dict[str, 
     """
     main = [each.title for each in content.experiments if each.main]
     others = [each.title for each in content.experiments if not each.main]
+    numbers = {title: number for number, title in enumerate(others, start=1)}
     head = ["technique", *main, "in other experiments", "time", "lines", "kept", "why"]
     cells = []
     for technique in content.techniques:
         effects = [effect_of(technique, rows[title]) for title in main]
         shown = ["-" if effect is None else str(effect) for effect in effects]
         elsewhere = []
-        for number, title in enumerate(others, start=1):
+        for title, number in numbers.items():
             effect = effect_of(technique, rows[title])
             if effect is not None:
                 elsewhere.append(f"({number}) {effect}")
@@ -171,12 +171,12 @@ def report(content: Report, outcomes: dict[str, list[Outcome]], rows: dict[str, 
         )
     parts = [INTRODUCTION, spent(outcomes), "", *table(head, cells)]
     if others:
-        parts += [ELSEWHERE, *(f"{number}. {title}" for number, title in enumerate(others, 1)), ""]
+        parts += [ELSEWHERE, *(f"{number}. {title}" for title, number in numbers.items()), ""]
     for each in content.tables:
         parts += [f"## {each.title}", "", each.text, "", *table(each.head, each.rows)]
     for each in content.experiments:
-        number = "" if each.main else f"{1 + others.index(each.title)}. "
-        parts += [f"## {number}{each.title}", ""]
+        heading = each.title if each.main else f"{numbers[each.title]}. {each.title}"
+        parts += [f"## {heading}", ""]
         for folder in each.folders:
             about = json.loads((FOLDER / folder / "ablation.json").read_text(encoding="utf-8"))
             parts += [f"    {about['command']}", "", f"- {about['device'][0]}"]
@@ -203,7 +203,6 @@ def draw(titles: list[str], techniques: list[Technique], rows: dict[str, list[Ro
     height = HEIGHT_AROUND + HEIGHT_OF_A_TECHNIQUE * len(techniques)
     figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained")
     axes.axvline(0, color="black", linewidth=1)
-    shown = [0.0]
     marks = itertools.product("os^", COLOURS)
     for number, (title, (mark, colour)) in enumerate(zip(titles, marks, strict=False)):
         # Each experiment has a line of its own within a technique's.
@@ -219,12 +218,8 @@ def draw(titles: list[str], techniques: list[Technique], rows: dict[str, list[Ro
             if effect.low is not None:
                 axes.plot([effect.low, effect.high], [place + shift] * 2, color=colour, alpha=0.5)
         axes.plot(values, places, mark, color=colour, label=title, markersize=6)
-        shown += values
     axes.set_yticks(range(len(techniques)), [technique.name for technique in techniques])
     axes.set_ylim(len(techniques) - 0.5, -0.5)
-    # Intervals of two pairs would flatten everything.
-    margin = 0.15 * (max(shown) - min(shown)) or 1.0
-    axes.set_xlim(min(shown) - margin, max(shown) + margin)
     axes.set_xlabel("bits per byte that switching it on changes (left is better); 95% intervals")
     axes.grid(axis="x", alpha=0.3)
     figure.legend(fontsize=8, loc="outside lower center", ncols=2)

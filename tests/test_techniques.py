@@ -29,8 +29,8 @@ def outcomes(change: str, differences: list[float]) -> list[Outcome]:
     for seed, difference in enumerate(differences, start=1):
         name, _, value = change.partition("=")
         for changes, score in (({}, 1.5), ({name: value}, 1.5 + difference)):
-            outcome = Outcome(f"run{seed}", changes, seed, FINISHED, val_bpb=score + seed / 10)
-            found.append(outcome)
+            run = dict(val_bpb=score + seed / 10, train_seconds=1800.0)
+            found.append(Outcome(f"run{seed}", changes, seed, FINISHED, **run))
     return found
 
 
@@ -85,8 +85,18 @@ def test_the_command_writes_report_and_plot(tmp_path, monkeypatch):
     folder = tmp_path / "ablations"
     monkeypatch.setattr(techniques, "FOLDER", folder)
     write_folder(folder, outcomes("SKIP_GATES_ENABLED=0", [0.02, 0.04]))
+    draw = techniques.draw
+    drawn = []
+
+    def keeping(titles, *others):
+        drawn.extend(titles)
+        return draw(titles, *others)
+
+    monkeypatch.setattr(techniques, "draw", keeping)
     assert techniques.main([]) == 0
+    assert drawn == ["tiny model"]
     text = (tmp_path / "ablations.md").read_text()
+    assert "\n8 runs trained for 4 hours in all.\n" in text
     line = next(line for line in text.splitlines() if line.startswith("| skip gates"))
     assert line.startswith("| skip gates (`SKIP_GATES_ENABLED=1`) | -0.0300 [")
     assert line.endswith(", 2 | (1) -0.0500, 1 | 1.00 | 6 | record | because |")
